@@ -1,0 +1,1 @@
+//! Masks: what a cell becomes, by column mask or by detector.

@@ -1,0 +1,1 @@
+//! The record format: frames, chains, segments, checkpoints and their verifier.

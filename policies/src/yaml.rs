@@ -1,0 +1,1 @@
+//! Reading kinds from YAML, with every problem located.
