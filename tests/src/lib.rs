@@ -1,1 +1,9 @@
-//! placeholder
+//! The harness of Sidegate's tests: real PostgreSQL servers of any installed major, free ports, throw-away
+//! authorities, and a [`world::World`] that runs broker and sidecar in this process.
+//!
+//! Everything binds 127.0.0.1, lives in temporary folders and ends with the value that owns it. A part that cannot
+//! be had is an error that says how to get it, never a silent skip.
+
+pub mod authority;
+pub mod ports;
+pub mod postgres;
