@@ -4,8 +4,13 @@
 //! The entry is [`analyse`]. What the walk does not know is `Opaque`, and Opaque is refused wherever a fact matters.
 
 pub mod analysis;
+pub mod catalog;
+mod names;
+pub mod parse;
+pub mod resolve;
 
 pub use analysis::{
     Analysis, CopyStatement, DiscardWhat, Output, OutputColumn, SessionView, Source, Statement, StatementKind,
     TransactionVerb, Uses,
 };
+pub use catalog::{Catalog, CatalogBuilder};

@@ -1,0 +1,3 @@
+//! The only file that names the parser library: the tree's types are re-exported from here.
+
+pub use pg_query::protobuf as pb;
