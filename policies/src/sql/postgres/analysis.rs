@@ -185,7 +185,8 @@ pub struct OutputColumn {
 pub enum Source {
     /// Nothing but constants, parameters and harmless functions of them.
     Clean,
-    /// The bare value of one base column (through aliases, subqueries, CTEs and simple views).
+    /// The bare value of one column of a relation the statement names (through aliases, subqueries and CTEs).
+    /// The relation may be a view or an inheritance child: `lineage` says which columns stand behind it.
     Column(ColumnName),
     /// The whole row of a relation, as a composite.
     WholeRow(RelationName),
@@ -201,6 +202,8 @@ pub enum Source {
 pub struct Uses {
     /// The base columns, sorted.
     pub columns: Vec<ColumnName>,
+    /// Columns a write assigns from anything but a parameter, a constant or DEFAULT, sorted.
+    pub assigned: Vec<ColumnName>,
     /// Some use could not be resolved.
     pub unknown: bool,
 }
@@ -222,4 +225,8 @@ pub trait SessionView {
     fn in_transaction(&self) -> bool;
     /// The session has its own temporary tables, so an unqualified name may mean one of them.
     fn has_temporary_tables(&self) -> bool;
+    /// Whether this unqualified relation name may mean one of them.
+    fn may_be_temporary(&self, _relation: &str) -> bool {
+        self.has_temporary_tables()
+    }
 }

@@ -5,8 +5,10 @@
 
 pub mod analysis;
 pub mod catalog;
-mod names;
+pub mod lineage;
+pub mod names;
 pub mod parse;
+pub mod plan;
 pub mod resolve;
 
 pub use analysis::{

@@ -43,7 +43,7 @@ pub fn relation(catalog: &Catalog, schema: Option<&str>, name: &str, view: &dyn 
     let found = match schema {
         Some("pg_temp") => None,
         Some(schema) => catalog.relation_named(truncated(schema), name),
-        None if view.has_temporary_tables() => None,
+        None if view.may_be_temporary(name) => None,
         None => search_order(view).find_map(|schema| catalog.relation_named(schema, name)),
     };
     match found {

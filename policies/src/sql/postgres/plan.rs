@@ -1,0 +1,379 @@
+//! The mask plan of one statement: which output columns pass, which are masked and how, and whether the
+//! statement may run at all under the masks of its subject.
+//!
+//! Lineage decides; the server's own column origins only cross-check it. A masked column may be shown, masked,
+//! and nothing else: every other use could answer a question about it. What cannot be told is refused as long
+//! as any column mask holds.
+
+use std::sync::Arc;
+
+use super::analysis::{Output, Source, Statement, StatementKind};
+use super::catalog::{Catalog, Oid, Relation};
+use super::lineage::{mask_of, not_null, Masked, Verdict};
+use crate::api::access_policy::{MaskAs, NoOptions};
+use crate::engine::decision::MaskSet;
+use crate::sql::names::{ColumnName, RelationName};
+
+/// What happens to the rows of one statement.
+#[derive(Debug, Clone)]
+pub struct ResultPlan {
+    masks: Arc<MaskSet>,
+    /// None: any number of columns, and none of them can be masked.
+    columns: Option<Vec<ColumnPlan>>,
+    scrub: bool,
+}
+
+/// One output column.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ColumnPlan {
+    /// Passes unchanged (detectors still look at it).
+    Pass,
+    /// Is masked.
+    Mask(PlannedMask),
+}
+
+/// A mask for one output column.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedMask {
+    /// What its values become.
+    pub how: MaskAs,
+    /// The policy that says so.
+    pub policy: Arc<str>,
+    /// The column the policy names.
+    pub column: ColumnName,
+    /// The column is never NULL at its origin, so its mask must not be either.
+    pub not_null: bool,
+}
+
+/// Why a statement may not run under these masks. The text names the column and is meant for the agent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanRefusal {
+    /// A masked column used for more than being shown.
+    #[error(
+        "{column} is masked and can only be selected as it is: not in a condition, join, ordering, grouping, \
+         expression, set operation or write"
+    )]
+    Used {
+        /// The column.
+        column: ColumnName,
+        /// The policy that masks it.
+        policy: Arc<str>,
+    },
+    /// A masked column assigned from something else than a parameter or a constant.
+    #[error("{column} is masked and can only be set from a parameter or a constant")]
+    Assigned {
+        /// The column.
+        column: ColumnName,
+        /// The policy that masks it.
+        policy: Arc<str>,
+    },
+    /// A whole row that holds a masked column.
+    #[error("{relation} cannot be selected as a whole row, because {column} is masked: select its columns by name")]
+    Row {
+        /// The relation.
+        relation: RelationName,
+        /// The masked column.
+        column: ColumnName,
+        /// The policy that masks it.
+        policy: Arc<str>,
+    },
+    /// Output whose origin cannot be told.
+    #[error("columns are masked for this subject, and where this statement's output comes from cannot be told")]
+    UnknownOutput,
+    /// A use that could not be resolved.
+    #[error("columns are masked for this subject, and which columns this statement uses cannot be told")]
+    UnknownUse,
+}
+
+impl PlanRefusal {
+    /// The policy whose mask is in the way, where one is.
+    pub fn policy(&self) -> Option<&Arc<str>> {
+        match self {
+            PlanRefusal::Used { policy, .. }
+            | PlanRefusal::Assigned { policy, .. }
+            | PlanRefusal::Row { policy, .. } => Some(policy),
+            PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse => None,
+        }
+    }
+}
+
+/// One field of the server's RowDescription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FieldOrigin {
+    /// The table it says the field comes from; 0 for none.
+    pub table_oid: Oid,
+    /// The attribute number; 0 for none or a whole row.
+    pub attnum: i16,
+    /// The field's type.
+    pub type_oid: Oid,
+    /// Its type modifier.
+    pub typmod: i32,
+}
+
+/// The masks of one result, ready for its rows.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ColumnMasks {
+    /// Masked columns in ascending order of position.
+    pub columns: Vec<ColumnMask>,
+    /// Whether detectors look at the text-like cells of the others.
+    pub detect: bool,
+}
+
+impl ColumnMasks {
+    /// Whether rows pass untouched.
+    pub fn is_empty(&self) -> bool {
+        self.columns.is_empty() && !self.detect
+    }
+}
+
+/// One masked column of a result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ColumnMask {
+    /// Its position, from 0.
+    pub index: usize,
+    /// What its values become, by whom, and for which column.
+    pub mask: PlannedMask,
+    /// The type of the values, as the server sends it, domains resolved.
+    pub type_oid: Oid,
+    /// Their type modifier.
+    pub typmod: i32,
+}
+
+/// The server's answer does not fit the plan: nothing of it may pass (XX000, and a counter).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// Another number of columns.
+    #[error("the result has {found} columns where {planned} were planned")]
+    Count {
+        /// As planned.
+        planned: usize,
+        /// As answered.
+        found: usize,
+    },
+    /// A masked column where the plan has none.
+    #[error("result column {} comes from {column}, which is masked, and the plan says it is not", index.saturating_add(1))]
+    Origin {
+        /// The position, from 0.
+        index: usize,
+        /// The masked column.
+        column: ColumnName,
+    },
+    /// A column of a relation the snapshot does not hold: it is out of date.
+    #[error("result column {} comes from a relation the catalog snapshot does not hold", index.saturating_add(1))]
+    Stale {
+        /// The position, from 0.
+        index: usize,
+    },
+}
+
+impl ResultPlan {
+    /// Plans one statement under the masks of a decision, or says why it may not run.
+    pub fn build(masks: &Arc<MaskSet>, statement: &Statement, catalog: &Catalog) -> Result<ResultPlan, PlanRefusal> {
+        let plan = |columns, scrub| ResultPlan {
+            masks: Arc::clone(masks),
+            columns,
+            scrub,
+        };
+        if masks.columns.is_empty() {
+            return Ok(plan(None, false));
+        }
+        check_uses(masks, statement, catalog)?;
+        let scrub = touches_masked(masks, statement, catalog);
+        if let StatementKind::Prepare { inner, .. }
+        | StatementKind::Declare { inner, .. }
+        | StatementKind::Explain { inner, .. } = &statement.kind
+        {
+            // Refused now rather than at EXECUTE or FETCH: the name would stand for something that cannot run.
+            let inner = ResultPlan::build(masks, inner, catalog)?;
+            return Ok(plan(None, scrub || inner.scrub));
+        }
+        if matches!(statement.kind, StatementKind::Show) {
+            return Ok(plan(None, false));
+        }
+        let columns = match &statement.output {
+            Output::None => Vec::new(),
+            Output::Rows(columns) => columns
+                .iter()
+                .map(|column| plan_column(masks, &column.source, catalog))
+                .collect::<Result<_, _>>()?,
+            Output::Unknown => return Err(PlanRefusal::UnknownOutput),
+        };
+        Ok(plan(Some(columns), scrub))
+    }
+
+    /// The planned columns; None where any number of columns passes.
+    pub fn columns(&self) -> Option<&[ColumnPlan]> {
+        self.columns.as_deref()
+    }
+
+    /// Whether errors and notices of the statement may quote masked values and must be replaced.
+    pub fn scrubs_errors(&self) -> bool {
+        self.scrub
+    }
+
+    /// Whether any column is masked or looked at.
+    pub fn is_pass(&self) -> bool {
+        let masked = |column: &ColumnPlan| matches!(column, ColumnPlan::Mask(_));
+        self.masks.detectors.is_empty() && !self.columns.as_ref().is_some_and(|all| all.iter().any(masked))
+    }
+
+    /// Compares the server's description of the result with the plan. Origins never widen what passes: they
+    /// may only reveal that the plan is wrong.
+    pub fn check_origin(&self, fields: &[FieldOrigin], catalog: &Catalog) -> Result<ColumnMasks, Mismatch> {
+        let detect = !self.masks.detectors.is_empty();
+        if self.masks.columns.is_empty() {
+            return Ok(ColumnMasks {
+                columns: Vec::new(),
+                detect,
+            });
+        }
+        if let Some(planned) = self.columns.as_ref().filter(|planned| planned.len() != fields.len()) {
+            return Err(Mismatch::Count {
+                planned: planned.len(),
+                found: fields.len(),
+            });
+        }
+        let mut columns = Vec::new();
+        for (index, field) in fields.iter().enumerate() {
+            match self.columns.as_ref().and_then(|planned| planned.get(index)) {
+                Some(ColumnPlan::Mask(mask)) => columns.push(ColumnMask {
+                    index,
+                    mask: mask.clone(),
+                    type_oid: catalog.base_type(field.type_oid),
+                    typmod: field.typmod,
+                }),
+                Some(ColumnPlan::Pass) | None => self.check_passing(index, field, catalog)?,
+            }
+        }
+        Ok(ColumnMasks { columns, detect })
+    }
+
+    fn check_passing(&self, index: usize, field: &FieldOrigin, catalog: &Catalog) -> Result<(), Mismatch> {
+        if field.table_oid == 0 || field.attnum < 0 {
+            return Ok(());
+        }
+        let relation = catalog.relation(field.table_oid).ok_or(Mismatch::Stale { index })?;
+        let suspects: Vec<ColumnName> = match field.attnum {
+            0 => relation.columns.iter().map(|each| relation.column_name(each)).collect(),
+            attnum => match relation.attribute(attnum) {
+                Some(column) => vec![relation.column_name(column)],
+                None => return Err(Mismatch::Stale { index }),
+            },
+        };
+        match suspects
+            .into_iter()
+            .find(|column| mask_of(&self.masks, catalog, column) != Verdict::Clean)
+        {
+            Some(column) => Err(Mismatch::Origin { index, column }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_uses(masks: &MaskSet, statement: &Statement, catalog: &Catalog) -> Result<(), PlanRefusal> {
+    if statement.uses.unknown {
+        return Err(PlanRefusal::UnknownUse);
+    }
+    for column in &statement.uses.columns {
+        if let Some((column, policy)) = hit(masks, catalog, column, PlanRefusal::UnknownUse)? {
+            return Err(PlanRefusal::Used { column, policy });
+        }
+    }
+    for column in &statement.uses.assigned {
+        if let Some((column, policy)) = hit(masks, catalog, column, PlanRefusal::UnknownUse)? {
+            return Err(PlanRefusal::Assigned { column, policy });
+        }
+    }
+    Ok(())
+}
+
+/// The masked column behind a column and the policy, if any.
+fn hit(
+    masks: &MaskSet,
+    catalog: &Catalog,
+    column: &ColumnName,
+    unknown: PlanRefusal,
+) -> Result<Option<(ColumnName, Arc<str>)>, PlanRefusal> {
+    match mask_of(masks, catalog, column) {
+        Verdict::Clean => Ok(None),
+        // The agent wrote the first name; the second may be one it has never seen.
+        Verdict::Masked(masked) => Ok(Some((column.clone(), Arc::clone(&masked.rule.policy)))),
+        Verdict::Unknown => Err(unknown),
+    }
+}
+
+fn plan_column(masks: &MaskSet, source: &Source, catalog: &Catalog) -> Result<ColumnPlan, PlanRefusal> {
+    match source {
+        Source::Clean => Ok(ColumnPlan::Pass),
+        Source::Column(column) => match mask_of(masks, catalog, column) {
+            Verdict::Clean => Ok(ColumnPlan::Pass),
+            Verdict::Masked(masked) => Ok(ColumnPlan::Mask(planned(&masked, not_null(catalog, column)))),
+            Verdict::Unknown => Err(PlanRefusal::UnknownOutput),
+        },
+        Source::Derived(columns) => {
+            let mut strongest: Option<Masked<'_>> = None;
+            for column in columns {
+                match mask_of(masks, catalog, column) {
+                    Verdict::Clean => {}
+                    Verdict::Masked(masked) => {
+                        let whole = Masked { whole: true, ..masked };
+                        strongest = Some(strongest.unwrap_or(whole));
+                    }
+                    Verdict::Unknown => return Err(PlanRefusal::UnknownOutput),
+                }
+            }
+            Ok(strongest.map_or(ColumnPlan::Pass, |masked| ColumnPlan::Mask(planned(&masked, false))))
+        }
+        Source::WholeRow(row) => {
+            let relation = catalog
+                .relation_named(&row.schema, &row.name)
+                .ok_or(PlanRefusal::UnknownOutput)?;
+            whole_row(masks, relation, catalog)
+        }
+        Source::Unknown => Err(PlanRefusal::UnknownOutput),
+    }
+}
+
+fn whole_row(masks: &MaskSet, relation: &Relation, catalog: &Catalog) -> Result<ColumnPlan, PlanRefusal> {
+    for column in &relation.columns {
+        let name = relation.column_name(column);
+        if let Some((column, policy)) = hit(masks, catalog, &name, PlanRefusal::UnknownOutput)? {
+            return Err(PlanRefusal::Row {
+                relation: relation.name.clone(),
+                column,
+                policy,
+            });
+        }
+    }
+    Ok(ColumnPlan::Pass)
+}
+
+fn planned(masked: &Masked<'_>, not_null: bool) -> PlannedMask {
+    // A value computed from a masked column shows nothing of itself: its last four digits are not the column's.
+    let how = match (&masked.rule.how, masked.whole) {
+        (how @ MaskAs::Null(_), _) | (how, false) => how.clone(),
+        (_, true) => MaskAs::Redact(NoOptions {}),
+    };
+    PlannedMask {
+        how,
+        policy: Arc::clone(&masked.rule.policy),
+        column: masked.column.clone(),
+        not_null,
+    }
+}
+
+/// Whether any relation of the statement has a masked column: the server quotes whole rows in its errors.
+fn touches_masked(masks: &MaskSet, statement: &Statement, catalog: &Catalog) -> bool {
+    let Some(tables) = statement.facts.tables.known() else {
+        return true;
+    };
+    tables.iter().any(|name| {
+        let Some(relation) = catalog.relation_named(&name.schema, &name.name) else {
+            return true;
+        };
+        relation
+            .columns
+            .iter()
+            .any(|column| mask_of(masks, catalog, &relation.column_name(column)) != Verdict::Clean)
+    })
+}
