@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::prescan::Limit;
 use crate::engine::operation::Completeness;
 use crate::sql::facts::SqlFacts;
 use crate::sql::names::{ColumnName, RelationName};
@@ -19,6 +20,8 @@ pub struct Analysis {
     pub completeness: Completeness,
     /// For Opaque: the grammar's own message, or what was not understood.
     pub problem: Option<String>,
+    /// A limit the text ran into; it is Opaque then, and the refusal says so (54000, 54001).
+    pub limit: Option<Limit>,
 }
 
 /// One statement.
@@ -210,7 +213,7 @@ pub struct Uses {
 
 /// What the analysis may ask about the session: statements and cursors it created, and names that depend on its
 /// settings.
-pub trait SessionView {
+pub trait SessionView: Sync {
     /// The body of a SQL-level or protocol-level prepared statement.
     fn prepared(&self, name: &str) -> Option<Arc<Statement>>;
     /// The query of an open cursor.

@@ -9,7 +9,9 @@ pub mod lineage;
 pub mod names;
 pub mod parse;
 pub mod plan;
+pub mod prescan;
 pub mod resolve;
+pub mod walk;
 
 pub use analysis::{
     Analysis, CopyStatement, DiscardWhat, Output, OutputColumn, SessionView, Source, Statement, StatementKind,
