@@ -7,9 +7,11 @@
 
 pub mod api;
 pub mod bundle;
+pub mod check;
 pub mod compile;
 pub mod engine;
 pub mod mask;
+pub mod objects;
 pub mod quantity;
 pub mod reason;
 pub mod record;

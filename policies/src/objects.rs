@@ -1,0 +1,142 @@
+//! Objects as one configuration holds them, each with the place it was written.
+//!
+//! Owns the way from a field path such as `spec.rules[2].when` back to file, line and column, so that every
+//! later check reports where to look. Refuses nothing itself: the loader and [`crate::check`] do. Invariant: an
+//! object in here parsed whole; whether it makes sense is the checker's question.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::api::{AccessPolicy, ClusterAccessPolicy, Lockdown, Target};
+use crate::compile::Problem;
+use crate::yaml::Node;
+
+/// Everything one configuration says.
+#[derive(Debug, Clone, Default)]
+pub struct Objects {
+    /// Targets.
+    pub targets: Vec<Located<Target>>,
+    /// AccessPolicies.
+    pub policies: Vec<Located<AccessPolicy>>,
+    /// ClusterAccessPolicies.
+    pub cluster_policies: Vec<Located<ClusterAccessPolicy>>,
+    /// Lockdowns.
+    pub lockdowns: Vec<Located<Lockdown>>,
+    /// ConfigMaps, for `tls.caBundle`.
+    pub config_maps: Vec<Located<ConfigMap>>,
+    /// Namespaces, for `allowedNamespaces`.
+    pub namespaces: Vec<Located<Namespace>>,
+}
+
+impl Objects {
+    /// The Target of this name, if there is one.
+    pub fn target(&self, namespace: &str, name: &str) -> Option<&Located<Target>> {
+        self.targets.iter().find(|located| {
+            let metadata = &located.object.metadata;
+            metadata.name == name && metadata.namespace.as_deref() == Some(namespace)
+        })
+    }
+
+    /// The ConfigMap of this name, if there is one.
+    pub fn config_map(&self, namespace: &str, name: &str) -> Option<&ConfigMap> {
+        let all = self.config_maps.iter().map(|located| &located.object);
+        all.into_iter()
+            .find(|map| map.namespace == namespace && map.name == name)
+    }
+
+    /// Labels of a namespace; none for one that is not described. Kubernetes' own label with the name is always there.
+    pub fn namespace_labels(&self, namespace: &str) -> BTreeMap<String, String> {
+        let found = self.namespaces.iter().find(|located| located.object.name == namespace);
+        let mut labels = found.map(|located| located.object.labels.clone()).unwrap_or_default();
+        labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
+        labels
+    }
+}
+
+/// A `v1 ConfigMap`: named text, read for certificate bundles only.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ConfigMap {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its text entries.
+    pub data: BTreeMap<String, String>,
+}
+
+/// A `v1 Namespace`: read for its labels.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// An object and where it came from.
+#[derive(Debug, Clone)]
+pub struct Located<T> {
+    /// The object.
+    pub object: T,
+    /// Where it was written.
+    pub origin: Origin,
+}
+
+impl<T> Located<T> {
+    /// An object that came from no file.
+    pub fn unplaced(object: T) -> Self {
+        Located {
+            object,
+            origin: Origin::default(),
+        }
+    }
+}
+
+/// Where an object was written: a document of a file, or nowhere.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    document: Option<Arc<Document>>,
+}
+
+#[derive(Debug)]
+struct Document {
+    file: String,
+    tree: Node,
+}
+
+impl Origin {
+    /// The origin of one document of a file.
+    pub(crate) fn new(file: &str, tree: Node) -> Self {
+        Origin {
+            document: Some(Arc::new(Document {
+                file: file.to_owned(),
+                tree,
+            })),
+        }
+    }
+
+    /// The file's name, if the object came from one.
+    pub fn file(&self) -> Option<&str> {
+        self.document.as_deref().map(|document| document.file.as_str())
+    }
+
+    /// Line and column of a field, or of the closest thing around it that was written.
+    pub fn locate(&self, field: &str) -> Option<(u64, u64)> {
+        let document = self.document.as_deref()?;
+        let at = document.tree.locate(field);
+        Some((at.line, at.column))
+    }
+
+    /// A problem with a field of this object, with its place.
+    pub fn problem(&self, object: &str, field: &str, message: impl Into<String>) -> Problem {
+        let place = self.locate(field);
+        Problem {
+            file: self.file().map(str::to_owned),
+            line: place.map(|(line, _)| line),
+            column: place.map(|(_, column)| column),
+            object: (!object.is_empty()).then(|| object.to_owned()),
+            field: field.to_owned(),
+            message: message.into(),
+        }
+    }
+}
