@@ -1,1 +1,25 @@
-//! placeholder
+//! Sidegate's data plane: the gate beside every agent.
+//!
+//! Owns listeners, protocols, the gate, leases and the recorder. It refuses whatever it cannot judge, and it never
+//! forwards a byte that the gate has not admitted. It holds no Kubernetes client and reads no secret from disk but
+//! the projected service-account token; credentials come as leases and stay in memory.
+//! Invariant: [`admitted::Admitted`] is built by the gate and opened by [`upstream::Upstream`], nowhere else.
+
+pub mod admitted;
+pub mod approvals;
+pub mod authority;
+pub mod credentials;
+pub mod dial;
+pub mod gate;
+pub mod metrics;
+pub mod protocols;
+pub mod rate;
+pub mod record;
+pub mod refusal;
+pub mod revoke;
+pub mod secret;
+pub mod session;
+pub mod target;
+pub mod task;
+pub mod tls;
+pub mod upstream;

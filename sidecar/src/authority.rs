@@ -1,0 +1,185 @@
+//! What this sidecar may act on right now: the bundle in force, the kill switch, and how fresh both are.
+//!
+//! The bundle is swapped whole and numbered; the gate compares numbers, so a new one governs the next operation.
+//! Refuses new sessions when the broker has been silent. Invariant: nothing is allowed before a bundle, a subject and
+//! a deny set have come from the broker.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use sidegate_policies::engine::set::PolicySet;
+use sidegate_policies::engine::{Subject, TargetId};
+
+use crate::approvals::Approver;
+use crate::metrics::Metrics;
+use crate::rate::Rates;
+use crate::revoke::Revocations;
+use crate::session::Sessions;
+use crate::target::TargetState;
+use crate::task::Tasks;
+
+/// New sessions are refused once the broker has been silent for this long.
+pub const SILENCE: Duration = Duration::from_secs(5);
+
+/// One bundle, compiled.
+pub struct InForce {
+    /// Counts the bundles of this process; never the same twice.
+    pub generation: u64,
+    /// SHA-256 of the body.
+    pub version: Arc<str>,
+    /// The broker's revision of it.
+    pub revision: u64,
+    /// Cluster name.
+    pub cluster: String,
+    /// The engine.
+    pub policies: PolicySet,
+    /// Its targets.
+    pub targets: BTreeMap<TargetId, Arc<TargetState>>,
+    /// Key of approval digests.
+    pub digest_key: Vec<u8>,
+}
+
+/// How well the agent is kept apart from the sidecar's own state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Separation {
+    /// Same OS user: every record says so.
+    #[default]
+    None,
+    /// Another OS user.
+    User,
+    /// Another container.
+    Container,
+}
+
+impl Separation {
+    /// The word in records and status.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Separation::None => "none",
+            Separation::User => "user",
+            Separation::Container => "container",
+        }
+    }
+}
+
+/// Everything a gate asks before it says yes.
+pub struct Authority {
+    bundle: ArcSwapOption<InForce>,
+    generation: AtomicU64,
+    subject: ArcSwapOption<Subject>,
+    started: Instant,
+    /// Milliseconds since `started` (monotonic) and since 1970 (wall) of the last word; the later clock wins.
+    heard: AtomicU64,
+    heard_wall: AtomicI64,
+    /// A deny set has come.
+    armed: AtomicBool,
+    draining: AtomicBool,
+    /// What is frozen.
+    pub deny: Revocations,
+    /// Open sessions.
+    pub sessions: Arc<Sessions>,
+    /// Operations per minute.
+    pub rates: Rates,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// People.
+    pub approver: Arc<dyn Approver>,
+    /// Tasks.
+    pub tasks: Tasks,
+    /// How the agent is kept apart.
+    pub separation: Separation,
+}
+
+impl Authority {
+    /// An authority that allows nothing yet.
+    pub fn new(approver: Arc<dyn Approver>, tasks: Tasks, separation: Separation) -> Self {
+        Authority {
+            bundle: ArcSwapOption::empty(),
+            generation: AtomicU64::new(0),
+            subject: ArcSwapOption::empty(),
+            started: Instant::now(),
+            heard: AtomicU64::new(0),
+            heard_wall: AtomicI64::new(0),
+            armed: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            deny: Revocations::default(),
+            sessions: Arc::default(),
+            rates: Rates::default(),
+            metrics: Arc::default(),
+            approver,
+            tasks,
+            separation,
+        }
+    }
+
+    /// Number of the bundle in force; 0 before the first. A cached plan is worth nothing under another number.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The bundle in force.
+    pub fn in_force(&self) -> Option<Arc<InForce>> {
+        self.bundle.load_full()
+    }
+
+    /// Swaps a compiled bundle in. The number is set here.
+    pub fn enforce(&self, mut bundle: InForce) -> Arc<InForce> {
+        let generation = self.generation().saturating_add(1);
+        bundle.generation = generation;
+        let bundle = Arc::new(bundle);
+        self.bundle.store(Some(bundle.clone()));
+        self.generation.store(generation, Ordering::Release);
+        bundle
+    }
+
+    /// Who the broker attested this pod to be.
+    pub fn subject(&self) -> Option<Arc<Subject>> {
+        self.subject.load_full()
+    }
+
+    /// Takes the broker's word on who this pod is.
+    pub fn attested(&self, subject: Subject) {
+        self.subject.store(Some(Arc::new(subject)));
+    }
+
+    /// The broker spoke just now.
+    pub fn heard(&self) {
+        let elapsed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // Zero means never.
+        self.heard.store(elapsed.max(1), Ordering::Release);
+        self.heard_wall
+            .store(jiff::Timestamp::now().as_millisecond(), Ordering::Release);
+    }
+
+    /// A deny set is in force: without one nothing is allowed.
+    pub fn armed(&self) {
+        self.armed.store(true, Ordering::Release);
+    }
+
+    /// Whether bundle and kill switch are fresh enough for a new session.
+    pub fn fresh(&self) -> bool {
+        let limit = u64::try_from(SILENCE.as_millis()).unwrap_or(0);
+        let heard = self.heard.load(Ordering::Acquire);
+        let elapsed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // The monotonic clock stands still while the host sleeps, the wall clock jumps: either one makes it stale.
+        let wall = jiff::Timestamp::now().as_millisecond();
+        let silent_wall = wall.saturating_sub(self.heard_wall.load(Ordering::Acquire));
+        heard != 0
+            && self.armed.load(Ordering::Acquire)
+            && elapsed.saturating_sub(heard) <= limit
+            && u64::try_from(silent_wall).unwrap_or(0) <= limit
+    }
+
+    /// No new sessions from here on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether the process is shutting down.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,232 @@
+//! The one task that owns a target's lease: fetch on demand, renew while used, stop in time, hand back at the end.
+//!
+//! Invariant: at most one request for a target is under way, whoever waits; a caller that gives up cancels nothing.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sidegate_policies::engine::TargetId;
+use sidegate_policies::reason::Reason;
+use sidegate_policies::wire::LeaseRequest;
+use tokio::sync::{watch, Notify};
+use tokio::time::{sleep_until, timeout, Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{CredentialError, LeaseHandle, LeaseSource};
+use crate::session::Sessions;
+
+/// Waiters share a failure this long.
+const SHARED_FAILURE: Duration = Duration::from_millis(250);
+/// One request to the broker.
+const FETCH: Duration = Duration::from_secs(10);
+/// First and longest pause between failed requests.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+/// How long handing back may take at the end.
+const GIVE_BACK: Duration = Duration::from_secs(2);
+
+#[derive(Clone)]
+enum State {
+    Empty,
+    Ready(Arc<LeaseHandle>),
+    Failed(CredentialError, Instant),
+}
+
+pub(super) struct Keeper {
+    target: TargetId,
+    state: watch::Sender<State>,
+    wanted: Notify,
+    refused: Mutex<Option<String>>,
+}
+
+/// What the task does next by itself.
+struct Plan {
+    /// Renew at this time, if sessions are open then.
+    renew: Option<Instant>,
+    /// Stop using the lease at this time.
+    stop: Option<Instant>,
+    failures: u32,
+    /// No request before this.
+    not_before: Instant,
+}
+
+impl Keeper {
+    pub(super) fn new(target: TargetId) -> Self {
+        Keeper {
+            target,
+            state: watch::Sender::new(State::Empty),
+            wanted: Notify::new(),
+            refused: Mutex::default(),
+        }
+    }
+
+    pub(super) async fn lease(&self) -> Result<Arc<LeaseHandle>, CredentialError> {
+        let mut seen = self.state.subscribe();
+        if let Some(answer) = settled(&seen.borrow_and_update()) {
+            return answer;
+        }
+        self.wanted.notify_one();
+        loop {
+            if seen.changed().await.is_err() {
+                return Err(CredentialError::Unavailable);
+            }
+            if let Some(answer) = settled(&seen.borrow_and_update()) {
+                return answer;
+            }
+        }
+    }
+
+    /// Drops the lease if it is still the one that was refused.
+    pub(super) fn refused(&self, id: &str) {
+        self.state.send_if_modified(|state| {
+            let same = matches!(state, State::Ready(lease) if lease.id() == id);
+            if same {
+                *state = State::Empty;
+                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(id.to_owned());
+            }
+            same
+        });
+    }
+
+    pub(super) async fn run(
+        self: Arc<Self>,
+        source: Arc<dyn LeaseSource>,
+        sessions: Arc<Sessions>,
+        stop: CancellationToken,
+    ) {
+        let mut plan = Plan {
+            renew: None,
+            stop: None,
+            failures: 0,
+            not_before: Instant::now(),
+        };
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = at(plan.stop) => self.lapse(&sessions, &mut plan),
+                () = at(plan.renew) => {
+                    // Without open sessions the lease may lapse.
+                    if self.open(&sessions) {
+                        self.fetch(&*source, &mut plan).await;
+                    } else {
+                        plan.renew = None;
+                    }
+                }
+                () = self.wanted.notified() => self.serve(&*source, &mut plan).await,
+            }
+        }
+        self.hand_back(&*source).await;
+    }
+
+    /// Somebody wants a lease.
+    async fn serve(&self, source: &dyn LeaseSource, plan: &mut Plan) {
+        let usable = matches!(&*self.state.borrow(), State::Ready(lease) if lease.usable());
+        if usable {
+            return;
+        }
+        if Instant::now() < plan.not_before {
+            let failure = match &*self.state.borrow() {
+                State::Failed(error, _) => error.clone(),
+                _ => CredentialError::Unavailable,
+            };
+            self.state.send_replace(State::Failed(failure, Instant::now()));
+            return;
+        }
+        self.fetch(source, plan).await;
+    }
+
+    async fn fetch(&self, source: &dyn LeaseSource, plan: &mut Plan) {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let request = LeaseRequest {
+            target: self.target.to_string(),
+            refused,
+        };
+        let (asked, wall) = (Instant::now(), jiff::Timestamp::now().as_millisecond());
+        let answer = timeout(FETCH, source.lease(request)).await;
+        match answer.unwrap_or(Err(CredentialError::Unavailable)) {
+            Ok(lease) => {
+                let lease = Arc::new(LeaseHandle::new(lease, asked, wall));
+                plan.succeeded(asked, &lease);
+                self.state.send_replace(State::Ready(lease));
+            }
+            Err(error) => {
+                plan.failed();
+                tracing::warn!(target = %self.target, %error, "no lease");
+                // An old lease serves until its hard stop.
+                let usable = matches!(&*self.state.borrow(), State::Ready(lease) if lease.usable());
+                if !usable {
+                    self.state.send_replace(State::Failed(error, Instant::now()));
+                }
+            }
+        }
+    }
+
+    /// The hard stop: sessions whose lease chain ended are cut.
+    fn lapse(&self, sessions: &Sessions, plan: &mut Plan) {
+        plan.stop = None;
+        plan.renew = None;
+        self.state.send_replace(State::Empty);
+        for session in sessions.matching(|session| session.target.id == self.target) {
+            session.end(Reason::LeaseEnded);
+        }
+    }
+
+    fn open(&self, sessions: &Sessions) -> bool {
+        !sessions.matching(|session| session.target.id == self.target).is_empty()
+    }
+
+    async fn hand_back(&self, source: &dyn LeaseSource) {
+        let held = self.state.send_replace(State::Empty);
+        if let State::Ready(lease) = held {
+            let _ = timeout(GIVE_BACK, source.give_back(lease.id().to_owned())).await;
+        }
+    }
+}
+
+impl Plan {
+    fn succeeded(&mut self, asked: Instant, lease: &LeaseHandle) {
+        self.failures = 0;
+        self.not_before = asked;
+        // Between 60 and 75 % of its life, so that many sidecars do not come at once.
+        let share = 0.60 + 0.15 * random_unit();
+        self.renew = asked.checked_add(lease.life().mul_f64(share));
+        self.stop = asked.checked_add(lease.hard_stop());
+    }
+
+    fn failed(&mut self) {
+        self.failures = self.failures.saturating_add(1);
+        let (first, longest) = BACK_OFF;
+        let factor = 2u32.saturating_pow(self.failures.min(16));
+        let ceiling = first.saturating_mul(factor).min(longest);
+        let pause = ceiling.mul_f64(random_unit());
+        let again = Instant::now().checked_add(pause);
+        self.not_before = again.unwrap_or_else(Instant::now);
+        if self.renew.is_some() {
+            self.renew = again;
+        }
+    }
+}
+
+/// What a state means for somebody who asks now; none: nothing yet.
+fn settled(state: &State) -> Option<Result<Arc<LeaseHandle>, CredentialError>> {
+    match state {
+        State::Ready(lease) if lease.usable() => Some(Ok(lease.clone())),
+        State::Failed(error, at) if at.elapsed() < SHARED_FAILURE => Some(Err(error.clone())),
+        _ => None,
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Uniform in [0, 1).
+pub(crate) fn random_unit() -> f64 {
+    let mut raw = [0u8; 4];
+    // Without randomness jitter is lost, nothing else.
+    let _ = aws_lc_rs::rand::fill(&mut raw);
+    f64::from(u32::from_le_bytes(raw)) / (f64::from(u32::MAX) + 1.0)
+}

@@ -1,0 +1,160 @@
+//! The lease keeper against a scripted source, with the clock paused.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures_util::FutureExt;
+use sidegate_policies::api::target::TargetProtocol;
+use sidegate_policies::wire::LeaseMaterial as Wire;
+
+use super::*;
+use crate::session::tests::subject;
+use crate::session::Session;
+use crate::target::TargetState;
+
+/// Answers after a second; counts; fails on demand.
+#[derive(Default)]
+struct Script {
+    asked: AtomicU64,
+    failing: std::sync::atomic::AtomicBool,
+    refused: Mutex<Vec<String>>,
+    returned: Mutex<Vec<String>>,
+}
+
+struct Source(Arc<Script>);
+
+impl LeaseSource for Source {
+    fn lease(&self, request: LeaseRequest) -> BoxFuture<'static, Result<Lease, CredentialError>> {
+        let script = self.0.clone();
+        async move {
+            let number = script.asked.fetch_add(1, Ordering::SeqCst);
+            script.refused.lock().unwrap().extend(request.refused);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if script.failing.load(Ordering::SeqCst) {
+                return Err(CredentialError::Unavailable);
+            }
+            Ok(Lease {
+                id: format!("lease-{number}"),
+                material: Wire::Password {
+                    user: "app".into(),
+                    password: "canary".into(),
+                },
+                expires_in: 300,
+            })
+        }
+        .boxed()
+    }
+
+    fn give_back(&self, id: String) -> BoxFuture<'static, ()> {
+        self.0.returned.lock().unwrap().push(id);
+        async {}.boxed()
+    }
+}
+
+struct Rig {
+    script: Arc<Script>,
+    credentials: Arc<Credentials>,
+    sessions: Arc<Sessions>,
+    tasks: Tasks,
+    stop: CancellationToken,
+    target: TargetId,
+}
+
+fn rig() -> Rig {
+    let (script, sessions, tasks) = (Arc::<Script>::default(), Arc::<Sessions>::default(), Tasks::default());
+    let stop = CancellationToken::new();
+    let source = Arc::new(Source(script.clone()));
+    Rig {
+        credentials: Arc::new(Credentials::new(source, sessions.clone(), tasks.clone(), stop.clone())),
+        script,
+        sessions,
+        tasks,
+        stop,
+        target: TargetId::new("data", "shop"),
+    }
+}
+
+impl Rig {
+    fn session(&self) -> (Arc<Session>, crate::session::Entered) {
+        let target = TargetState::announced(self.target.clone(), TargetProtocol::Postgres, 1);
+        let number = self.sessions.next_number();
+        let session = Arc::new(Session::new(number, subject(), Arc::new(target), None));
+        (session.clone(), self.sessions.enter(session))
+    }
+
+    fn asked(&self) -> u64 {
+        self.script.asked.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_misses_make_one_call() {
+    let rig = rig();
+    let waiting = (0..1_000).map(|_| rig.credentials.lease(&rig.target));
+    let leases = futures_util::future::join_all(waiting).await;
+    assert!(leases.iter().all(|lease| lease.as_ref().unwrap().id() == "lease-0"));
+    assert_eq!(rig.asked(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_renewed_while_sessions_are_open_and_lapses_otherwise() {
+    let rig = rig();
+    let (session, entered) = rig.session();
+    rig.credentials.lease(&rig.target).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(240)).await;
+    assert_eq!(rig.asked(), 2, "renewed between 60 and 75 % of 300 s");
+    assert_eq!(session.cut_reason(), None);
+    drop(entered);
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    assert_eq!(rig.asked(), 2, "nobody needs it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_invisible_until_the_hard_stop_and_then_ends_sessions() {
+    let rig = rig();
+    let (session, _entered) = rig.session();
+    rig.credentials.lease(&rig.target).await.unwrap();
+    rig.script.failing.store(true, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(280)).await;
+    assert!(rig.credentials.lease(&rig.target).await.is_ok());
+    assert_eq!(session.cut_reason(), None);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(session.cut_reason(), Some(Reason::LeaseEnded));
+    assert!(rig.credentials.lease(&rig.target).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_lease_is_replaced_once_and_named() {
+    let rig = rig();
+    let lease = rig.credentials.lease(&rig.target).await.unwrap();
+    let (one, other) = tokio::join!(
+        rig.credentials.refused(&rig.target, &lease),
+        rig.credentials.refused(&rig.target, &lease)
+    );
+    assert_eq!((one.unwrap().id(), other.unwrap().id()), ("lease-1", "lease-1"));
+    assert_eq!(*rig.script.refused.lock().unwrap(), ["lease-0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_back_off() {
+    let rig = rig();
+    rig.script.failing.store(true, Ordering::SeqCst);
+    for _ in 0..200 {
+        assert!(rig.credentials.lease(&rig.target).await.is_err());
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert!(rig.asked() < 60, "{} calls", rig.asked());
+    rig.script.failing.store(false, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    assert!(rig.credentials.lease(&rig.target).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_handed_back_at_the_end() {
+    let rig = rig();
+    rig.credentials.lease(&rig.target).await.unwrap();
+    rig.stop.cancel();
+    rig.tasks.wait().await;
+    assert_eq!(*rig.script.returned.lock().unwrap(), ["lease-0"]);
+}

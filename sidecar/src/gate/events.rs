@@ -1,0 +1,179 @@
+//! What the gate writes into the record: one payload per answer, borrowed from the frame.
+//!
+//! Owns the words; the form is `sidegate_policies::record::payload`. Texts of refusals are capped at 64 KiB.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use sidegate_policies::api::target::{Durability, RecordContent};
+use sidegate_policies::engine::{Decision, Effect, Facts, Operation, RuleRef};
+use sidegate_policies::record::payload;
+use sidegate_policies::sql::facts::PartRelation;
+
+use super::{Described, Frame, Outcome, Totals};
+use crate::authority::{InForce, Separation};
+use crate::refusal::Refusal;
+use crate::session::Session;
+
+/// Longest text of a refused operation that is kept.
+const DENIED_TEXT: usize = 64 * 1024;
+
+pub(super) fn open<'a>(session: &'a Session, separation: Separation, bundle: Option<&'a InForce>) -> payload::Open<'a> {
+    let target = &session.target;
+    let recording = target.spec.recording;
+    payload::Open {
+        subject: (*session.subject).clone(),
+        target: target.id.to_string().into(),
+        target_uid: (!target.uid.is_empty()).then(|| target.uid.as_str().into()),
+        protocol: target.spec.protocol.as_str().into(),
+        peer: None,
+        peer_uid: session.peer_uid,
+        address: target.known.then(|| target.address().into()),
+        durability: match recording.durability {
+            Durability::Journal => "Journal".into(),
+            Durability::BestEffort => "BestEffort".into(),
+        },
+        content: match recording.content {
+            RecordContent::Full => "Full".into(),
+            RecordContent::Statements => "Statements".into(),
+        },
+        separation: separation.as_str().into(),
+        bundle: bundle.map(|bundle| Cow::Borrowed(&*bundle.version)).unwrap_or_default(),
+        weakenings: target.insecure().into_iter().map(Cow::Owned).collect(),
+        terminal: None,
+    }
+}
+
+pub(super) fn intent<'a, F: Frame>(
+    frame: &'a F,
+    decision: &'a Decision,
+    bundle: &'a str,
+    approval: Option<&'a str>,
+) -> payload::Intent<'a> {
+    let op = frame.operation();
+    let described = frame.described();
+    let reference = frame.repeats();
+    let (text, resources, masks) = match reference {
+        Some(_) => (None, Vec::new(), Vec::new()),
+        None => (Some(described.text), resources(&op), described.masks),
+    };
+    payload::Intent {
+        verb: op.verb.as_str().into(),
+        action: op.action.into(),
+        text,
+        reference: reference.map(super::OpId::get),
+        params: described.params,
+        resources,
+        decision: match decision.effect {
+            Effect::Ask => "ask".into(),
+            Effect::Allow | Effect::Deny => "allow".into(),
+        },
+        rules: rules(&decision.rules),
+        bundle: bundle.into(),
+        masks,
+        approval: approval.map(Cow::Borrowed),
+        digest: None,
+        observed: decision.observed.as_ref().map(|observed| {
+            let rules = rules(&observed.rules).join(" ");
+            format!("{} {rules}", observed.effect.as_str()).into()
+        }),
+    }
+}
+
+pub(super) fn outcome<'a>(outcome: &Outcome<'a>, lat_us: u64) -> payload::Outcome<'a> {
+    payload::Outcome {
+        tag: outcome.tag.map(Cow::Borrowed),
+        rows: outcome.rows,
+        bytes: outcome.bytes,
+        error: outcome.error.map(Cow::Borrowed),
+        message: outcome.message.map(Cow::Borrowed),
+        reason: outcome.reason,
+        lat_us,
+        ..payload::Outcome::default()
+    }
+}
+
+pub(super) fn denied<'a>(
+    refusal: &'a Refusal,
+    described: Option<&'a Described<'_>>,
+    bundle: Option<&'a str>,
+) -> payload::Denied<'a> {
+    payload::Denied {
+        reason: refusal.reason,
+        rule: refusal.rule.as_ref().map(|rule| rule_name(rule).into()),
+        text: described.map(|described| head(&described.text).into()),
+        shown: refusal.text().into(),
+        id: refusal.id.as_str().into(),
+        bundle: bundle.map(Cow::Borrowed),
+        cause: None,
+    }
+}
+
+pub(super) fn held<'a>(
+    ticket: &'a str,
+    decision: &Decision,
+    described: Described<'a>,
+    digest: &[u8],
+    patience: Duration,
+) -> payload::Held<'a> {
+    payload::Held {
+        ticket: ticket.into(),
+        rules: decision.asks.iter().map(|ask| rule_name(&ask.rule).into()).collect(),
+        text: Some(described.text),
+        params: described.params,
+        digest: crate::secret::hex(digest).into(),
+        hold_ms: millis(patience),
+    }
+}
+
+pub(super) fn close(how: &str, totals: &Totals, lasted: Duration) -> payload::Close<'static> {
+    payload::Close {
+        reason: how.to_owned().into(),
+        operations: totals.operations,
+        denied: totals.denied,
+        held: totals.held,
+        rows: totals.rows,
+        bytes: totals.bytes,
+        duration_ms: millis(lasted),
+    }
+}
+
+pub(super) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `policy/rule`, or the bare rule where no policy stands behind it.
+pub(super) fn rule_name(rule: &RuleRef) -> String {
+    if rule.policy.is_empty() {
+        rule.rule.to_string()
+    } else {
+        format!("{}/{}", rule.policy, rule.rule)
+    }
+}
+
+fn rules(rules: &[RuleRef]) -> Vec<Cow<'static, str>> {
+    rules.iter().map(|rule| rule_name(rule).into()).collect()
+}
+
+fn resources(op: &Operation<'_>) -> Vec<Cow<'static, str>> {
+    let Facts::Sql(facts) = op.facts else {
+        return Vec::new();
+    };
+    let words = facts.parts.iter().map(|part| {
+        let relation = match &part.relation {
+            PartRelation::Known(relation) => format!(" {relation}"),
+            PartRelation::None => String::new(),
+            PartRelation::Unknown => " ?".to_owned(),
+        };
+        format!("{:?}{relation}", part.command).into()
+    });
+    words.take(256).collect()
+}
+
+fn head(text: &str) -> &str {
+    let mut end = text.len().min(DENIED_TEXT);
+    while !text.is_char_boundary(end) {
+        end = end.saturating_sub(1);
+    }
+    text.get(..end).unwrap_or_default()
+}

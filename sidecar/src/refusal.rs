@@ -1,0 +1,308 @@
+//! What an agent is told when Sidegate says no: one template, one machine form, for every protocol.
+//!
+//! Readers are language models and drivers that keep the first line only, so one sentence says what was refused, by
+//! which rule, whether it was sent, and what to do next. Quoted input and operators' messages are cut to 200
+//! characters and freed of control characters, the whole to 1,000. It never names other tenants, masked values,
+//! secrets or approvers: nothing in here can hold them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Serialize;
+use sidegate_policies::engine::RuleRef;
+use sidegate_policies::reason::{Reason, Retry};
+
+/// Longest text of a refusal, in characters.
+pub const TEXT_LIMIT: usize = 1_000;
+/// Longest quotation (agent's input, operator's message) inside it, in characters.
+pub const QUOTE_LIMIT: usize = 200;
+
+/// A refusal's own id (`sg-7k2f9c`), so that a person can find it in the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RefusalId([u8; 9]);
+
+impl RefusalId {
+    /// A fresh random id.
+    pub fn random() -> Self {
+        const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+        let mut raw = [0u8; 6];
+        // Without randomness the id is a constant: worth less for searching, and no reason to fail a refusal.
+        let _ = aws_lc_rs::rand::fill(&mut raw);
+        let mut id = *b"sg-aaaaaa";
+        for (to, from) in id.iter_mut().skip(3).zip(raw) {
+            *to = ALPHABET.get(usize::from(from & 31)).copied().unwrap_or(b'a');
+        }
+        RefusalId(id)
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or("sg-")
+    }
+}
+
+impl fmt::Display for RefusalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An approval request, as the agent may quote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ticket {
+    /// Its name, such as `ar-7k2f9c`.
+    pub name: Arc<str>,
+    /// Until when it may be decided or used, milliseconds since 1970.
+    pub until_ms: i64,
+}
+
+impl Ticket {
+    /// The end of the ticket's life, RFC 3339 in seconds.
+    pub fn until(&self) -> String {
+        jiff::Timestamp::from_millisecond(self.until_ms)
+            .and_then(|at| at.round(jiff::Unit::Second))
+            .map(|at| at.to_string())
+            .unwrap_or_default()
+    }
+}
+
+/// What the target may have seen of the operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// Nothing.
+    No,
+    /// All of it; this many rows had come back.
+    Yes {
+        /// Rows already delivered.
+        rows: u64,
+    },
+    /// Nobody knows.
+    Unknown,
+}
+
+/// One refusal.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// Why.
+    pub reason: Reason,
+    /// The rule that decided, if one did.
+    pub rule: Option<RuleRef>,
+    /// The operator's or Sidegate's own explanation.
+    pub message: Option<Arc<str>>,
+    /// The request to wait for.
+    pub ticket: Option<Ticket>,
+    /// Its id.
+    pub id: RefusalId,
+    /// Whether the target saw it.
+    pub sent: Sent,
+    /// What was refused: `statement`, `connection`.
+    pub what: &'static str,
+    /// What to do instead, where Sidegate knows.
+    pub hint: Option<String>,
+}
+
+/// The machine form.
+#[derive(Serialize)]
+struct Machine<'a> {
+    decision: &'static str,
+    reason: Reason,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rule: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<&'a str>,
+    retry: Retry,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ticket: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+    id: &'a str,
+}
+
+impl Refusal {
+    /// A refusal of something that was not sent.
+    pub fn new(reason: Reason, what: &'static str) -> Self {
+        Refusal {
+            reason,
+            rule: None,
+            message: None,
+            ticket: None,
+            id: RefusalId::random(),
+            sent: Sent::No,
+            what,
+            hint: None,
+        }
+    }
+
+    /// The same, explained.
+    #[must_use]
+    pub fn because(mut self, message: impl Into<Arc<str>>) -> Self {
+        self.message = Some(message.into());
+        self
+    }
+
+    /// The same, with the rule that decided.
+    #[must_use]
+    pub fn by(mut self, rule: Option<RuleRef>) -> Self {
+        self.rule = rule;
+        self
+    }
+
+    /// The same, with what to do instead.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same, with how much of it took place.
+    #[must_use]
+    pub fn after(mut self, sent: Sent) -> Self {
+        self.sent = sent;
+        self
+    }
+
+    /// The sentence for people and language models, at most 1,000 characters.
+    pub fn text(&self) -> String {
+        let mut text = String::with_capacity(256);
+        match self.sent {
+            Sent::No => text.push_str(&format!("Sidegate refused this {}", self.what)),
+            Sent::Yes { rows } => text.push_str(&format!("Sidegate stopped this {} after {rows} rows", self.what)),
+            Sent::Unknown => text.push_str(&format!("Sidegate stopped this {}", self.what)),
+        }
+        if let Some(rule) = &self.rule {
+            text.push_str(&format!(" (rule {}", quote(&rule.rule)));
+            // The default deny belongs to no policy.
+            if !rule.policy.is_empty() {
+                text.push_str(&format!(", policy {}", quote(&rule.policy)));
+            }
+            text.push(')');
+        }
+        let message = self.message.as_deref().unwrap_or_else(|| explanation(self.reason));
+        text.push_str(": ");
+        text.push_str(&sentence(&quote(message)));
+        match self.sent {
+            // Some advice says by itself that nothing was sent.
+            Sent::No if says_not_sent(self.reason) => {}
+            Sent::No => text.push_str(" It was not sent."),
+            Sent::Yes { .. } => text.push_str(" It took effect: yes."),
+            Sent::Unknown => text.push_str(" It took effect: unknown."),
+        }
+        text.push(' ');
+        text.push_str(&self.advice());
+        if let Some(hint) = &self.hint {
+            text.push(' ');
+            text.push_str(&sentence(&quote(hint)));
+        }
+        let tail = format!(" [{}]", self.id);
+        let room = TEXT_LIMIT.saturating_sub(tail.chars().count());
+        let mut text = cut(&text, room);
+        text.push_str(&tail);
+        text
+    }
+
+    /// One line of JSON for programs.
+    pub fn machine(&self) -> String {
+        let ask = self.reason == Reason::ApprovalRequired;
+        let machine = Machine {
+            decision: if ask { "ask" } else { "deny" },
+            reason: self.reason,
+            rule: self.rule.as_ref().map(|rule| &*rule.rule),
+            policy: self
+                .rule
+                .as_ref()
+                .map(|rule| &*rule.policy)
+                .filter(|policy| !policy.is_empty()),
+            retry: self.reason.retry(),
+            ticket: self.ticket.as_ref().map(|ticket| &*ticket.name),
+            expires: self.ticket.as_ref().map(Ticket::until),
+            next: self.hint.as_deref().map(quote),
+            id: self.id.as_str(),
+        };
+        serde_json::to_string(&machine).unwrap_or_default()
+    }
+
+    fn advice(&self) -> String {
+        match (&self.ticket, self.reason, self.sent) {
+            (Some(ticket), Reason::ApprovalRequired, _) => format!(
+                "A person must approve it: ticket {}. After approval send exactly the same again, before {}.",
+                ticket.name,
+                ticket.until()
+            ),
+            // "Nothing was sent" would be a lie once something ran.
+            (_, reason, Sent::Yes { .. } | Sent::Unknown) if says_not_sent(reason) => "Try again in a minute.".into(),
+            (_, reason, _) => reason.advice().to_owned(),
+        }
+    }
+}
+
+/// Whether the advice of this reason already says that nothing was sent.
+fn says_not_sent(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::CannotRecord | Reason::Unavailable | Reason::Stale | Reason::Withdrawn | Reason::ApprovalExpired
+    )
+}
+
+/// What is said where neither a rule nor the caller explains.
+fn explanation(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Denied => "no rule allows it",
+        Reason::ApprovalRequired => "it waits for a person",
+        Reason::ApprovalDenied => "a person said no",
+        Reason::ApprovalExpired => "the approval was not used in time",
+        Reason::Withdrawn => "it was withdrawn",
+        Reason::NotUnderstood => "Sidegate does not understand it",
+        Reason::Unresolved => "a name in it could not be resolved",
+        Reason::TooLarge => "it is too large to judge",
+        Reason::Limit => "a limit was reached",
+        Reason::CannotRecord => "it cannot be recorded",
+        Reason::Unavailable => "a part Sidegate needs is not reachable",
+        Reason::Stale => "Sidegate has not heard from its broker",
+        Reason::Locked => "access is frozen",
+        Reason::CredentialRefused => "Sidegate's own login was refused",
+        Reason::LeaseEnded => "Sidegate's credential ended",
+        Reason::MaxSession => "the session reached its longest life",
+        Reason::PolicyGone => "what allowed this session is gone",
+        Reason::ProtocolViolation => "the client broke the protocol",
+        Reason::UpstreamRefused => "the target could not be reached or verified",
+        Reason::PlanMismatch => "the answer is not the one that was judged",
+        Reason::Draining => "Sidegate is shutting down",
+        Reason::Internal => "Sidegate failed",
+    }
+}
+
+/// Text freed of control and bidirectional characters and cut to what may be quoted.
+pub fn quote(text: &str) -> String {
+    let clean: String = text
+        .chars()
+        .map(|c| if c.is_control() || is_bidi(c) { ' ' } else { c })
+        .collect();
+    cut(clean.trim(), QUOTE_LIMIT)
+}
+
+fn is_bidi(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{061c}')
+}
+
+fn cut(text: &str, limit: usize) -> String {
+    if text.chars().count() <= limit {
+        return text.to_owned();
+    }
+    let mut short: String = text.chars().take(limit.saturating_sub(1)).collect();
+    short.push('…');
+    short
+}
+
+fn sentence(text: &str) -> String {
+    if text.ends_with(['.', '!', '?', '…']) {
+        text.to_owned()
+    } else {
+        format!("{text}.")
+    }
+}
+
+#[cfg(test)]
+#[path = "refusal_tests.rs"]
+mod tests;
