@@ -1,1 +1,3 @@
-//! placeholder
+//! The broker.
+
+pub mod control;

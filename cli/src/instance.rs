@@ -13,7 +13,11 @@ pub fn state_folder(given: Option<PathBuf>) -> PathBuf {
     if Uid::effective().is_root() {
         return PathBuf::from("/var/lib/sidegate");
     }
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let base = set("XDG_STATE_HOME").or_else(|| set("HOME").map(|home| home.join(".local/state")));
     base.unwrap_or_else(|| PathBuf::from(".")).join("sidegate")
 }

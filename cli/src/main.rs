@@ -1,7 +1,6 @@
 //! `sidegate`: local mode and every verb people type. This file parses the command line and turns the outcome of a
 //! verb into an exit code; each verb is a file under `commands/`. Nothing here decides about an operation.
 
-mod agent;
 mod commands;
 mod control;
 mod instance;
@@ -44,8 +43,6 @@ pub struct StateArg {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run Sidegate on this machine, or run a program behind it
-    Up(commands::up::UpArgs),
     /// Show what is served, what is not and why, and who is connected
     Status(commands::status::StatusArgs),
     /// List operations that wait for a person
@@ -56,15 +53,6 @@ enum Command {
     Deny(commands::decide::DecideArgs),
     /// List recorded sessions
     Sessions(commands::sessions::SessionsArgs),
-    /// Show what happened in a session, as the agent saw it
-    Replay(commands::replay::ReplayArgs),
-    /// Check a record store offline, with public keys only
-    Verify(commands::verify::VerifyArgs),
-    /// Say what a subject may do, or how one statement would be decided and why
-    Explain(commands::explain::ExplainArgs),
-    /// Check policies, or run their test cases
-    #[command(subcommand)]
-    Policy(commands::policy::PolicyCommand),
     /// Freeze a subject, a target, a secret or everything, at once
     Lock(commands::lock::LockArgs),
     /// Lift a freeze
@@ -83,7 +71,10 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // A reader that went away (`sidegate sessions | head`) is no failure.
-            if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
+            if error
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+            {
                 return ExitCode::SUCCESS;
             }
             out.remark(format!("{} {error:#}", out.tone(Tone::Bad, "error:")));
@@ -97,16 +88,11 @@ fn main() -> ExitCode {
 
 fn run(command: Command, out: &Out) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Up(args) => commands::up::run(args, out),
         Command::Status(args) => commands::status::run(args, out),
         Command::Requests(args) => commands::requests::run(args, out),
         Command::Approve(args) => commands::decide::run(args, true, out),
         Command::Deny(args) => commands::decide::run(args, false, out),
         Command::Sessions(args) => commands::sessions::run(args, out),
-        Command::Replay(args) => commands::replay::run(args, out),
-        Command::Verify(args) => commands::verify::run(args, out),
-        Command::Explain(args) => commands::explain::run(args, out),
-        Command::Policy(command) => commands::policy::run(command, out),
         Command::Lock(args) => commands::lock::run(args, out),
         Command::Unlock(args) => commands::lock::lift(args, out),
         Command::Completions { shell } => {

@@ -43,7 +43,10 @@ impl Out {
     pub fn new(format: Format) -> Self {
         let spared = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
-        Out { format, colour: io::stdout().is_terminal() && !spared && !dumb }
+        Out {
+            format,
+            colour: io::stdout().is_terminal() && !spared && !dumb,
+        }
     }
 
     /// Whether results are JSON.
@@ -101,10 +104,14 @@ impl Out {
         }
         let print = |cells: Vec<&str>| {
             let last = cells.len().saturating_sub(1);
-            let padded = cells.iter().zip(&widths).enumerate().map(|(at, (cell, width))| match at == last {
-                true => (*cell).to_owned(),
-                false => format!("{cell:<width$}"),
-            });
+            let padded = cells
+                .iter()
+                .zip(&widths)
+                .enumerate()
+                .map(|(at, (cell, width))| match at == last {
+                    true => (*cell).to_owned(),
+                    false => format!("{cell:<width$}"),
+                });
             padded.collect::<Vec<_>>().join("  ")
         };
         self.line(self.tone(Tone::Bold, print(header.to_vec())))?;
@@ -120,7 +127,8 @@ impl Out {
 pub fn visible(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        let hidden =
+            matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
         if c.is_control() || hidden {
             shown.extend(c.escape_default());
         } else {
