@@ -163,7 +163,16 @@ mod tests {
         announce(3, &[7; 32], &mut bytes);
         session_key(&[1; 16], &[2; 32], &mut bytes);
         let mut frame_bytes = Vec::new();
-        let header = Header { kind: Kind::Boot, flags: 0, log_number: 0, session: [0; 16], number: 0, mono_ns: 0, wall_us: 0, previous: [0; 32] };
+        let header = Header {
+            kind: Kind::Boot,
+            flags: 0,
+            log_number: 0,
+            session: [0; 16],
+            number: 0,
+            mono_ns: 0,
+            wall_us: 0,
+            previous: [0; 32],
+        };
         encode(&header, b"{}", &mut frame_bytes).unwrap();
         frame(&frame_bytes, &mut bytes);
         heartbeat(9, &[8; 32], &mut bytes);

@@ -1,43 +1,47 @@
-//! The recorder of a session, as the rest of the sidecar sees it.
+//! The recorder: every session's events in one append-only log per sidecar start, and their way to the collector.
 //!
-//! Events go into a session buffer without a system call; [`SessionRecorder::commit`] makes everything buffered
-//! durable by the target's class. Refuses to let work pass that cannot be recorded.
+//! Owns the journal volume, the record key and its ratchet, the upload stream and the rules that stop work which
+//! cannot be recorded. A room sees one [`SessionRecorder`] per session and nothing else.
+//! Refuses: to let an operation of class `Journal` pass unrecorded ([`CannotRecord`]); payloads that fit no frame.
+//! Invariant: frames reach the journal in the order of their log numbers, and nothing is acknowledged to a room
+//! before the kernel has its bytes.
 
-use serde::Serialize;
+mod body;
+mod clock;
+mod journal;
+mod log;
+mod recover;
+mod segment;
+mod session;
+mod upload;
 
-pub use sidegate_policies::record::Kind;
+pub use clock::{Clock, SystemClock};
+pub use journal::{DirectoryVolume, SegmentFile, Volume};
+pub use log::{Log, LogIdentity, LogOptions, RecordStatus, StartError};
+pub use session::SessionRecorder;
+pub use upload::{RecordSink, RecordStream, SinkError};
 
-/// Why an operation may not be forwarded.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("the record cannot be written")]
-pub struct CannotRecord;
+pub use sidegate_policies::record::{payload, Kind};
 
-/// One session's recorder.
-pub struct SessionRecorder {
-    _private: (),
-}
-
-impl SessionRecorder {
-    /// Buffers one event.
-    pub fn event(&mut self, _kind: Kind, _op: Option<u64>, _payload: &impl Serialize) -> Result<(), CannotRecord> {
-        Err(CannotRecord)
-    }
-
-    /// Makes everything buffered durable by the target's class.
-    pub fn commit(&mut self) -> Result<(), CannotRecord> {
-        Err(CannotRecord)
-    }
-
-    /// Bytes of an answer, after masking.
-    pub fn body(&mut self, _op: u64, _masked: &[u8]) {}
-
-    /// Whether a new operation may be forwarded at all.
-    pub fn ready(&self) -> Result<(), CannotRecord> {
-        Err(CannotRecord)
-    }
-
-    /// Completes once the collector has acknowledged the session's `open` frame.
-    pub async fn opened(&mut self) -> Result<(), CannotRecord> {
-        Err(CannotRecord)
-    }
+/// Why something could not be recorded. For an agent this is always `Reason::CannotRecord`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CannotRecord {
+    /// The collector has not acknowledged in time.
+    #[error("the record collector does not answer")]
+    CollectorSilent,
+    /// Too much waits for the collector.
+    #[error("the record spool is full")]
+    SpoolFull,
+    /// The journal could not be written.
+    #[error("the record journal cannot be written: {0}")]
+    Disk(std::io::ErrorKind),
+    /// One event is larger than a record may be.
+    #[error("the event is too large to be recorded")]
+    TooLarge,
+    /// The session's record was closed already.
+    #[error("the session's record is closed")]
+    Closed,
+    /// A payload could not be encoded or sealed.
+    #[error("the event could not be encoded")]
+    Encoding,
 }

@@ -1,0 +1,399 @@
+//! One session's recorder: events into a buffer, the buffer into the log.
+//!
+//! Payloads are encoded straight into their frame, compressed above 1 KiB and sealed under the session's key
+//! before the log sees them; place and hash are given at commit. Outcomes may wait in the buffer for the next
+//! commit or the flusher. Refused: events beyond 16 MiB, events after `close`.
+//! Invariant: a session number is used once, so no nonce repeats, whatever fails between event and commit.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use sidegate_policies::api::target::{Durability, RecordContent, Recording};
+use sidegate_policies::record::frame::{
+    self, hex, Header, CRC_BYTES, FLAG_SEALED, FLAG_TRUNCATED, FLAG_ZSTD, HEADER_BYTES, LENGTH_BYTES, MAX_PAYLOAD,
+    PREFIX_BYTES,
+};
+use sidegate_policies::record::payload::{Body, BodyStream, Close, Outcome};
+use sidegate_policies::record::session_key::{MAX_PLAIN, TAG_BYTES};
+use sidegate_policies::record::{Kind, SessionKey};
+use uuid::Uuid;
+
+use super::body::ReplyBody;
+use super::log::Log;
+use super::CannotRecord;
+
+/// Payloads above this are compressed.
+const COMPRESS_ABOVE: usize = 1 << 10;
+/// Most bytes a session may have waiting for the journal.
+const BUFFER_BYTES: usize = 4 << 20;
+/// Content bytes of one continuation frame.
+const CONTINUATION: usize = 512 << 10;
+/// How long a session waits for the collector to acknowledge its `open`.
+const OPEN_WAIT: Duration = Duration::from_secs(5);
+
+/// What a session's task and the flusher share.
+pub(super) struct Shared {
+    pub slot: usize,
+    best_effort: bool,
+    buffer: Mutex<Buffer>,
+}
+
+#[derive(Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+    /// The flusher knows of what waits here.
+    announced: bool,
+    closed: bool,
+    lost_events: u64,
+    lost_bytes: u64,
+}
+
+/// The recorder of one session.
+pub struct SessionRecorder {
+    log: Arc<Log>,
+    shared: Arc<Shared>,
+    id: Uuid,
+    key: SessionKey,
+    digest: aws_lc_rs::hmac::Key,
+    recording: Recording,
+    number: u64,
+    open_at: Option<u64>,
+    began_ns: u64,
+    body: Option<ReplyBody>,
+    scratch: Vec<u8>,
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+    closed: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Buffer> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what waits. `None`: nothing did.
+    pub fn flush(&self, log: &Log) -> Result<Option<u64>, CannotRecord> {
+        let mut buffer = self.lock();
+        buffer.announced = false;
+        self.write(log, &mut buffer)
+    }
+
+    /// The journal does not take what waits. `BestEffort` drops and counts; `Journal` refuses.
+    fn overflow(&self, buffer: &mut Buffer, length: usize) -> Result<(), CannotRecord> {
+        if !self.best_effort {
+            return Err(CannotRecord::Disk(std::io::ErrorKind::StorageFull));
+        }
+        buffer.lost_events = buffer.lost_events.saturating_add(1);
+        buffer.lost_bytes = buffer.lost_bytes.saturating_add(length as u64);
+        Ok(())
+    }
+
+    /// Whether the session wrote its `close`.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
+    fn write(&self, log: &Log, buffer: &mut Buffer) -> Result<Option<u64>, CannotRecord> {
+        if buffer.bytes.is_empty() {
+            return Ok(None);
+        }
+        let last = log.append(self.slot, &mut buffer.bytes)?;
+        if buffer.lost_events > 0 {
+            log.lost(buffer.lost_events, buffer.lost_bytes);
+            (buffer.lost_events, buffer.lost_bytes) = (0, 0);
+        }
+        Ok(Some(last))
+    }
+}
+
+impl SessionRecorder {
+    pub(super) fn new(log: Arc<Log>, id: Uuid, recording: Recording, slot: usize) -> Result<Self, CannotRecord> {
+        let key = SessionKey::generate().map_err(|_| CannotRecord::Encoding)?;
+        let began_ns = log.clock().mono_ns();
+        Ok(SessionRecorder {
+            digest: key.digest_key(),
+            shared: Arc::new(Shared {
+                slot,
+                best_effort: recording.durability == Durability::BestEffort,
+                buffer: Mutex::default(),
+            }),
+            log,
+            id,
+            key,
+            recording,
+            number: 0,
+            open_at: None,
+            began_ns,
+            body: None,
+            scratch: Vec::new(),
+            compressor: None,
+            closed: false,
+        })
+    }
+
+    /// The session.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// Hands the key to the log, for the collector, and writes the `open` frame.
+    pub(super) fn begin(&mut self, open: &impl Serialize) -> Result<(), CannotRecord> {
+        self.event(Kind::Open, None, open)?;
+        let key = self.key.expose();
+        self.log.hand_over(self.id, key);
+        match self.shared.flush(&self.log) {
+            Ok(last) => self.open_at = last,
+            Err(_) if self.shared.best_effort => {}
+            Err(error) => {
+                self.log.forget_key(self.id);
+                return Err(error);
+            }
+        }
+        self.log.upload_now();
+        Ok(())
+    }
+
+    /// Adds an event to the session's buffer; no system call. `op` is the operation's number in the session.
+    pub fn event(&mut self, kind: Kind, op: Option<u64>, payload: &impl Serialize) -> Result<(), CannotRecord> {
+        if self.closed {
+            return Err(CannotRecord::Closed);
+        }
+        if kind == Kind::Outcome {
+            if let Some(body) = self.body.take_if(|body| Some(body.op) == op) {
+                self.write_body(body)?;
+            }
+        }
+        self.scratch.clear();
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let written = encode_event(op, payload, &mut scratch).and_then(|()| self.frame_event(kind, op, &scratch));
+        self.scratch = scratch;
+        written?;
+        if self.log.needs_flusher(kind) {
+            self.announce();
+        }
+        Ok(())
+    }
+
+    /// The outcome of an operation, with what is kept of its reply.
+    pub fn outcome(&mut self, op: u64, mut outcome: Outcome<'_>) -> Result<(), CannotRecord> {
+        if let Some(body) = self.body.take_if(|body| body.op == op) {
+            let (total, digest) = self.write_body(body)?;
+            outcome.body_bytes = Some(total);
+            outcome.body_digest = Some(digest.into());
+        }
+        self.event(Kind::Outcome, Some(op), &outcome)
+    }
+
+    /// Makes everything buffered durable by the target's class: for `Journal` one write(2).
+    pub fn commit(&mut self) -> Result<(), CannotRecord> {
+        match self.shared.flush(&self.log) {
+            Ok(_) => Ok(()),
+            Err(_) if self.shared.best_effort => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Bytes of an operation's reply, after masking. Kept as the target's `content` says.
+    pub fn body(&mut self, op: u64, masked: &[u8]) {
+        if self.recording.content != RecordContent::Full {
+            return;
+        }
+        if let Some(other) = self.body.take_if(|body| body.op != op) {
+            // The reply of another operation never got an outcome: keep what there is.
+            let _ = self.write_body(other);
+        }
+        self.body
+            .get_or_insert_with(|| ReplyBody::new(op, &self.digest))
+            .push(masked);
+    }
+
+    /// Bytes from the agent to the target that belong to `op` (COPY data, raw TCP), as they are sent.
+    pub fn request_bytes(&mut self, op: u64, offset: u64, bytes: &[u8]) -> Result<(), CannotRecord> {
+        for (index, piece) in bytes.chunks(CONTINUATION).enumerate() {
+            let at = offset.saturating_add((index as u64).saturating_mul(CONTINUATION as u64));
+            self.body_frame(op, BodyStream::Request, at, piece)?;
+        }
+        Ok(())
+    }
+
+    /// Keyed digest of content, hex.
+    pub fn digest(&self, bytes: &[u8]) -> String {
+        hex(aws_lc_rs::hmac::sign(&self.digest, bytes).as_ref())
+    }
+
+    /// Whether a new operation may be forwarded: collector lag and spool. `BestEffort` always may.
+    pub fn ready(&self) -> Result<(), CannotRecord> {
+        if self.shared.best_effort {
+            return Ok(());
+        }
+        self.log.ready()
+    }
+
+    /// Waits until the collector acknowledged the session's `open`, 5 s at most. `BestEffort` does not wait.
+    pub async fn opened(&self) -> Result<(), CannotRecord> {
+        if self.shared.best_effort {
+            return Ok(());
+        }
+        let number = self.open_at.ok_or(CannotRecord::Closed)?;
+        self.log.received(number, OPEN_WAIT).await
+    }
+
+    /// Writes `close` and ends the session's record. The duration is filled in.
+    pub fn close(&mut self, mut close: Close<'_>) {
+        if self.closed {
+            return;
+        }
+        if let Some(body) = self.body.take() {
+            let _ = self.write_body(body);
+        }
+        let lasted = self.log.clock().mono_ns().saturating_sub(self.began_ns);
+        close.duration_ms = lasted / 1_000_000;
+        let _ = self.event(Kind::Close, None, &close);
+        self.closed = true;
+        self.shared.lock().closed = true;
+        self.log.session_ended(&self.shared);
+    }
+
+    fn write_body(&mut self, body: ReplyBody) -> Result<(u64, String), CannotRecord> {
+        let op = body.op;
+        let done = body.finish();
+        for (offset, bytes) in &done.pieces {
+            self.body_frame(op, BodyStream::Reply, *offset, bytes)?;
+        }
+        Ok((done.total, done.digest))
+    }
+
+    fn body_frame(&mut self, op: u64, stream: BodyStream, offset: u64, bytes: &[u8]) -> Result<(), CannotRecord> {
+        let mut payload = Vec::with_capacity(bytes.len().saturating_add(64));
+        payload.extend_from_slice(&Body::prefix(op, stream, offset));
+        payload.extend_from_slice(bytes);
+        self.frame(Kind::Body, 0, &payload)
+    }
+
+    /// One frame, or a short one and `body` frames with the event's whole JSON.
+    fn frame_event(&mut self, kind: Kind, op: Option<u64>, json: &[u8]) -> Result<(), CannotRecord> {
+        match self.frame(kind, 0, json) {
+            Err(CannotRecord::TooLarge) if json.len() <= MAX_PLAIN => {}
+            other => return other,
+        }
+        let mut short = Vec::new();
+        let continued = serde_json::json!({ "continued": json.len() });
+        encode_event(op, &continued, &mut short)?;
+        self.frame(kind, FLAG_TRUNCATED, &short)?;
+        for (index, piece) in json.chunks(CONTINUATION).enumerate() {
+            let offset = (index as u64).saturating_mul(CONTINUATION as u64);
+            self.body_frame(op.unwrap_or(u64::MAX), BodyStream::Continuation, offset, piece)?;
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, kind: Kind, flags: u8, plain: &[u8]) -> Result<(), CannotRecord> {
+        let compressed = self.compressed(plain);
+        let content = compressed.as_deref().unwrap_or(plain);
+        let sealed = kind.is_sealed();
+        let tag = if sealed { TAG_BYTES } else { 0 };
+        let length = content.len().saturating_add(tag);
+        if length > MAX_PAYLOAD {
+            return Err(CannotRecord::TooLarge);
+        }
+        let header = Header {
+            kind,
+            flags: flags | if compressed.is_some() { FLAG_ZSTD } else { 0 } | if sealed { FLAG_SEALED } else { 0 },
+            log_number: 0,
+            session: *self.id.as_bytes(),
+            number: self.number,
+            mono_ns: self.log.clock().mono_ns(),
+            wall_us: self.log.clock().wall_us(),
+            previous: [0; 32],
+        };
+        let shared = Arc::clone(&self.shared);
+        let mut buffer = shared.lock();
+        let full = buffer.bytes.len().saturating_add(length) > BUFFER_BYTES;
+        if full && shared.write(&self.log, &mut buffer).is_err() {
+            return shared.overflow(&mut buffer, length);
+        }
+        let start = buffer.bytes.len();
+        let framed = frame_into(&header, content, sealed.then_some(&self.key), &mut buffer.bytes);
+        if framed.is_err() {
+            buffer.bytes.truncate(start);
+        } else {
+            self.number = self.number.saturating_add(1);
+        }
+        framed
+    }
+
+    fn compressed(&mut self, plain: &[u8]) -> Option<Vec<u8>> {
+        if plain.len() <= COMPRESS_ABOVE {
+            return None;
+        }
+        if self.compressor.is_none() {
+            self.compressor = zstd::bulk::Compressor::new(1).ok();
+        }
+        let packed = self.compressor.as_mut()?.compress(plain).ok()?;
+        (packed.len() < plain.len()).then_some(packed)
+    }
+
+    fn announce(&self) {
+        let mut buffer = self.shared.lock();
+        if !buffer.announced && !buffer.bytes.is_empty() {
+            buffer.announced = true;
+            drop(buffer);
+            self.log.announce(&self.shared);
+        }
+    }
+}
+
+impl Drop for SessionRecorder {
+    fn drop(&mut self) {
+        self.close(Close {
+            reason: "dropped".into(),
+            ..Close::default()
+        });
+    }
+}
+
+/// `{…payload…}` with `"op":N` in front.
+fn encode_event(op: Option<u64>, payload: &impl Serialize, out: &mut Vec<u8>) -> Result<(), CannotRecord> {
+    let Some(op) = op else {
+        return serde_json::to_writer(&mut *out, payload).map_err(|_| CannotRecord::Encoding);
+    };
+    out.extend_from_slice(b"{\"op\":");
+    serde_json::to_writer(&mut *out, &op).map_err(|_| CannotRecord::Encoding)?;
+    let at = out.len();
+    serde_json::to_writer(&mut *out, payload).map_err(|_| CannotRecord::Encoding)?;
+    let empty = out.get(at..) == Some(b"{}");
+    match out.get_mut(at) {
+        // The payload's own brace becomes the comma behind `op`.
+        Some(brace) if *brace == b'{' && !empty => *brace = b',',
+        Some(brace) if *brace == b'{' => {
+            out.truncate(at);
+            out.push(b'}');
+        }
+        _ => return Err(CannotRecord::Encoding),
+    }
+    Ok(())
+}
+
+/// Appends a frame whose place (log number, previous, checksum) is still open.
+fn frame_into(
+    header: &Header,
+    content: &[u8],
+    key: Option<&SessionKey>,
+    out: &mut Vec<u8>,
+) -> Result<(), CannotRecord> {
+    let tag_bytes = if key.is_some() { TAG_BYTES } else { 0 };
+    let length = content.len().saturating_add(tag_bytes);
+    out.reserve(length.saturating_add(LENGTH_BYTES + HEADER_BYTES + CRC_BYTES));
+    let start = out.len();
+    frame::begin(header, length, out).map_err(|_| CannotRecord::TooLarge)?;
+    out.extend_from_slice(content);
+    if let Some(key) = key {
+        let payload = out
+            .get_mut(start.saturating_add(PREFIX_BYTES)..)
+            .ok_or(CannotRecord::Encoding)?;
+        let tag = key.seal(header, payload).map_err(|_| CannotRecord::Encoding)?;
+        out.extend_from_slice(&tag);
+    }
+    out.extend_from_slice(&[0; CRC_BYTES]);
+    Ok(())
+}
