@@ -16,6 +16,7 @@ use sidegate_policies::engine::{Subject, TargetId};
 use crate::approvals::Approver;
 use crate::metrics::Metrics;
 use crate::rate::Rates;
+use crate::record::Log;
 use crate::revoke::Revocations;
 use crate::session::Sessions;
 use crate::target::TargetState;
@@ -50,8 +51,8 @@ pub enum Separation {
     None,
     /// Another OS user.
     User,
-    /// Another container.
-    Container,
+    /// Another container of the pod.
+    Pod,
 }
 
 impl Separation {
@@ -60,7 +61,7 @@ impl Separation {
         match self {
             Separation::None => "none",
             Separation::User => "user",
-            Separation::Container => "container",
+            Separation::Pod => "pod",
         }
     }
 }
@@ -70,6 +71,7 @@ pub struct Authority {
     bundle: ArcSwapOption<InForce>,
     generation: AtomicU64,
     subject: ArcSwapOption<Subject>,
+    log: ArcSwapOption<Log>,
     started: Instant,
     /// Milliseconds since `started` (monotonic) and since 1970 (wall) of the last word; the later clock wins.
     heard: AtomicU64,
@@ -100,6 +102,7 @@ impl Authority {
             bundle: ArcSwapOption::empty(),
             generation: AtomicU64::new(0),
             subject: ArcSwapOption::empty(),
+            log: ArcSwapOption::empty(),
             started: Instant::now(),
             heard: AtomicU64::new(0),
             heard_wall: AtomicI64::new(0),
@@ -143,6 +146,16 @@ impl Authority {
     /// Takes the broker's word on who this pod is.
     pub fn attested(&self, subject: Subject) {
         self.subject.store(Some(Arc::new(subject)));
+    }
+
+    /// The log of this start; none before the broker said who we are.
+    pub fn log(&self) -> Option<Arc<Log>> {
+        self.log.load_full()
+    }
+
+    /// Records go here from now on.
+    pub fn records_to(&self, log: Arc<Log>) {
+        self.log.store(Some(log));
     }
 
     /// The broker spoke just now.

@@ -5,13 +5,20 @@
 //! the projected service-account token; credentials come as leases and stay in memory.
 //! Invariant: [`admitted::Admitted`] is built by the gate and opened by [`upstream::Upstream`], nowhere else.
 
+pub mod accept;
 pub mod admitted;
+pub mod app;
 pub mod approvals;
 pub mod authority;
+pub mod broker;
+pub mod bundle_source;
+pub mod config;
 pub mod credentials;
 pub mod dial;
 pub mod gate;
+pub mod identity;
 pub mod metrics;
+pub mod owner;
 pub mod protocols;
 pub mod rate;
 pub mod record;

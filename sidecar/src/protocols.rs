@@ -6,8 +6,10 @@
 pub mod postgres;
 pub mod tcp;
 
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 use sidegate_policies::api::target::TargetProtocol;
@@ -68,6 +70,22 @@ pub struct RoomContext {
     pub tasks: Tasks,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// What rooms keep between connections.
+    pub shared: Arc<Shared>,
+}
+
+/// State that rooms keep between connections of one running sidecar, one value per type (cancel keys, catalogs).
+#[derive(Default)]
+pub struct Shared(Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>);
+
+impl Shared {
+    /// The value of a type, made at first use.
+    pub fn of<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let value = kept.entry(TypeId::of::<T>()).or_insert_with(|| Arc::new(T::default()));
+        // The key is the value's own type, so the other branch is never taken.
+        value.clone().downcast::<T>().unwrap_or_default()
+    }
 }
 
 /// Every protocol this build speaks; one line each.

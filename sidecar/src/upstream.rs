@@ -13,7 +13,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::admitted::Admitted;
-use crate::record::{CannotRecord, SessionRecorder};
+use crate::gate::Ledger;
+use crate::record::CannotRecord;
 
 /// The right to open an [`Admitted`]. Made here only.
 pub struct Opener(());
@@ -39,6 +40,8 @@ pub struct Upstream<S> {
     stream: S,
     queued: BytesMut,
     sealed: BytesMut,
+    /// Written, and perhaps still in a buffer of TLS.
+    unflushed: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
@@ -48,6 +51,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
             stream,
             queued: BytesMut::new(),
             sealed: BytesMut::new(),
+            unflushed: false,
         }
     }
 
@@ -59,7 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
 
     /// Whether anything waits to be sealed or written.
     pub fn has_unsent(&self) -> bool {
-        !self.queued.is_empty() || !self.sealed.is_empty()
+        !self.queued.is_empty() || !self.sealed.is_empty() || self.unflushed
     }
 
     /// Bytes that wait to be sealed or written.
@@ -73,7 +77,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
     }
 
     /// Makes the intents of everything queued durable by class; only then may it be written.
-    pub fn seal(&mut self, recorder: &mut SessionRecorder) -> Result<(), CannotRecord> {
+    pub fn seal(&mut self, recorder: &mut Ledger) -> Result<(), CannotRecord> {
         if self.queued.is_empty() {
             return Ok(());
         }
@@ -92,7 +96,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
         while !self.sealed.is_empty() {
             match Pin::new(&mut self.stream).poll_write(cx, &self.sealed) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(written)) => self.sealed.advance(written.min(self.sealed.len())),
+                Poll::Ready(Ok(written)) => {
+                    self.sealed.advance(written.min(self.sealed.len()));
+                    self.unflushed = true;
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => return Poll::Pending,
             }
@@ -100,11 +107,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
         if self.sealed.capacity() > KEEP {
             self.sealed = BytesMut::new();
         }
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if flushed.is_ready() {
+            self.unflushed = false;
+        }
+        flushed
     }
 
     /// Seals, then writes everything, within a minute.
-    pub async fn flush(&mut self, recorder: &mut SessionRecorder) -> Result<(), SendError> {
+    pub async fn flush(&mut self, recorder: &mut Ledger) -> Result<(), SendError> {
         self.seal(recorder).map_err(SendError::CannotRecord)?;
         self.send().await.map_err(SendError::Io)
     }

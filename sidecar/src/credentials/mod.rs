@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::session::Sessions;
 use crate::task::Tasks;
+pub(crate) use keeper::random_unit;
 use keeper::Keeper;
 pub use lease::{Derived, LeaseHandle, LeaseMaterial};
 

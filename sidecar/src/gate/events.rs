@@ -126,7 +126,7 @@ pub(super) fn held<'a>(
     }
 }
 
-pub(super) fn close(how: &str, totals: &Totals, lasted: Duration) -> payload::Close<'static> {
+pub(super) fn close(how: &str, totals: &Totals) -> payload::Close<'static> {
     payload::Close {
         reason: how.to_owned().into(),
         operations: totals.operations,
@@ -134,7 +134,7 @@ pub(super) fn close(how: &str, totals: &Totals, lasted: Duration) -> payload::Cl
         held: totals.held,
         rows: totals.rows,
         bytes: totals.bytes,
-        duration_ms: millis(lasted),
+        duration_ms: 0,
     }
 }
 

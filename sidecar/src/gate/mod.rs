@@ -8,6 +8,7 @@
 mod digest;
 mod events;
 mod hold;
+mod ledger;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -22,10 +23,11 @@ use sidegate_policies::record::payload;
 use sidegate_policies::record::Kind;
 
 pub use hold::Held;
+pub use ledger::Ledger;
 
 use crate::admitted::Admitted;
 use crate::authority::{Authority, InForce};
-use crate::record::{CannotRecord, SessionRecorder};
+use crate::record::CannotRecord;
 use crate::refusal::{Refusal, Ticket};
 use crate::revoke::Frozen;
 use crate::session::Session;
@@ -131,7 +133,7 @@ pub(super) struct Claim {
 pub struct Gate {
     session: Arc<Session>,
     authority: Arc<Authority>,
-    recorder: SessionRecorder,
+    recorder: Ledger,
     bundle: Option<Arc<InForce>>,
     bound: Option<BoundPolicies>,
     generation: u64,
@@ -141,20 +143,19 @@ pub struct Gate {
     running: HashMap<u64, Instant>,
     claims: HashMap<u64, Claim>,
     totals: Totals,
-    started: Instant,
     opened: bool,
     close_reason: Option<&'static str>,
 }
 
 impl Gate {
     /// A gate for one session.
-    pub fn new(session: Arc<Session>, authority: Arc<Authority>, recorder: SessionRecorder) -> Self {
+    pub fn new(session: Arc<Session>, authority: Arc<Authority>) -> Self {
         let frozen = authority.deny.frozen(&session.subject, &session.target);
         let mut gate = Gate {
             deny_generation: authority.deny.generation(),
             session,
             authority,
-            recorder,
+            recorder: Ledger::default(),
             bundle: None,
             bound: None,
             generation: u64::MAX,
@@ -163,7 +164,6 @@ impl Gate {
             running: HashMap::new(),
             claims: HashMap::new(),
             totals: Totals::default(),
-            started: Instant::now(),
             opened: false,
             close_reason: None,
         };
@@ -309,14 +309,14 @@ impl Gate {
         self.totals.bytes = self.totals.bytes.saturating_add(outcome.bytes);
         let event = events::outcome(&outcome, u64::try_from(latency).unwrap_or(u64::MAX));
         // A lost outcome stops the next operation (`ready`), not this one, which already ran.
-        let _ = self.recorder.event(Kind::Outcome, Some(op.0), &event);
+        let _ = self.recorder.outcome(op.0, event);
         if let Some(claim) = self.claims.remove(&op.0) {
             self.settle_claim(claim, hold::ended(&outcome));
         }
     }
 
     /// The session's recorder.
-    pub fn recorder(&mut self) -> &mut SessionRecorder {
+    pub fn recorder(&mut self) -> &mut Ledger {
         &mut self.recorder
     }
 
@@ -398,6 +398,8 @@ impl Gate {
     }
 
     fn record_denied(&mut self, refusal: Refusal, described: Option<&Described<'_>>) -> Refusal {
+        // Refused before the connection was judged: the record begins here.
+        let _ = self.write_open();
         let op = self.next_op();
         self.totals.denied = self.totals.denied.saturating_add(1);
         self.authority.metrics.denied.up();
@@ -471,9 +473,8 @@ impl Gate {
         }
         self.rebind();
         let event = events::open(&self.session, self.authority.separation, self.bundle.as_deref());
-        self.recorder.event(Kind::Open, None, &event)?;
         self.opened = true;
-        self.recorder.commit()
+        self.recorder.begin(self.authority.log(), &self.session, &event)
     }
 }
 
@@ -484,18 +485,13 @@ impl Drop for Gate {
         for claim in claims {
             self.settle_claim(claim, sidegate_policies::api::access_request::RequestState::Unknown);
         }
-        if !self.opened {
-            return;
-        }
         let cut = self.session.cut_reason();
         if let Some(reason) = cut {
             let event = payload::Cut { reason, lockdown: None };
             let _ = self.recorder.event(Kind::Cut, None, &event);
         }
         let how = cut.map(Reason::as_str).or(self.close_reason).unwrap_or("dropped");
-        let event = events::close(how, &self.totals, self.started.elapsed());
-        let _ = self.recorder.event(Kind::Close, None, &event);
-        let _ = self.recorder.commit();
+        self.recorder.close(events::close(how, &self.totals));
     }
 }
 

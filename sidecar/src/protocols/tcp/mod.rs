@@ -1,13 +1,31 @@
-//! The raw TCP room.
+//! The raw TCP room: a connection is allowed or denied, its bytes are counted, capped and recorded, and nothing is
+//! understood.
+//!
+//! The first bytes of the agent are looked at only to refuse a protocol that Sidegate could have read, unless the
+//! Target names it in `carries`. Half-close is kept. Refusals have no words here: the connection is reset, and the
+//! record says why. Invariant: what goes to the target was admitted, and what comes back was recorded, in order.
 
+mod relay;
+mod sniff;
+
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::FutureExt;
 use sidegate_policies::api::target::TargetProtocol;
+use sidegate_policies::engine::{Completeness, ConnectFacts, Facts, Operation, TcpFacts, Verb};
+use sidegate_policies::reason::Reason;
+use sidegate_policies::record::payload;
+use sidegate_policies::record::Kind;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 
 use super::{Conn, Room, RoomContext};
-use crate::gate::Gate;
+use crate::dial::{self, DialError};
+use crate::gate::{Admission, Described, Frame, Gate};
+use crate::refusal::Refusal;
 use crate::session::Session;
 
 /// Raw TCP.
@@ -22,7 +40,171 @@ impl Room for Tcp {
         "tcp"
     }
 
-    fn serve(&self, conn: Conn, _session: Arc<Session>, _gate: Gate, _ctx: RoomContext) -> BoxFuture<'static, ()> {
-        async move { drop(conn) }.boxed()
+    fn serve(&self, conn: Conn, session: Arc<Session>, gate: Gate, ctx: RoomContext) -> BoxFuture<'static, ()> {
+        serve(conn, session, gate, ctx).boxed()
     }
+}
+
+/// Where the bytes go: the target, in the clear or over TLS.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// The whole stream as one operation. It carries no bytes itself.
+struct StreamFrame {
+    facts: TcpFacts,
+    text: String,
+}
+
+impl Frame for StreamFrame {
+    fn operation(&self) -> Operation<'_> {
+        Operation {
+            verb: Verb::Statement,
+            action: "stream",
+            completeness: Completeness::Opaque,
+            facts: Facts::Tcp(&self.facts),
+        }
+    }
+
+    fn described(&self) -> Described<'_> {
+        Described {
+            text: Cow::Borrowed(&self.text),
+            ..Described::default()
+        }
+    }
+
+    fn digest_fields(&self) -> Vec<Cow<'_, [u8]>> {
+        vec![Cow::Borrowed(b"stream")]
+    }
+
+    fn what(&self) -> &'static str {
+        "stream"
+    }
+}
+
+impl From<StreamFrame> for Bytes {
+    fn from(_: StreamFrame) -> Bytes {
+        Bytes::new()
+    }
+}
+
+async fn serve(mut conn: Conn, session: Arc<Session>, mut gate: Gate, ctx: RoomContext) {
+    let done = tokio::select! {
+        biased;
+        () = session.cut.cancelled() => Err(refusal(session.cut_reason().unwrap_or(Reason::Internal))),
+        opened = open(&mut conn, &session, &mut gate, &ctx) => opened,
+    };
+    match done {
+        Ok(Some(opened)) => {
+            conn.logged_in();
+            relay::run(conn.stream, opened, &session, &mut gate).await;
+        }
+        // The agent went away before anything was sent.
+        Ok(None) => gate.closing("client"),
+        Err(refusal) => {
+            gate.closing(refusal.reason.as_str());
+            reset(&conn.stream);
+        }
+    }
+}
+
+/// A connection to the target, and what the agent already sent.
+pub(super) struct Opened {
+    target: Box<dyn Stream>,
+    first: Vec<u8>,
+    stream: crate::admitted::Admitted<StreamFrame>,
+}
+
+async fn open(
+    conn: &mut Conn,
+    session: &Session,
+    gate: &mut Gate,
+    ctx: &RoomContext,
+) -> Result<Option<Opened>, Refusal> {
+    match gate.open(ConnectFacts::default()) {
+        Admission::Go(_) => {}
+        Admission::No(refusal) => return Err(refusal),
+        Admission::Hold(held) => {
+            held.wait(gate).await?;
+        }
+    }
+    let Some((first, label)) = sniffed(conn, session, gate).await? else {
+        return Ok(None);
+    };
+    gate.recorder()
+        .opened()
+        .await
+        .map_err(|_| refusal(Reason::CannotRecord))?;
+    let target = connect(session, gate, ctx).await?;
+    let frame = StreamFrame {
+        facts: TcpFacts::default(),
+        text: format!("raw stream to {}{label}", session.target.address()),
+    };
+    match gate.admit(frame) {
+        Admission::Go(stream) => Ok(Some(Opened { target, first, stream })),
+        Admission::No(refusal) => Err(refusal),
+        // Asks on raw TCP are about the connection, which was granted; admission checks nothing else may ask.
+        Admission::Hold(_) => Err(gate.refused(refusal(Reason::Denied), None)),
+    }
+}
+
+/// Looks at the agent's first bytes. None: it closed without any.
+async fn sniffed(conn: &Conn, session: &Session, gate: &mut Gate) -> Result<Option<(Vec<u8>, String)>, Refusal> {
+    let first = match sniff::first_bytes(&conn.stream).await {
+        Ok(sniff::First::Bytes(first)) => first,
+        Ok(sniff::First::Silence) => Vec::new(),
+        Ok(sniff::First::Closed) | Err(_) => return Ok(None),
+    };
+    let Some(found) = sniff::recognise(&first) else {
+        return Ok(Some((first, String::new())));
+    };
+    if session.target.spec.carries.contains(&found) {
+        return Ok(Some((first, format!(", carrying {found:?} unread"))));
+    }
+    let refused = refusal(Reason::Denied).because(format!(
+        "{found:?} must not cross a raw TCP Target unread; make a Target of its own protocol or name it in `carries`"
+    ));
+    Err(gate.refused(refused, None))
+}
+
+async fn connect(session: &Session, gate: &mut Gate, ctx: &RoomContext) -> Result<Box<dyn Stream>, Refusal> {
+    let target = &session.target;
+    let dialled = dial::dial(target, &ctx.dial)
+        .await
+        .map_err(|error| failed(gate, &error))?;
+    let peer = dialled.peer.to_string();
+    let mut pins = payload::Pins {
+        address: Some(peer.into()),
+        tls: Some("none".into()),
+        mechanism: Some("none".into()),
+        ..payload::Pins::default()
+    };
+    let stream: Box<dyn Stream> = if dial::wants_tls(target) {
+        let started = dial::start_tls(dialled.stream, target, &ctx.dial, None).await;
+        let (stream, facts) = started.map_err(|error| failed(gate, &error))?;
+        pins.tls = Some(format!("{} {}", facts.version, facts.server_name).into());
+        Box::new(stream)
+    } else {
+        let stream: TcpStream = dialled.stream;
+        Box::new(stream)
+    };
+    gate.recorder()
+        .event(Kind::Pins, None, &pins)
+        .map_err(|_| refusal(Reason::CannotRecord))?;
+    Ok(stream)
+}
+
+/// The precise cause goes into the record's text, the reason to the refusal.
+fn failed(gate: &mut Gate, error: &DialError) -> Refusal {
+    let cause = error.to_string();
+    gate.refused(refusal(error.reason()), Some(&cause))
+}
+
+fn refusal(reason: Reason) -> Refusal {
+    Refusal::new(reason, "connection")
+}
+
+/// Ends a refused connection with a reset, so that no client takes it for an orderly end.
+pub(super) fn reset(stream: &TcpStream) {
+    let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
 }

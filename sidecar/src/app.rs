@@ -1,0 +1,324 @@
+//! The composition root: the one place where a sidecar is put together, for `main`, `sidegate up` and tests alike.
+//!
+//! Listeners named by the environment are bound before anything else; a port that is taken fails the start. Shutting
+//! down is the reverse: no new connections, sessions end with words, records are sealed, leases handed back.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sidegate_policies::engine::Subject;
+use sidegate_policies::reason::Reason;
+use sidegate_policies::wire::{SidecarStatus, TargetStatus};
+use tokio::sync::watch;
+use tokio::time::{interval, timeout, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::accept::{ListenError, Listeners};
+use crate::authority::Authority;
+use crate::broker::Broker;
+use crate::bundle_source::{self, Attested, Enforcer};
+use crate::config::SidecarConfig;
+use crate::credentials::Credentials;
+use crate::dial::names::Names;
+use crate::dial::DialContext;
+use crate::identity::{Identity, IdentityError};
+use crate::protocols::RoomContext;
+use crate::record::{DirectoryVolume, Log, LogIdentity, LogOptions, SystemClock};
+use crate::target::TargetState;
+use crate::task::Tasks;
+use crate::tls::agent::AgentTls;
+use crate::tls::{client, TlsError};
+
+/// How often status is worked out.
+const STATUS_EVERY: Duration = Duration::from_millis(250);
+/// Sessions have this long to end at shutdown.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Records and leases have this long after that.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Why a sidecar did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The broker's authority, or our own towards the agent.
+    #[error("TLS: {0}")]
+    Tls(#[from] TlsError),
+    /// The process key.
+    #[error("identity: {0}")]
+    Identity(#[from] IdentityError),
+    /// A listener named by the environment.
+    #[error("target {target}: {error}")]
+    Listen {
+        /// Its target.
+        target: String,
+        /// Why.
+        error: ListenError,
+    },
+    /// The journal volume.
+    #[error("journal {path}: {error}")]
+    Journal {
+        /// Where.
+        path: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
+}
+
+/// A sidecar.
+pub struct Sidecar;
+
+/// A sidecar that runs.
+pub struct Running {
+    authority: Arc<Authority>,
+    listeners: Arc<Listeners>,
+    tasks: Tasks,
+    status: watch::Receiver<SidecarStatus>,
+    /// Ends sources and leases.
+    stop: CancellationToken,
+    /// Ends the log, after the sessions.
+    stop_log: CancellationToken,
+    /// The log has ended.
+    log_done: CancellationToken,
+}
+
+impl Sidecar {
+    /// Starts a sidecar. It serves once the broker has said who it is and what is allowed; until then it refuses.
+    pub async fn start(config: SidecarConfig) -> Result<Running, StartError> {
+        let [stop, stop_log, log_done] = [(); 3].map(|()| CancellationToken::new());
+        let tasks = Tasks::default();
+        let identity = Identity::new(&config.token_file)?;
+        let tls = client::pinned(&config.broker_ca_pem)?;
+        let names = Names::new(&config.name_servers);
+        let broker = Broker::new(config.broker.clone(), tls, names, identity, tasks.clone());
+        let authority = Authority::new(Arc::new(broker.clone()), tasks.clone(), config.separation);
+        let authority = Arc::new(authority);
+        let context = context(&config, &broker, &authority, &stop)?;
+        let listeners = Listeners::new(authority.clone(), context, config.agent_uid);
+        let listeners = Arc::new(listeners);
+        announce(&config, &listeners)?;
+        let volume = volume(&config)?;
+
+        let (publish, status) = watch::channel(SidecarStatus::default());
+        let enforcer = Arc::new(Enforcer {
+            authority: authority.clone(),
+            listeners: listeners.clone(),
+        });
+        let source = bundle_source::Source {
+            broker: broker.clone(),
+            enforcer,
+            status: status.clone(),
+            attested: begin_log(volume, &authority, &broker, (&stop_log, &log_done)),
+        };
+        tasks.spawn("token", broker.keep_token(stop.clone()));
+        tasks.spawn("bundle stream", bundle_source::run(source, stop.clone()));
+        let told = tell(authority.clone(), listeners.clone(), publish, stop.clone());
+        tasks.spawn("status", told);
+        Ok(Running {
+            authority,
+            listeners,
+            tasks,
+            status,
+            stop,
+            stop_log,
+            log_done,
+        })
+    }
+}
+
+fn context(
+    config: &SidecarConfig,
+    broker: &Broker,
+    authority: &Authority,
+    stop: &CancellationToken,
+) -> Result<RoomContext, StartError> {
+    let tasks = authority.tasks.clone();
+    let credentials = Credentials::new(
+        Arc::new(broker.clone()),
+        authority.sessions.clone(),
+        tasks.clone(),
+        stop.clone(),
+    );
+    let names = Names::new(&config.name_servers);
+    Ok(RoomContext {
+        credentials: Arc::new(credentials),
+        dial: Arc::new(DialContext::new(names, config.allow_loopback_literals)),
+        tls: Arc::new(AgentTls::new()?),
+        tasks,
+        metrics: authority.metrics.clone(),
+        shared: Arc::default(),
+    })
+}
+
+fn announce(config: &SidecarConfig, listeners: &Arc<Listeners>) -> Result<(), StartError> {
+    for port in &config.ports {
+        let target = TargetState::announced(port.target.clone(), port.protocol, port.port);
+        listeners.listen(Arc::new(target)).map_err(|error| {
+            listeners.close();
+            StartError::Listen {
+                target: port.target.to_string(),
+                error,
+            }
+        })?;
+    }
+    Ok(())
+}
+
+fn volume(config: &SidecarConfig) -> Result<Arc<DirectoryVolume>, StartError> {
+    let opened = DirectoryVolume::open(&config.journal_dir);
+    let volume = opened.map_err(|error| StartError::Journal {
+        path: config.journal_dir.display().to_string(),
+        error,
+    })?;
+    Ok(Arc::new(volume))
+}
+
+/// Starts the log the first time the broker says who we are; the record names the attested subject, never our own
+/// word. Who we are cannot change within one start.
+fn begin_log(
+    volume: Arc<DirectoryVolume>,
+    authority: &Arc<Authority>,
+    broker: &Broker,
+    (stop, done): (&CancellationToken, &CancellationToken),
+) -> Attested {
+    let (authority, broker) = (authority.clone(), broker.clone());
+    let (stop, done) = (stop.clone(), done.clone());
+    let first: Mutex<Option<(Subject, u64)>> = Mutex::default();
+    Arc::new(move |subject, instance| {
+        let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*first {
+            Some((before, number)) if before.pod_uid == subject.pod_uid && *number == instance => return Ok(()),
+            Some(_) => return Err("the broker calls this process somebody else".to_owned()),
+            None => {}
+        }
+        let options = LogOptions {
+            volume: volume.clone(),
+            identity: log_identity(subject, instance, &authority),
+            clock: Arc::new(SystemClock::default()),
+        };
+        let log = Log::start(options).map_err(|error| error.to_string())?;
+        let work = log.clone().run(Arc::new(broker.clone()), stop.clone());
+        let done = done.clone().drop_guard();
+        authority.tasks.spawn("record", async move {
+            work.await;
+            drop(done);
+        });
+        authority.records_to(log);
+        *first = Some((subject.clone(), instance));
+        Ok(())
+    })
+}
+
+fn log_identity(subject: &Subject, instance: u64, authority: &Authority) -> LogIdentity {
+    LogIdentity {
+        cluster: authority
+            .in_force()
+            .map_or_else(|| "local".to_owned(), |bundle| bundle.cluster.clone()),
+        namespace: subject.namespace.clone(),
+        service_account: subject.service_account.clone(),
+        pod: subject.pod.clone(),
+        pod_uid: subject.pod_uid.clone(),
+        instance,
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+        separation: authority.separation.as_str().to_owned(),
+    }
+}
+
+/// Works out the status and publishes it when it changed.
+async fn tell(
+    authority: Arc<Authority>,
+    listeners: Arc<Listeners>,
+    publish: watch::Sender<SidecarStatus>,
+    stop: CancellationToken,
+) {
+    let mut ticks = interval(STATUS_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let now = status(&authority, &listeners);
+        publish.send_if_modified(|before| {
+            let changed = *before != now;
+            if changed {
+                *before = now;
+            }
+            changed
+        });
+    }
+}
+
+fn status(authority: &Authority, listeners: &Listeners) -> SidecarStatus {
+    let bundle = authority.in_force();
+    let targets = bundle.iter().flat_map(|bundle| bundle.targets.values());
+    let targets = targets.map(|target| TargetStatus {
+        target: target.id.to_string(),
+        protocol: target.spec.protocol.as_str().to_owned(),
+        listen: listeners
+            .addresses(&target.id)
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+        address: target.address(),
+        problem: listeners.problem(&target.id).map(|problem| problem.to_string()),
+        insecure: target.insecure(),
+        sessions: authority
+            .sessions
+            .matching(|session| session.target.id == target.id)
+            .len() as u64,
+    });
+    let metrics = &authority.metrics;
+    SidecarStatus {
+        bundle: bundle.as_ref().map(|bundle| bundle.version.to_string()),
+        targets: targets.collect(),
+        sessions: metrics.sessions.get(),
+        allowed: metrics.allowed.get(),
+        denied: metrics.denied.get(),
+        held: metrics.held.get(),
+        panics: authority.tasks.panics(),
+    }
+}
+
+impl Running {
+    /// Status as it changes.
+    pub fn status(&self) -> watch::Receiver<SidecarStatus> {
+        self.status.clone()
+    }
+
+    /// What is in force.
+    pub fn authority(&self) -> &Arc<Authority> {
+        &self.authority
+    }
+
+    /// Where targets listen.
+    pub fn listeners(&self) -> &Arc<Listeners> {
+        &self.listeners
+    }
+
+    /// Waits until a bundle is in force and status shows it; false if that takes longer than `limit`.
+    pub async fn ready(&self, limit: Duration) -> bool {
+        let mut status = self.status();
+        let ready = status.wait_for(|status| status.bundle.is_some());
+        matches!(timeout(limit, ready).await, Ok(Ok(_))) && self.authority.fresh()
+    }
+
+    /// Ends everything: no new connections, sessions cut with words, records sealed and sent, leases handed back.
+    /// Returns how many tasks had to be left behind; zero is the rule.
+    pub async fn shutdown(self) -> usize {
+        self.authority.drain();
+        self.listeners.close();
+        let open = self.authority.sessions.matching(|_| true);
+        for session in &open {
+            session.end(Reason::Draining);
+        }
+        let ended = futures_util::future::join_all(open.iter().map(|session| session.ended()));
+        let _ = timeout(DRAIN, ended).await;
+        self.stop_log.cancel();
+        // The record's last frames go up while the token is still kept fresh.
+        if self.authority.log().is_some() {
+            let _ = timeout(FAREWELL, self.log_done.cancelled()).await;
+        }
+        self.stop.cancel();
+        let _ = timeout(FAREWELL, self.tasks.wait()).await;
+        self.tasks.running()
+    }
+}

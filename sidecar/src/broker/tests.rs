@@ -1,0 +1,1 @@
+//! The broker client against a scripted broker.

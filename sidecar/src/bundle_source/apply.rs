@@ -1,0 +1,181 @@
+//! Putting into force what the stream brought: deny sets and bundles, and what they mean for open sessions.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sidegate_policies::api::TargetSpec;
+use sidegate_policies::bundle::{self, Bundle};
+use sidegate_policies::compile::compile_body;
+use sidegate_policies::engine::{Completeness, ConnectFacts};
+use sidegate_policies::engine::{Effect, Facts, Operation, Phase, Verb};
+use sidegate_policies::reason::Reason;
+use sidegate_policies::wire::DenySet;
+
+use crate::accept::Listeners;
+use crate::authority::{Authority, InForce};
+use crate::secret::from_base64url;
+use crate::session::Session;
+use crate::target::TargetState;
+
+/// Largest body of a bundle.
+const BODY_LIMIT: usize = 8 << 20;
+/// How long an ack waits for cut sessions to be gone.
+const GONE: Duration = Duration::from_secs(2);
+
+/// Why a bundle was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleRefused {
+    /// Too large.
+    #[error("the body is larger than 8 MiB")]
+    TooLarge,
+    /// The body is not what its version says.
+    #[error("the body's SHA-256 is not its version")]
+    Version,
+    /// Older than the one in force.
+    #[error("revision {offered} is older than {held}, which is in force")]
+    Older {
+        /// Of the bundle offered.
+        offered: u64,
+        /// Of the bundle in force.
+        held: u64,
+    },
+    /// It does not compile.
+    #[error("{0}")]
+    Compile(String),
+}
+
+/// What was done to open sessions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Closed {
+    /// Sessions ended.
+    pub sessions: u64,
+    /// Microseconds from receipt to the last one gone.
+    pub took_us: u64,
+}
+
+/// Applies bundles and deny sets.
+pub struct Enforcer {
+    /// What is in force.
+    pub authority: Arc<Authority>,
+    /// The listeners that follow the bundle.
+    pub listeners: Arc<Listeners>,
+}
+
+impl Enforcer {
+    /// Puts a deny set into force. Sessions are told to end before this returns; the future completes once they
+    /// have ended. None: the set is older than the one held.
+    pub fn deny(&self, set: DenySet) -> Option<impl std::future::Future<Output = Closed> + Send + 'static> {
+        let received = Instant::now();
+        let applied = self.authority.deny.apply(set, &self.authority.sessions)?;
+        self.authority.armed();
+        self.authority.metrics.cut.add(applied.closing.len() as u64);
+        Some(gone(applied.closing, received))
+    }
+
+    /// Checks and compiles a bundle; heavy, so call it off the runtime.
+    pub fn compile(&self, version: &str, body: &str, revision: u64) -> Result<InForce, BundleRefused> {
+        if body.len() > BODY_LIMIT {
+            return Err(BundleRefused::TooLarge);
+        }
+        if bundle::version(body.as_bytes()) != version {
+            return Err(BundleRefused::Version);
+        }
+        if let Some(held) = self.authority.in_force().map(|held| held.revision) {
+            if revision < held {
+                return Err(BundleRefused::Older {
+                    offered: revision,
+                    held,
+                });
+            }
+        }
+        let policies = compile_body(body.as_bytes()).map_err(|problems| {
+            let first: Vec<String> = problems.iter().take(10).map(ToString::to_string).collect();
+            BundleRefused::Compile(first.join("; "))
+        })?;
+        let parsed: Bundle = serde_json::from_str(body).map_err(|error| BundleRefused::Compile(error.to_string()))?;
+        let targets: BTreeMap<_, _> = parsed
+            .targets
+            .iter()
+            .filter_map(TargetState::bundled)
+            .map(|target| (target.id.clone(), Arc::new(target)))
+            .collect();
+        let digest_key = from_base64url(&parsed.digest_key).filter(|key| key.len() == 32);
+        Ok(InForce {
+            generation: 0,
+            version: version.into(),
+            revision,
+            cluster: parsed.cluster,
+            policies,
+            targets,
+            digest_key: digest_key.ok_or_else(|| BundleRefused::Compile("digestKey is not 32 bytes".to_owned()))?,
+        })
+    }
+
+    /// Swaps a compiled bundle in, lets the listeners follow, and ends sessions it no longer allows.
+    pub fn enforce(&self, bundle: InForce) -> impl std::future::Future<Output = Closed> + Send + 'static {
+        let received = Instant::now();
+        let bundle = self.authority.enforce(bundle);
+        self.listeners.reconcile(&bundle.targets);
+        let closing = self
+            .authority
+            .sessions
+            .matching(|session| !still_allowed(session, &bundle));
+        for session in &closing {
+            session.end(Reason::PolicyGone);
+        }
+        self.authority.metrics.cut.add(closing.len() as u64);
+        gone(closing, received)
+    }
+}
+
+/// Whether a bundle still allows a session that is open.
+fn still_allowed(session: &Session, bundle: &InForce) -> bool {
+    let Some(target) = bundle.targets.get(&session.target.id) else {
+        return false;
+    };
+    // A session that has not connected yet meets the new bundle at its connect; one on an announced listener too.
+    let Some(facts) = session.facts() else {
+        return true;
+    };
+    same_place(target, &session.target) && connects(session, facts, bundle)
+}
+
+/// Another object, address, credential or TLS setting under the same name is another target.
+fn same_place(new: &TargetState, old: &TargetState) -> bool {
+    let place = |spec: &TargetSpec| {
+        (
+            spec.protocol,
+            spec.address.clone(),
+            spec.credential.clone(),
+            spec.tls.clone(),
+        )
+    };
+    new.uid == old.uid && place(&new.spec) == place(&old.spec) && new.spec.weak_login >= old.spec.weak_login
+}
+
+fn connects(session: &Session, facts: &ConnectFacts, bundle: &InForce) -> bool {
+    let operation = Operation {
+        verb: Verb::Connect,
+        action: "connect",
+        completeness: Completeness::Exact,
+        facts: Facts::Connect(facts),
+    };
+    let decision = bundle.policies.decide(
+        &session.subject,
+        &session.target.id,
+        &operation,
+        Phase::Final,
+        jiff::Timestamp::now(),
+    );
+    decision.effect != Effect::Deny
+}
+
+async fn gone(closing: Vec<Arc<Session>>, received: Instant) -> Closed {
+    let ended = futures_util::future::join_all(closing.iter().map(|session| session.ended()));
+    let _ = tokio::time::timeout(GONE, ended).await;
+    Closed {
+        sessions: closing.len() as u64,
+        took_us: u64::try_from(received.elapsed().as_micros()).unwrap_or(u64::MAX),
+    }
+}

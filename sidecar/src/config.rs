@@ -1,0 +1,248 @@
+//! What a sidecar must be told, and how it is read from the environment.
+//!
+//! Every problem is reported, not the first. `allow_loopback_literals` has no variable: only a composition root that
+//! runs beside its broker on one machine may set it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use sidegate_policies::api::target::TargetProtocol;
+use sidegate_policies::engine::TargetId;
+
+use crate::authority::Separation;
+use crate::broker::Url;
+use crate::dial::names;
+
+/// Where the kubelet projects the token.
+const TOKEN_FILE: &str = "/var/run/secrets/sidegate.dev/token/token";
+const RUN_DIR: &str = "/run/sidegate";
+const JOURNAL_DIR: &str = "/var/lib/sidegate/journal";
+
+/// Everything a sidecar is told.
+#[derive(Debug, Clone)]
+pub struct SidecarConfig {
+    /// The broker's front face.
+    pub broker: Url,
+    /// PEM of the authority that must have signed the broker's certificate.
+    pub broker_ca_pem: String,
+    /// The service-account token.
+    pub token_file: PathBuf,
+    /// Listeners that exist before the first bundle.
+    pub ports: Vec<Announced>,
+    /// Name servers for targets and broker.
+    pub name_servers: Vec<SocketAddr>,
+    /// Memory volume.
+    pub run_dir: PathBuf,
+    /// Journal volume.
+    pub journal_dir: PathBuf,
+    /// Local mode: a Target that states a loopback literal may be dialled there.
+    pub allow_loopback_literals: bool,
+    /// How agent and sidecar are kept apart.
+    pub separation: Separation,
+    /// Only this user's connections are served.
+    pub agent_uid: Option<u32>,
+}
+
+/// A listener named by the environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announced {
+    /// Its target.
+    pub target: TargetId,
+    /// The protocol its refusals are written in.
+    pub protocol: TargetProtocol,
+    /// Its port.
+    pub port: u16,
+}
+
+/// One thing wrong with the environment.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}: {message}")]
+pub struct ConfigProblem {
+    /// The variable.
+    pub variable: &'static str,
+    /// What is wrong, and what to write.
+    pub message: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PortEntry {
+    port: u16,
+    protocol: TargetProtocol,
+    /// Informative: listeners are on every loopback family.
+    #[serde(default)]
+    #[allow(dead_code)]
+    addresses: Vec<String>,
+}
+
+impl SidecarConfig {
+    /// Reads the environment through `get`, so that tests need not change the process's own.
+    pub fn from_env(get: impl Fn(&str) -> Option<String>) -> Result<Self, Vec<ConfigProblem>> {
+        let mut problems = Problems::default();
+        let broker = problems.need("SIDEGATE_BROKER_URL", get("SIDEGATE_BROKER_URL"), |text| {
+            Url::parse(text).map_err(|error| error.to_string())
+        });
+        let ca = problems.need("SIDEGATE_BROKER_CA", get("SIDEGATE_BROKER_CA"), pem_or_file);
+        let ports = problems.may("SIDEGATE_PORTS", get("SIDEGATE_PORTS"), ports);
+        let servers = problems.may("SIDEGATE_NAME_SERVERS", get("SIDEGATE_NAME_SERVERS"), servers);
+        let agent_uid = problems.may("SIDEGATE_AGENT_UID", get("SIDEGATE_AGENT_UID"), |text| {
+            text.parse::<u32>().map_err(|error| error.to_string())
+        });
+        let path = |name: &str, default: &str| get(name).map_or_else(|| PathBuf::from(default), PathBuf::from);
+        match (broker, ca, problems.0.is_empty()) {
+            (Some(broker), Some(broker_ca_pem), true) => Ok(SidecarConfig {
+                broker,
+                broker_ca_pem,
+                token_file: path("SIDEGATE_TOKEN_FILE", TOKEN_FILE),
+                ports: ports.unwrap_or_default(),
+                name_servers: servers.unwrap_or_default(),
+                run_dir: path("SIDEGATE_RUN_DIR", RUN_DIR),
+                journal_dir: path("SIDEGATE_JOURNAL_DIR", JOURNAL_DIR),
+                allow_loopback_literals: false,
+                separation: Separation::Pod,
+                agent_uid,
+            }),
+            _ => Err(problems.0),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Problems(Vec<ConfigProblem>);
+
+impl Problems {
+    fn need<T>(
+        &mut self,
+        variable: &'static str,
+        text: Option<String>,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        if text.as_deref().unwrap_or_default().is_empty() {
+            let message = "must be set".to_owned();
+            self.0.push(ConfigProblem { variable, message });
+            return None;
+        }
+        self.may(variable, text, read)
+    }
+
+    fn may<T>(
+        &mut self,
+        variable: &'static str,
+        text: Option<String>,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let text = text.filter(|text| !text.is_empty())?;
+        match read(&text) {
+            Ok(value) => Some(value),
+            Err(message) => {
+                self.0.push(ConfigProblem { variable, message });
+                None
+            }
+        }
+    }
+}
+
+/// PEM in place, or the path of a file that holds it.
+fn pem_or_file(text: &str) -> Result<String, String> {
+    if text.contains("-----BEGIN CERTIFICATE-----") {
+        return Ok(text.to_owned());
+    }
+    std::fs::read_to_string(text).map_err(|error| format!("neither PEM nor a readable file: {error}"))
+}
+
+fn ports(text: &str) -> Result<Vec<Announced>, String> {
+    let entries: BTreeMap<String, PortEntry> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let mut ports = Vec::new();
+    for (name, entry) in entries {
+        let (namespace, target) = name
+            .split_once('/')
+            .ok_or_else(|| format!("`{name}` is not of the form namespace/name"))?;
+        if entry.port == 0 {
+            return Err(format!("`{name}`: the port must be 1 to 65535"));
+        }
+        ports.push(Announced {
+            target: TargetId::new(namespace, target),
+            protocol: entry.protocol,
+            port: entry.port,
+        });
+    }
+    Ok(ports)
+}
+
+fn servers(text: &str) -> Result<Vec<SocketAddr>, String> {
+    let read = |word: &str| {
+        let with_port = word.parse::<SocketAddr>();
+        with_port
+            .or_else(|_| word.parse().map(|ip| SocketAddr::new(ip, 53)))
+            .map_err(|_| format!("`{word}` is not an IP address"))
+    };
+    text.split([',', ' '])
+        .filter(|word| !word.is_empty())
+        .map(read)
+        .collect()
+}
+
+/// The machine's own name servers, read once: local mode only.
+pub fn system_name_servers() -> Vec<SocketAddr> {
+    std::fs::read_to_string("/etc/resolv.conf")
+        .map(|text| names::servers_of(&text))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn read(values: &[(&str, &str)]) -> Result<SidecarConfig, Vec<ConfigProblem>> {
+        let values: BTreeMap<String, String> = values
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect();
+        SidecarConfig::from_env(|name| values.get(name).cloned())
+    }
+
+    const CA: (&str, &str) = ("SIDEGATE_BROKER_CA", "-----BEGIN CERTIFICATE-----");
+
+    #[test]
+    fn a_whole_environment_is_read() {
+        let config = read(&[
+            ("SIDEGATE_BROKER_URL", "https://127.0.0.1:8443"),
+            CA,
+            (
+                "SIDEGATE_PORTS",
+                r#"{"data/shop": {"protocol": "Postgres", "port": 15432}}"#,
+            ),
+            ("SIDEGATE_NAME_SERVERS", "10.0.0.10,10.0.0.11:5353"),
+            ("SIDEGATE_AGENT_UID", "1000"),
+        ])
+        .unwrap();
+        assert_eq!(config.broker.to_string(), "https://127.0.0.1:8443");
+        assert_eq!(config.ports.len(), 1);
+        assert_eq!(config.name_servers.len(), 2);
+        assert_eq!(config.agent_uid, Some(1000));
+        assert!(!config.allow_loopback_literals, "no variable turns it on");
+    }
+
+    #[test]
+    fn every_problem_is_reported() {
+        let problems = read(&[
+            ("SIDEGATE_BROKER_URL", "http://broker"),
+            ("SIDEGATE_PORTS", r#"{"shop": {"protocol": "Postgres", "port": 1}}"#),
+            ("SIDEGATE_NAME_SERVERS", "localhost"),
+        ])
+        .unwrap_err();
+        let names: Vec<&str> = problems.iter().map(|problem| problem.variable).collect();
+        assert_eq!(
+            names,
+            [
+                "SIDEGATE_BROKER_URL",
+                "SIDEGATE_BROKER_CA",
+                "SIDEGATE_PORTS",
+                "SIDEGATE_NAME_SERVERS"
+            ]
+        );
+    }
+}

@@ -1,0 +1,83 @@
+//! The session's record as the gate and its room write it; before there is a log, every write is refused.
+//!
+//! A sidecar has no log until the broker attested it. Connections that come earlier are refused in their protocol's
+//! own words, and cannot be recorded; nothing else passes without a record.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use sidegate_policies::record::payload;
+use sidegate_policies::record::Kind;
+
+use crate::record::{CannotRecord, Log, SessionRecorder};
+use crate::session::Session;
+
+/// A session's record, once it has begun.
+#[derive(Default)]
+pub struct Ledger(Option<SessionRecorder>);
+
+impl Ledger {
+    /// Begins the record with its `open`.
+    pub(super) fn begin(
+        &mut self,
+        log: Option<Arc<Log>>,
+        session: &Session,
+        open: &payload::Open<'_>,
+    ) -> Result<(), CannotRecord> {
+        let log = log.ok_or(CannotRecord::CollectorSilent)?;
+        self.0 = Some(log.open(session.id, session.target.spec.recording, open)?);
+        Ok(())
+    }
+
+    fn begun(&mut self) -> Result<&mut SessionRecorder, CannotRecord> {
+        self.0.as_mut().ok_or(CannotRecord::Closed)
+    }
+
+    /// Buffers one event; no system call.
+    pub fn event(&mut self, kind: Kind, op: Option<u64>, payload: &impl Serialize) -> Result<(), CannotRecord> {
+        self.begun()?.event(kind, op, payload)
+    }
+
+    /// The outcome of an operation, with what is kept of its reply.
+    pub(super) fn outcome(&mut self, op: u64, outcome: payload::Outcome<'_>) -> Result<(), CannotRecord> {
+        self.begun()?.outcome(op, outcome)
+    }
+
+    /// Makes everything buffered durable by the target's class.
+    pub fn commit(&mut self) -> Result<(), CannotRecord> {
+        self.begun()?.commit()
+    }
+
+    /// Bytes of an operation's reply, after masking.
+    pub fn body(&mut self, op: u64, masked: &[u8]) {
+        if let Some(recorder) = &mut self.0 {
+            recorder.body(op, masked);
+        }
+    }
+
+    /// Bytes from the agent that belong to an operation (COPY data, raw TCP), as they are sent.
+    pub fn request_bytes(&mut self, op: u64, offset: u64, bytes: &[u8]) -> Result<(), CannotRecord> {
+        self.begun()?.request_bytes(op, offset, bytes)
+    }
+
+    /// Keyed digest of content, hex.
+    pub fn digest(&self, bytes: &[u8]) -> Option<String> {
+        self.0.as_ref().map(|recorder| recorder.digest(bytes))
+    }
+
+    /// Whether a new operation may be forwarded at all.
+    pub fn ready(&self) -> Result<(), CannotRecord> {
+        self.0.as_ref().ok_or(CannotRecord::Closed)?.ready()
+    }
+
+    /// Completes once the collector acknowledged the session's `open`; 5 s at most.
+    pub async fn opened(&self) -> Result<(), CannotRecord> {
+        self.0.as_ref().ok_or(CannotRecord::Closed)?.opened().await
+    }
+
+    pub(super) fn close(&mut self, close: payload::Close<'_>) {
+        if let Some(recorder) = &mut self.0 {
+            recorder.close(close);
+        }
+    }
+}
