@@ -1,0 +1,138 @@
+//! What a broker is started with, and why it may refuse to start.
+//!
+//! Holds no secret, only paths to them. The invariant: a configuration with a problem starts nothing, and every
+//! problem is listed, not the first.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sidegate_policies::compile::Problem;
+
+use crate::clock::{Clock, SystemClock};
+use crate::state::StateError;
+
+/// What a broker is started with.
+#[derive(Debug, Clone)]
+pub struct BrokerConfig {
+    /// Folders with `*.yaml`, read together and watched.
+    pub config_dirs: Vec<PathBuf>,
+    /// Folder laid out `<namespace>/<name>/<key>`; absent: no Secret can be read.
+    pub secrets_dir: Option<PathBuf>,
+    /// Private folder for keys, pins, approvals, records and the control socket.
+    pub state_dir: PathBuf,
+    /// Address of the front face. Port 0 picks a free one.
+    pub listen: SocketAddr,
+    /// Address of the issuer's public face. Port 0 takes the port of the last start if it is free, else any.
+    pub issuer_listen: SocketAddr,
+    /// The cluster's name, part of every `sub`.
+    pub cluster: String,
+    /// Who the one local agent is.
+    pub identity: Identity,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl BrokerConfig {
+    /// The defaults of local mode: loopback, free ports, agent `local/agent`, not separated.
+    pub fn new(config_dirs: Vec<PathBuf>, state_dir: PathBuf) -> Self {
+        let loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        BrokerConfig {
+            config_dirs,
+            secrets_dir: None,
+            state_dir,
+            listen: loopback,
+            issuer_listen: loopback,
+            cluster: "local".to_owned(),
+            identity: Identity::default(),
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
+/// The one agent of local mode, as its Pod would say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Service account.
+    pub service_account: String,
+    /// Pod labels that policies match.
+    pub labels: BTreeMap<String, String>,
+    /// Whether the agent runs as another OS user.
+    pub separation: Separation,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Identity {
+            namespace: "local".to_owned(),
+            service_account: "agent".to_owned(),
+            labels: BTreeMap::new(),
+            separation: Separation::None,
+        }
+    }
+}
+
+/// What stands between the agent and the state directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase")]
+pub enum Separation {
+    /// Nothing: the agent is the starting user and may read the state directory.
+    None,
+    /// The agent runs as this OS user, who never approves and never commands.
+    User {
+        /// Its uid.
+        uid: u32,
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Separation {
+    /// Whether this uid is the agent's own and therefore may not command or decide.
+    pub fn is_agent(&self, peer: u32) -> bool {
+        matches!(self, Separation::User { uid, .. } if *uid == peer)
+    }
+}
+
+/// Why a broker did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration has problems; all of them.
+    #[error("{} problem(s) in the configuration", .0.len())]
+    Config(Vec<Problem>),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// An address cannot be bound.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A key, certificate or TLS setting cannot be made.
+    #[error("cannot prepare {what}: {why}")]
+    Crypto {
+        /// What.
+        what: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// The record store cannot be opened.
+    #[error("cannot open the record store: {0}")]
+    Records(String),
+}
+
+impl StartError {
+    pub(crate) fn crypto(what: &'static str, why: impl std::fmt::Display) -> Self {
+        StartError::Crypto {
+            what,
+            why: why.to_string(),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The issuer: two ES256 key rings in the state directory, and the tokens signed with them.
+//!
+//! Refuses to sign anything that outlives the caller's own service-account token, or carries a claim it did not
+//! make itself. The invariant: every token has exactly one audience, and `sub` is opaque and never reused.
+
+use std::sync::Arc;
+
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::Engine as _;
+use serde_json::{json, Value};
+use sidegate_policies::engine::Subject;
+
+use crate::config::StartError;
+use crate::jwt::{Alg, KeySet, PublicKey, SigningFailed, SigningKey, Trust};
+use crate::state::StateDir;
+
+/// Algorithms our own tokens are signed with.
+pub const ALGORITHMS: &[Alg] = &[Alg::Es256];
+/// Life of session and target tokens, seconds.
+pub const TOKEN_LIFE: i64 = 300;
+/// Life of a record key certificate, seconds.
+pub const CERTIFICATE_LIFE: i64 = 24 * 3600;
+/// Audience of record key certificates.
+pub const RECORDS_AUDIENCE: &str = "sidegate-records";
+
+/// Who a token is about, as attested.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// The pod and its labels.
+    pub subject: Subject,
+    /// UID of the service account: a recreated account is somebody else.
+    pub account_uid: String,
+    /// The pod's node.
+    pub node: String,
+    /// Container instance.
+    pub instance: u64,
+    /// When its service-account token ends, seconds since 1970; nothing given out outlives it.
+    pub ends: i64,
+}
+
+impl Workload {
+    /// `system:serviceaccount:ns:name`.
+    pub fn client_id(&self) -> String {
+        let subject = &self.subject;
+        format!("system:serviceaccount:{}:{}", subject.namespace, subject.service_account)
+    }
+}
+
+/// A token just made. No Debug: it is a secret.
+pub struct Issued {
+    /// The compact token.
+    pub token: String,
+    /// Seconds from now.
+    pub expires_in: u64,
+    /// Its id, for the audit.
+    pub id: String,
+}
+
+/// The issuer of one cluster.
+pub struct Issuer {
+    url: String,
+    cluster: String,
+    access: SigningKey,
+    access_keys: Arc<KeySet>,
+    record: SigningKey,
+}
+
+impl Issuer {
+    /// Loads the rings, or makes them at the first start.
+    pub fn open(state: &StateDir, url: String, cluster: String) -> Result<Self, StartError> {
+        state.dir("keys")?;
+        let access = load_key(state, "keys/access.p8")?;
+        let record = load_key(state, "keys/record.p8")?;
+        Ok(Issuer {
+            url,
+            cluster,
+            access_keys: Arc::new(KeySet::new(vec![access.public().clone()])),
+            access,
+            record,
+        })
+    }
+
+    /// The issuer's URL, byte for byte as in every token.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The cluster's name.
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    /// What session tokens are checked against.
+    pub fn trust<'a>(&'a self, denied: &'a (dyn Fn(&str) -> bool + Sync)) -> Trust<'a> {
+        Trust {
+            issuer: &self.url,
+            keys: &self.access_keys,
+            algorithms: ALGORITHMS,
+            audience: &self.url,
+            denied,
+        }
+    }
+
+    /// The published key set of session and target tokens.
+    pub fn jwks(&self) -> Value {
+        json!({"keys": self.access_keys.iter().map(PublicKey::jwk).collect::<Vec<_>>()})
+    }
+
+    /// The ring that certifies record keys; kept for ever.
+    pub fn record_ring(&self) -> Vec<Value> {
+        vec![self.record.public().jwk()]
+    }
+
+    /// A session token bound to the caller's key.
+    pub fn session(&self, who: &Workload, thumbprint: &str, now: i64) -> Result<Issued, SigningFailed> {
+        let extra = json!({"client_id": who.client_id(), "scope": "sidegate", "cnf": {"jkt": thumbprint}});
+        self.access_token(who, &self.url, extra, now)
+    }
+
+    /// An RFC 9068 access token for a target.
+    pub fn target(&self, who: &Workload, audience: &str, scope: &str, now: i64) -> Result<Issued, SigningFailed> {
+        let act = json!({"sub": self.subject_of(who)});
+        let mut extra = json!({"client_id": who.client_id(), "act": act, "txn": random_id()?});
+        if let (Value::Object(members), false) = (&mut extra, scope.is_empty()) {
+            members.insert("scope".to_owned(), scope.into());
+        }
+        self.access_token(who, audience, extra, now)
+    }
+
+    /// Certifies a record key (Ed25519) for one pod and instance.
+    pub fn record_certificate(&self, who: &Workload, public_key: &str, now: i64) -> Result<String, SigningFailed> {
+        let claims = json!({
+            "iss": self.url, "sub": self.subject_of(who), "aud": RECORDS_AUDIENCE,
+            "iat": now, "nbf": now, "exp": now.saturating_add(CERTIFICATE_LIFE), "jti": random_id()?,
+            "cnf": {"jwk": {"kty": "OKP", "crv": "Ed25519", "x": public_key}},
+            "sidegate": self.workload_claim(who),
+        });
+        self.record.sign(Some("sidegate-record-key+jwt"), &claims)
+    }
+
+    /// `sg:<cluster>:<service account UID>`.
+    pub fn subject_of(&self, who: &Workload) -> String {
+        format!("sg:{}:{}", self.cluster, who.account_uid)
+    }
+
+    fn access_token(&self, who: &Workload, audience: &str, extra: Value, now: i64) -> Result<Issued, SigningFailed> {
+        let expires = now.saturating_add(TOKEN_LIFE).min(who.ends);
+        let id = random_id()?;
+        let mut claims = json!({
+            "iss": self.url, "sub": self.subject_of(who), "aud": audience,
+            "iat": now, "nbf": now, "exp": expires, "jti": id,
+            "sidegate": self.workload_claim(who),
+        });
+        if let (Value::Object(claims), Value::Object(extra)) = (&mut claims, extra) {
+            claims.extend(extra);
+        }
+        Ok(Issued {
+            token: self.access.sign(Some("at+jwt"), &claims)?,
+            expires_in: u64::try_from(expires.saturating_sub(now)).unwrap_or(0),
+            id,
+        })
+    }
+
+    fn workload_claim(&self, who: &Workload) -> Value {
+        json!({
+            "cluster": self.cluster,
+            "namespace": who.subject.namespace,
+            "serviceAccount": who.subject.service_account,
+            "serviceAccountUid": who.account_uid,
+            "pod": who.subject.pod,
+            "podUid": who.subject.pod_uid,
+            "node": who.node,
+            "instance": who.instance,
+            "ends": who.ends,
+        })
+    }
+}
+
+fn load_key(state: &StateDir, name: &str) -> Result<SigningKey, StartError> {
+    let bytes = state.read_or_create(name, || {
+        let key = SigningKey::generate().map_err(|error| StartError::crypto("a signing key", error))?;
+        Ok::<_, StartError>(key.to_vec())
+    })?;
+    let bytes = zeroize::Zeroizing::new(bytes);
+    SigningKey::from_pkcs8(&bytes).map_err(|error| StartError::crypto("a signing key", error))
+}
+
+/// Loads or makes the key of the local cluster double.
+pub(crate) fn load_cluster_key(state: &StateDir) -> Result<SigningKey, StartError> {
+    state.dir("keys")?;
+    load_key(state, "keys/cluster.p8")
+}
+
+/// 128 random bits, base64url.
+pub fn random_id() -> Result<String, SigningFailed> {
+    Ok(URL_SAFE_NO_PAD.encode(random::<16>()?))
+}
+
+/// Random bytes.
+pub fn random<const N: usize>() -> Result<[u8; N], SigningFailed> {
+    let mut bytes = [0; N];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| SigningFailed)?;
+    Ok(bytes)
+}
