@@ -284,11 +284,17 @@ fn check_pod(pod: &PodView, claims: &Claims<'_>) -> Result<(), NotAttested> {
 
 fn check_shape(shape: &Shape) -> Result<(), NotAttested> {
     if shape.token_volumes.len() != 1 {
-        return Err(NotAttested::Shape("our audience is not projected by exactly one volume"));
+        return Err(NotAttested::Shape(
+            "our audience is not projected by exactly one volume",
+        ));
     }
     match shape.mounted_by.as_slice() {
         [(name, true)] if name == SIDECAR => {}
-        _ => return Err(NotAttested::Shape("the token is mounted by something besides the sidecar")),
+        _ => {
+            return Err(NotAttested::Shape(
+                "the token is mounted by something besides the sidecar",
+            ))
+        }
     }
     if !shape.intruders.is_empty() {
         return Err(NotAttested::Shape("an ephemeral container reaches for the sidecar"));

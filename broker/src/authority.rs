@@ -34,7 +34,9 @@ impl Authority {
         let ca_pem = state.read_or_create("keys/ca.pem", || {
             let mut params = ca_params();
             validity(&mut params, clock.now(), YEAR.saturating_mul(10));
-            let cert = params.self_signed(&key).map_err(|error| StartError::crypto("the CA", error))?;
+            let cert = params
+                .self_signed(&key)
+                .map_err(|error| StartError::crypto("the CA", error))?;
             Ok::<_, StartError>(cert.pem().into_bytes())
         })?;
         let leaf_key = KeyPair::generate().map_err(|error| StartError::crypto("a TLS key", error))?;
@@ -63,8 +65,7 @@ fn load_key(state: &StateDir) -> Result<KeyPair, StartError> {
         let key = KeyPair::generate().map_err(|error| StartError::crypto("the CA key", error))?;
         Ok::<_, StartError>(key.serialize_der())
     })?;
-    KeyPair::try_from(PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(bytes)))
-        .map_err(|error| StartError::crypto("the CA key", error))
+    KeyPair::try_from(bytes.as_slice()).map_err(|error| StartError::crypto("the CA key", error))
 }
 
 /// The same names and usages at every start, so that a leaf made now chains to the certificate made then.
@@ -81,8 +82,14 @@ fn leaf_params(addresses: &[IpAddr], now: i64) -> Result<CertificateParams, Star
         .map_err(|error| StartError::crypto("a TLS certificate", error))?;
     params.distinguished_name.push(DnType::CommonName, "Sidegate broker");
     let mut names: Vec<IpAddr> = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
-    names.extend(addresses.iter().filter(|address| !address.is_unspecified() && !address.is_loopback()));
-    params.subject_alt_names.extend(names.into_iter().map(SanType::IpAddress));
+    names.extend(
+        addresses
+            .iter()
+            .filter(|address| !address.is_unspecified() && !address.is_loopback()),
+    );
+    params
+        .subject_alt_names
+        .extend(names.into_iter().map(SanType::IpAddress));
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;

@@ -4,6 +4,7 @@
 //! problem is listed, not the first.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -95,6 +96,15 @@ impl Separation {
     /// Whether this uid is the agent's own and therefore may not command or decide.
     pub fn is_agent(&self, peer: u32) -> bool {
         matches!(self, Separation::User { uid, .. } if *uid == peer)
+    }
+}
+
+impl fmt::Display for Separation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Separation::None => f.write_str("none"),
+            Separation::User { name, .. } => write!(f, "user {name}"),
+        }
     }
 }
 

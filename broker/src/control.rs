@@ -9,14 +9,21 @@
 //! | `GET /sessions` | | list of [`SessionRow`], oldest first |
 //! | `POST /lock` | [`Lock`] | [`Locked`] |
 //! | `POST /unlock` | [`Unlock`] | [`Unlocked`] |
+//! | `POST /sidecar-restarted` | | [`Restarted`] |
+//! | `POST /shutdown` | | 204 |
 //!
-//! Errors are `{"error": "a sentence for people"}` with status 400, 403, 404 or 409.
+//! Errors are `{"error": "a sentence for people"}` with status 400, 403, 404 or 409. The invariant: nothing here
+//! decides for a person, and whoever decides is named.
+
+pub mod server;
 
 use serde::{Deserialize, Serialize};
 use sidegate_policies::api::access_request::Verdict;
 use sidegate_policies::api::lockdown::{Freeze, LockdownAction};
 use sidegate_policies::compile::Problem;
 use sidegate_policies::wire::TargetStatus;
+
+pub use crate::front::stream::SidecarReport;
 
 /// The state of an instance.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -54,7 +61,43 @@ pub struct Status {
     pub problems: Vec<Problem>,
     /// Things to look at that stop nothing (dangling references).
     pub warnings: Vec<Problem>,
+    /// Every connected sidecar, as its stream tells.
+    #[serde(default)]
+    pub connected: Vec<SidecarReport>,
+    /// URL of the broker's front face.
+    #[serde(default)]
+    pub front_url: String,
+    /// The issuer's URL.
+    #[serde(default)]
+    pub issuer: String,
+    /// UID of the agent's pod.
+    #[serde(default)]
+    pub pod_uid: String,
+    /// Its container instance.
+    #[serde(default)]
+    pub instance: u64,
+    /// Requests that wait for people.
+    #[serde(default)]
+    pub waiting: u64,
+    /// Leases out now.
+    #[serde(default)]
+    pub leases: u64,
 }
+
+/// A sidecar was started again by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Restarted {
+    /// The new instance.
+    pub instance: u64,
+}
+
+/// Annotation of a request: when it was asked, RFC 3339.
+pub const CREATED: &str = "sidegate.dev/created";
+/// Annotation of a request: the session that asked.
+pub const SESSION: &str = "sidegate.dev/session";
+/// Annotation of a request: `none`, or `user NAME`.
+pub const SEPARATION: &str = "sidegate.dev/separation";
 
 /// A person's word on a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

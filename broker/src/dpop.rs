@@ -192,13 +192,20 @@ mod tests {
                 "htm": "POST", "htu": format!("{BASE}/v1/leases"), "iat": self.clock.now(), "jti": "a",
                 "nonce": self.dpop.nonce(), "ath": sha256_base64url(b"token"),
             });
-            claims.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            claims
+                .as_object_mut()
+                .unwrap()
+                .extend(change.as_object().unwrap().clone());
             let header = json!({"alg": "ES256", "typ": "dpop+jwt", "jwk": self.key.public().required_members()});
             self.key.sign_parts(&header, &claims).unwrap()
         }
 
         fn check(&self, proof: &str) -> Result<PublicKey, DpopRefused> {
-            let call = Call { method: "POST", path: "/v1/leases", token: Some("token") };
+            let call = Call {
+                method: "POST",
+                path: "/v1/leases",
+                token: Some("token"),
+            };
             self.dpop.check(Some(proof.as_bytes()), call)
         }
     }
@@ -206,19 +213,45 @@ mod tests {
     #[test]
     fn a_proof_is_good_for_its_call_alone() {
         let bench = Bench::new();
-        assert_eq!(bench.check(&bench.proof(json!({}))).unwrap().thumbprint(), bench.key.public().thumbprint());
+        assert_eq!(
+            bench.check(&bench.proof(json!({}))).unwrap().thumbprint(),
+            bench.key.public().thumbprint()
+        );
         for (change, refusal) in [
             (json!({"jti": "b", "htm": "GET"}), DpopRefused::Method),
-            (json!({"jti": "b", "htu": "https://evil.example/v1/leases"}), DpopRefused::Url),
-            (json!({"jti": "b", "htu": format!("{BASE}/v1/leases?x=1")}), DpopRefused::Url),
+            (
+                json!({"jti": "b", "htu": "https://evil.example/v1/leases"}),
+                DpopRefused::Url,
+            ),
+            (
+                json!({"jti": "b", "htu": format!("{BASE}/v1/leases?x=1")}),
+                DpopRefused::Url,
+            ),
             (json!({"jti": "b", "htu": format!("{BASE}/token")}), DpopRefused::Url),
-            (json!({"jti": "b", "ath": sha256_base64url(b"other")}), DpopRefused::Token),
+            (
+                json!({"jti": "b", "ath": sha256_base64url(b"other")}),
+                DpopRefused::Token,
+            ),
             (json!({"jti": "b", "nonce": "guess"}), DpopRefused::Nonce),
         ] {
-            assert_eq!(bench.check(&bench.proof(change.clone())).unwrap_err(), refusal, "{change}");
+            assert_eq!(
+                bench.check(&bench.proof(change.clone())).unwrap_err(),
+                refusal,
+                "{change}"
+            );
         }
         assert_eq!(
-            bench.dpop.check(None, Call { method: "POST", path: "/", token: None }).unwrap_err(),
+            bench
+                .dpop
+                .check(
+                    None,
+                    Call {
+                        method: "POST",
+                        path: "/",
+                        token: None
+                    }
+                )
+                .unwrap_err(),
             DpopRefused::Missing
         );
     }

@@ -43,7 +43,10 @@ impl Workload {
     /// `system:serviceaccount:ns:name`.
     pub fn client_id(&self) -> String {
         let subject = &self.subject;
-        format!("system:serviceaccount:{}:{}", subject.namespace, subject.service_account)
+        format!(
+            "system:serviceaccount:{}:{}",
+            subject.namespace, subject.service_account
+        )
     }
 }
 

@@ -120,7 +120,11 @@ impl Accepted {
     pub fn pointer(&self, pointer: &str) -> Option<&str> {
         let (first, rest) = pointer.trim_start_matches('/').split_once('/').unwrap_or((pointer, ""));
         let value = self.claims.get(first)?;
-        let value = if rest.is_empty() { Some(value) } else { value.pointer(&format!("/{rest}")) };
+        let value = if rest.is_empty() {
+            Some(value)
+        } else {
+            value.pointer(&format!("/{rest}"))
+        };
         value.and_then(Value::as_str)
     }
 
@@ -210,7 +214,9 @@ fn check_header(slot: Slot, header: &Map<String, Value>, algorithms: &[Alg]) -> 
     if !slot.rules().types.contains(&typ) {
         return Err(Refused::Type);
     }
-    let never = ["crit", "b64", "zip", "jku", "x5u", "x5c", "x5t", "x5t#S256", "enc", "cty"];
+    let never = [
+        "crit", "b64", "zip", "jku", "x5u", "x5c", "x5t", "x5t#S256", "enc", "cty",
+    ];
     if never.iter().any(|member| header.contains_key(*member)) {
         return Err(Refused::HeaderMember);
     }
@@ -323,7 +329,10 @@ fn check_claims(slot: Slot, claims: &Map<String, Value>, denied: &dyn Fn(&str) -
     match slot {
         Slot::ServiceAccount | Slot::ClientAssertion => check_service_account(claims),
         Slot::Session => {
-            let thumbprint = claims.get("cnf").and_then(Value::as_object).filter(|cnf| cnf.len() == 1);
+            let thumbprint = claims
+                .get("cnf")
+                .and_then(Value::as_object)
+                .filter(|cnf| cnf.len() == 1);
             let bound = thumbprint.and_then(|cnf| cnf.get("jkt")).and_then(Value::as_str);
             if bound.is_none() || text("client_id").is_none() {
                 return Err(Refused::Delegation);
@@ -355,7 +364,12 @@ fn check_service_account(claims: &Map<String, Value>) -> Result<(), Refused> {
         return Err(Refused::Subject);
     };
     let bound = claims.get("kubernetes.io").ok_or(Refused::NotPodBound)?;
-    let says = |pointer: &str| bound.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let says = |pointer: &str| {
+        bound
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .filter(|text| !text.is_empty())
+    };
     if says("/namespace") != Some(namespace) || says("/serviceaccount/name") != Some(name) {
         return Err(Refused::Subject);
     }
@@ -392,7 +406,10 @@ impl SigningKey {
         let algorithm = &aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
         let pair = aws_lc_rs::signature::EcdsaKeyPair::from_pkcs8(algorithm, pkcs8).map_err(|_| SigningFailed)?;
         let point = pair.public_key().as_ref();
-        let (x, y) = point.get(1..).and_then(|xy| xy.split_at_checked(32)).ok_or(SigningFailed)?;
+        let (x, y) = point
+            .get(1..)
+            .and_then(|xy| xy.split_at_checked(32))
+            .ok_or(SigningFailed)?;
         let mut public = PublicKey {
             kid: None,
             alg: Alg::Es256,
@@ -445,7 +462,12 @@ pub fn fuzz_jwt(bytes: &[u8]) {
         audience: "sidegate",
         denied: &|_| false,
     };
-    for slot in [Slot::ServiceAccount, Slot::ClientAssertion, Slot::Session, Slot::DpopProof] {
+    for slot in [
+        Slot::ServiceAccount,
+        Slot::ClientAssertion,
+        Slot::Session,
+        Slot::DpopProof,
+    ] {
         let _ = accept(slot, bytes, trust, 1_700_000_000);
     }
     // Past the signature too: the later steps must be as robust as the first.

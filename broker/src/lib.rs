@@ -3,9 +3,31 @@
 //! It is the only part that reads secrets. It decides no operation: the gate in the sidecar does. It refuses
 //! whatever it cannot verify, with a precise reason in the audit and one opaque error outward.
 
+pub mod app;
+pub mod approvals;
+pub mod attest;
 pub mod audit;
+pub mod authority;
+pub mod back;
 pub mod clock;
 pub mod config;
+pub mod control;
+pub mod dpop;
+pub mod folder;
+pub mod front;
+pub mod index;
+pub mod issuer;
 pub mod jwt;
+pub mod keeper;
+pub mod local_cluster;
+pub mod lockdown;
+pub mod pins;
+pub mod report;
+pub mod secrets;
+pub mod server;
 pub mod state;
 pub mod task;
+
+pub use app::{Broker, Running};
+pub use config::{BrokerConfig, Identity, Separation, StartError};
+pub use jwt::fuzz_jwt;

@@ -96,7 +96,10 @@ impl LocalCluster {
 
     /// The present instance.
     pub fn instance(&self) -> Instance {
-        self.instance.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+        self.instance
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone()
     }
 
     /// The sidecar was started again by itself: a newer instance, which may bring a new key.
@@ -132,7 +135,10 @@ impl LocalCluster {
     /// Writes a fresh token the way the kubelet does: a new directory, then `..data` swapped by rename.
     pub fn write_token(&self) -> Result<(), StartError> {
         let token = self.issue()?;
-        let fresh = format!("..{}", random_id().map_err(|error| StartError::crypto("a name", error))?);
+        let fresh = format!(
+            "..{}",
+            random_id().map_err(|error| StartError::crypto("a name", error))?
+        );
         let old = fs::read_link(self.folder.join("..data")).ok();
         let wrap = |path: &Path, error: io::Error| {
             StartError::State(StateError::Io {
@@ -141,7 +147,10 @@ impl LocalCluster {
             })
         };
         let folder = self.folder.join(&fresh);
-        fs::DirBuilder::new().mode(0o700).create(&folder).map_err(|error| wrap(&folder, error))?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&folder)
+            .map_err(|error| wrap(&folder, error))?;
         write_private(&folder.join("token"), token.as_bytes())?;
         let swap = self.folder.join("..data_new");
         let _ = fs::remove_file(&swap);
@@ -158,7 +167,8 @@ impl LocalCluster {
         Ok(())
     }
 
-    fn view(&self) -> PodView {
+    /// The synthetic pod.
+    pub fn view(&self) -> PodView {
         PodView {
             namespace: self.identity.namespace.clone(),
             name: self.pod.clone(),

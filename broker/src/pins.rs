@@ -107,7 +107,10 @@ mod tests {
         pins.pin("pod", &instance(1, "a"), "key-1").unwrap();
         pins.pin("pod", &instance(1, "a"), "key-1").unwrap();
         let again = Pins::open(&state).unwrap();
-        assert!(matches!(again.pin("pod", &instance(1, "a"), "key-2"), Err(PinRefused::Conflict)));
+        assert!(matches!(
+            again.pin("pod", &instance(1, "a"), "key-2"),
+            Err(PinRefused::Conflict)
+        ));
         again.pin("other-pod", &instance(1, "a"), "key-2").unwrap();
     }
 
@@ -118,7 +121,13 @@ mod tests {
         let pins = Pins::open(&state).unwrap();
         pins.pin("pod", &instance(1, "a"), "key-1").unwrap();
         pins.pin("pod", &instance(2, "b"), "key-2").unwrap();
-        assert!(matches!(pins.pin("pod", &instance(1, "a"), "key-1"), Err(PinRefused::Conflict)));
-        assert!(matches!(pins.pin("pod", &instance(2, "b"), "key-1"), Err(PinRefused::Conflict)));
+        assert!(matches!(
+            pins.pin("pod", &instance(1, "a"), "key-1"),
+            Err(PinRefused::Conflict)
+        ));
+        assert!(matches!(
+            pins.pin("pod", &instance(2, "b"), "key-1"),
+            Err(PinRefused::Conflict)
+        ));
     }
 }

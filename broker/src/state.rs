@@ -82,7 +82,12 @@ impl StateDir {
         let path = root.join("lock");
         let lock = at(
             &path,
-            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path),
+            OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(&path),
         )?;
         if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(StateError::Locked {
@@ -216,11 +221,19 @@ pub fn read_private(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, StateErr
 
 /// Writes a 0600 file in one step: old content or new content, also after a crash.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
     let temp = path.with_file_name(format!(".{name}.new"));
     let mut file = at(
         &temp,
-        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temp),
+        OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o600)
+            .open(&temp),
     )?;
     at(&temp, file.set_permissions(Permissions::from_mode(0o600)))?;
     at(&temp, file.write_all(bytes))?;
@@ -267,7 +280,10 @@ mod tests {
         drop(StateDir::open(&root).unwrap());
         for mode in [0o750, 0o705, 0o701] {
             fs::set_permissions(&root, Permissions::from_mode(mode)).unwrap();
-            assert!(matches!(StateDir::open(&root), Err(StateError::Open { .. })), "{mode:o}");
+            assert!(
+                matches!(StateDir::open(&root), Err(StateError::Open { .. })),
+                "{mode:o}"
+            );
         }
     }
 

@@ -53,11 +53,20 @@ impl Bench {
         let temp = tempfile::tempdir().unwrap();
         let state = Arc::new(StateDir::open(&temp.path().join("state")).unwrap());
         let cluster = LocalCluster::open(state.clone(), &Identity::default(), Arc::new(SystemClock)).unwrap();
-        Bench { _temp: temp, state, cluster: Arc::new(cluster) }
+        Bench {
+            _temp: temp,
+            state,
+            cluster: Arc::new(cluster),
+        }
     }
 
     fn attestor(&self, review: ChangeReview, pod: ChangePod, gone: bool) -> Attestor {
-        let odd = Arc::new(Odd { inner: self.cluster.clone(), review, pod, gone });
+        let odd = Arc::new(Odd {
+            inner: self.cluster.clone(),
+            review,
+            pod,
+            gone,
+        });
         let pins = Pins::open(&self.state).unwrap();
         Attestor::new(self.cluster.trust(), odd.clone(), odd, pins, Arc::new(SystemClock))
     }
@@ -68,7 +77,10 @@ impl Bench {
 }
 
 fn key() -> PublicKey {
-    SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap().public().clone()
+    SigningKey::from_pkcs8(&SigningKey::generate().unwrap())
+        .unwrap()
+        .public()
+        .clone()
 }
 
 async fn outcome(attestor: &Attestor, token: &str, key: &PublicKey) -> Result<Workload, NotAttested> {
@@ -78,7 +90,9 @@ async fn outcome(attestor: &Attestor, token: &str, key: &PublicKey) -> Result<Wo
 #[tokio::test]
 async fn a_valid_token_live_pod_and_key_attest_the_workload() {
     let bench = Bench::new();
-    let who = outcome(&bench.honest(), &bench.cluster.issue().unwrap(), &key()).await.unwrap();
+    let who = outcome(&bench.honest(), &bench.cluster.issue().unwrap(), &key())
+        .await
+        .unwrap();
     assert_eq!(who.subject.account(), "local/agent");
     assert_eq!(who.subject.pod_uid, bench.cluster.pod_uid());
     assert_eq!(who.instance, 1);
@@ -90,7 +104,10 @@ async fn step_1_a_provably_wrong_token_ends_before_anybody_is_asked() {
     let attestor = bench.attestor(Box::new(|_| panic!("asked")), Box::new(|_| panic!("asked")), false);
     let token = bench.cluster.issue().unwrap();
     let forged = format!("{}x", &token[..token.len() - 1]);
-    assert!(matches!(outcome(&attestor, &forged, &key()).await, Err(NotAttested::Token(_))));
+    assert!(matches!(
+        outcome(&attestor, &forged, &key()).await,
+        Err(NotAttested::Token(_))
+    ));
     let frozen = attestor.attest(Slot::ServiceAccount, &token, &key(), &|_| true).await;
     assert!(matches!(frozen, Err(NotAttested::Token(Refused::TokenId))));
 }
@@ -133,7 +150,10 @@ async fn step_3_the_live_pod_must_be_the_one_named_and_alive() {
         assert!(matches!(refused, Err(NotAttested::Pod(_))), "change {index}");
     }
     let attestor = bench.attestor(Box::new(|_| {}), Box::new(|_| {}), true);
-    assert!(matches!(outcome(&attestor, &token, &key()).await, Err(NotAttested::Pod(_))));
+    assert!(matches!(
+        outcome(&attestor, &token, &key()).await,
+        Err(NotAttested::Pod(_))
+    ));
 }
 
 #[tokio::test]
@@ -162,10 +182,16 @@ async fn step_5_a_second_key_for_a_running_instance_is_refused_and_a_newer_insta
     let token = bench.cluster.issue().unwrap();
     let (first, second) = (key(), key());
     let who = outcome(&attestor, &token, &first).await.unwrap();
-    assert!(matches!(outcome(&attestor, &token, &second).await, Err(NotAttested::RestartNotSeen)));
+    assert!(matches!(
+        outcome(&attestor, &token, &second).await,
+        Err(NotAttested::RestartNotSeen)
+    ));
     attestor.still(&who).await.unwrap();
     bench.cluster.restarted().unwrap();
     assert_eq!(outcome(&attestor, &token, &second).await.unwrap().instance, 2);
     assert!(attestor.still(&who).await.is_err(), "the old instance's session ends");
-    assert!(matches!(outcome(&attestor, &token, &first).await, Err(NotAttested::RestartNotSeen)));
+    assert!(matches!(
+        outcome(&attestor, &token, &first).await,
+        Err(NotAttested::RestartNotSeen)
+    ));
 }

@@ -151,7 +151,10 @@ mod tests {
             r#"{"cnf":{"jkt":"x","jkt":"y"}}"#,
             r#"{"list":[{"a":1,"a":1}]}"#,
         ] {
-            assert_eq!(split(token("{}", claims).as_bytes()).unwrap_err(), Refused::NotStrictJson);
+            assert_eq!(
+                split(token("{}", claims).as_bytes()).unwrap_err(),
+                Refused::NotStrictJson
+            );
         }
     }
 

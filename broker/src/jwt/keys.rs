@@ -200,7 +200,13 @@ impl KeySet {
     pub fn from_jwks(set: &Value) -> (Self, Vec<KeyVoid>) {
         let mut keys = Vec::new();
         let mut void = Vec::new();
-        for jwk in set.get("keys").and_then(Value::as_array).into_iter().flatten().take(100) {
+        for jwk in set
+            .get("keys")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .take(100)
+        {
             match PublicKey::from_jwk(jwk) {
                 Ok(key) => keys.push(key),
                 Err(why) => void.push(why),

@@ -82,7 +82,12 @@ fn valid(slot: Slot) -> Value {
     }
 }
 
-const SLOTS: [Slot; 4] = [Slot::ServiceAccount, Slot::ClientAssertion, Slot::Session, Slot::DpopProof];
+const SLOTS: [Slot; 4] = [
+    Slot::ServiceAccount,
+    Slot::ClientAssertion,
+    Slot::Session,
+    Slot::DpopProof,
+];
 const OURS_ONLY: [Slot; 3] = [Slot::ServiceAccount, Slot::ClientAssertion, Slot::Session];
 
 #[test]
@@ -111,7 +116,10 @@ fn step_2_header_only_the_pinned_algorithm_is_accepted() {
                 "{slot:?} {alg}"
             );
         }
-        assert_eq!(bench.refusal(slot, json!({"alg": 7}), json!({})), Some(Refused::Algorithm));
+        assert_eq!(
+            bench.refusal(slot, json!({"alg": 7}), json!({})),
+            Some(Refused::Algorithm)
+        );
     }
 }
 
@@ -127,12 +135,22 @@ fn step_2_header_typ_is_exactly_the_slots() {
         (Slot::Session, json!("AT+JWT")),
         (Slot::DpopProof, json!("JWT")),
     ] {
-        assert_eq!(bench.refusal(slot, json!({"typ": typ}), json!({})), Some(Refused::Type), "{slot:?}");
+        assert_eq!(
+            bench.refusal(slot, json!({"typ": typ}), json!({})),
+            Some(Refused::Type),
+            "{slot:?}"
+        );
     }
     for slot in [Slot::Session, Slot::DpopProof] {
-        assert_eq!(bench.refusal(slot, json!({"typ": null}), json!({})), Some(Refused::Type));
+        assert_eq!(
+            bench.refusal(slot, json!({"typ": null}), json!({})),
+            Some(Refused::Type)
+        );
     }
-    assert_eq!(bench.refusal(Slot::ServiceAccount, json!({"typ": "JWT"}), json!({})), None);
+    assert_eq!(
+        bench.refusal(Slot::ServiceAccount, json!({"typ": "JWT"}), json!({})),
+        None
+    );
 }
 
 #[test]
@@ -206,7 +224,10 @@ fn step_4_key_is_found_by_id_and_pinned_to_one_algorithm() {
         bench.refusal(Slot::Session, json!({"kid": "other"}), json!({})),
         Some(Refused::UnknownKey)
     );
-    assert_eq!(bench.refusal(Slot::Session, json!({"kid": 1}), json!({})), Some(Refused::UnknownKey));
+    assert_eq!(
+        bench.refusal(Slot::Session, json!({"kid": 1}), json!({})),
+        Some(Refused::UnknownKey)
+    );
     assert_eq!(bench.refusal(Slot::Session, json!({"kid": null}), json!({})), None);
     let second = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
     bench.keys = KeySet::new(vec![bench.key.public().clone(), second.public().clone()]);
@@ -258,7 +279,10 @@ fn step_4_signature_of_another_key_or_over_other_bytes_is_refused() {
         let claims = URL_SAFE_NO_PAD.encode(merge(valid(slot), json!({"more": 1})).to_string());
         let changed = format!("{header}.{claims}.{signature}");
         assert_eq!(bench.accept(slot, &changed).unwrap_err(), Refused::Signature);
-        assert_eq!(bench.accept(slot, &format!("{message}.")).unwrap_err(), Refused::Signature);
+        assert_eq!(
+            bench.accept(slot, &format!("{message}.")).unwrap_err(),
+            Refused::Signature
+        );
     }
 }
 
@@ -283,11 +307,22 @@ fn step_4_rs256_verifies_where_it_is_pinned_and_only_there() {
     );
     let mut signature = vec![0; pair.public_modulus_len()];
     let rng = aws_lc_rs::rand::SystemRandom::new();
-    pair.sign(&aws_lc_rs::signature::RSA_PKCS1_SHA256, &rng, message.as_bytes(), &mut signature)
-        .unwrap();
+    pair.sign(
+        &aws_lc_rs::signature::RSA_PKCS1_SHA256,
+        &rng,
+        message.as_bytes(),
+        &mut signature,
+    )
+    .unwrap();
     let token = format!("{message}.{}", encode(&signature));
     let judge = |algorithms: &[Alg]| {
-        let trust = Trust { issuer: ISSUER, keys: &keys, algorithms, audience: OURS, denied: &|_| false };
+        let trust = Trust {
+            issuer: ISSUER,
+            keys: &keys,
+            algorithms,
+            audience: OURS,
+            denied: &|_| false,
+        };
         accept(Slot::ServiceAccount, token.as_bytes(), trust, NOW).map(|_| ())
     };
     assert_eq!(judge(&[Alg::Rs256]), Ok(()));
@@ -317,7 +352,10 @@ fn step_5_audience_must_be_ours_and_alone() {
         }
     }
     for aud in [json!(OURS), json!([OURS])] {
-        assert_eq!(bench.refusal(Slot::ServiceAccount, json!({}), json!({"aud": aud})), None);
+        assert_eq!(
+            bench.refusal(Slot::ServiceAccount, json!({}), json!({"aud": aud})),
+            None
+        );
     }
 }
 
@@ -341,7 +379,10 @@ fn step_6_times_are_integers_and_required() {
         }
     }
     for slot in OURS_ONLY {
-        assert_eq!(bench.refusal(slot, json!({}), json!({"exp": null})), Some(Refused::TimeForm));
+        assert_eq!(
+            bench.refusal(slot, json!({}), json!({"exp": null})),
+            Some(Refused::TimeForm)
+        );
     }
 }
 
@@ -363,7 +404,11 @@ fn step_6_times_bound_expiry_start_age_and_life() {
             if claims.get("iat").is_none() {
                 claims = merge(claims, json!({"iat": NOW - 20}));
             }
-            assert_eq!(bench.refusal(slot, json!({}), claims.clone()), refusal, "{slot:?} {claims}");
+            assert_eq!(
+                bench.refusal(slot, json!({}), claims.clone()),
+                refusal,
+                "{slot:?} {claims}"
+            );
         }
     }
     let proof = |iat: i64| bench.refusal(Slot::DpopProof, json!({}), json!({"iat": iat}));
@@ -386,7 +431,12 @@ fn step_7_claims_sub_has_the_slots_grammar_and_agrees_with_the_pod() {
         let refusal = bench.refusal(Slot::ServiceAccount, json!({}), json!({"sub": sub}));
         assert_eq!(refusal, Some(Refused::Subject), "{sub}");
     }
-    for sub in [json!(null), json!("sg:local"), json!("system:serviceaccount:agents:support"), json!("x:y:z")] {
+    for sub in [
+        json!(null),
+        json!("sg:local"),
+        json!("system:serviceaccount:agents:support"),
+        json!("x:y:z"),
+    ] {
         assert_eq!(
             bench.refusal(Slot::Session, json!({}), json!({"sub": sub})),
             Some(Refused::Subject)
@@ -427,7 +477,10 @@ fn step_7_claims_a_frozen_or_missing_token_id_is_refused() {
         }
     }
     for slot in [Slot::Session, Slot::DpopProof] {
-        assert_eq!(bench.refusal(slot, json!({}), json!({"jti": null})), Some(Refused::TokenId));
+        assert_eq!(
+            bench.refusal(slot, json!({}), json!({"jti": null})),
+            Some(Refused::TokenId)
+        );
     }
 }
 
@@ -449,7 +502,10 @@ fn step_7_claims_a_token_carrying_a_delegation_is_never_a_plain_one() {
         json!({"cnf": {"jkt": "a", "x5t#S256": "b"}}),
         json!({"client_id": null}),
     ] {
-        assert_eq!(bench.refusal(Slot::Session, json!({}), claims), Some(Refused::Delegation));
+        assert_eq!(
+            bench.refusal(Slot::Session, json!({}), claims),
+            Some(Refused::Delegation)
+        );
     }
 }
 
@@ -479,7 +535,11 @@ fn only_this_module_names_the_jwt_library() {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") && path != root.join("jwt.rs") {
-                assert!(!std::fs::read_to_string(&path).unwrap().contains(&name), "{}", path.display());
+                assert!(
+                    !std::fs::read_to_string(&path).unwrap().contains(&name),
+                    "{}",
+                    path.display()
+                );
             }
         }
     }

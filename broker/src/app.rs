@@ -1,0 +1,335 @@
+//! The composition root: everything a broker is made of, put together once, for the binary, `sidegate up` and the
+//! tests alike.
+//!
+//! Refuses to start with any problem in the configuration, and lists all of them. The invariant: when `start`
+//! returns, both faces and the control socket accept connections.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::Engine as _;
+use sidegate_policies::compile::Problem;
+use sidegate_policies::engine::Subject;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::approvals::store::RequestFolder;
+use crate::approvals::Approvals;
+use crate::attest::{Attestor, PodView};
+use crate::authority::Authority;
+use crate::back;
+use crate::config::{BrokerConfig, StartError};
+use crate::control::server::{bind, run as run_control, Control};
+use crate::dpop::Dpop;
+use crate::folder::Folders;
+use crate::front::{self, Front, Leases, Streams};
+use crate::index::Index;
+use crate::issuer::{random, Issuer};
+use crate::keeper::{load, Keeper};
+use crate::local_cluster::LocalCluster;
+use crate::lockdown::Lockdowns;
+use crate::pins::Pins;
+use crate::report::{Findings, Reporter};
+use crate::secrets::{check_folder, SecretFolder};
+use crate::server::serve_tls;
+use crate::state::StateDir;
+use crate::task::Tasks;
+
+/// A broker.
+#[derive(Debug, Clone, Copy)]
+pub struct Broker;
+
+/// A broker that runs.
+pub struct Running {
+    /// Address of the front face.
+    pub front_addr: SocketAddr,
+    /// Its URL, as proofs must name it.
+    pub front_url: String,
+    /// The issuer's URL: address of the back face.
+    pub issuer_url: String,
+    /// The authority that both faces' certificates chain to.
+    pub ca_pem: String,
+    /// The same as a file.
+    pub ca_file: PathBuf,
+    /// The sidecar's service-account token.
+    pub token_file: PathBuf,
+    /// The control socket.
+    pub control_socket: PathBuf,
+    /// The agent's pod.
+    pub subject: Subject,
+    reporter: Arc<Reporter>,
+    quit: CancellationToken,
+    tasks: Tasks,
+}
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Broker {
+    /// Starts everything, or nothing.
+    pub async fn start(config: BrokerConfig) -> Result<Running, StartError> {
+        let folders = Folders::new(config.config_dirs.clone());
+        let seen = folders.fingerprint();
+        let (objects, warnings) = check_config(&config, &folders)?;
+        let state = Arc::new(StateDir::open(&config.state_dir)?);
+        let cluster = LocalCluster::open(Arc::clone(&state), &config.identity, Arc::clone(&config.clock))?;
+        let listeners = Listeners::bind(&config, &state).await?;
+        let authority = Authority::open(&state, &[config.listen.ip(), config.issuer_listen.ip()], &*config.clock)?;
+        let digest_key = digest_key(&state)?;
+        let revision = state.count("bundle")?;
+        let index = Index::new(objects, revision, config.cluster.clone(), digest_key.clone());
+        let (index, watcher) = watch::channel(Arc::new(index));
+        let cluster = Arc::new(cluster);
+        let front = Arc::new(build_front(&config, &state, &listeners, &cluster, watcher)?);
+        front.lockdowns.configure(front.index().lockdowns())?;
+        let subject = subject_of(&cluster);
+        let reporter = Arc::new(Reporter {
+            front: Arc::clone(&front),
+            cluster: Arc::clone(&cluster),
+            subject: subject.clone(),
+            separation: config.identity.separation.clone(),
+            front_url: listeners.front_url.clone(),
+            findings: Mutex::new(Findings {
+                problems: Vec::new(),
+                warnings,
+            }),
+        });
+        let keeper = Keeper {
+            folders,
+            seen,
+            index,
+            state: Arc::clone(&state),
+            cluster_name: config.cluster.clone(),
+            digest_key,
+            reporter: Arc::clone(&reporter),
+            token_written: config.clock.now(),
+        };
+        let tasks = front.tasks.clone();
+        tasks.spawn("keeper", keeper.run());
+        let quit = CancellationToken::new();
+        let running = Running {
+            front_addr: listeners.front_addr,
+            front_url: listeners.front_url.clone(),
+            issuer_url: listeners.issuer_url.clone(),
+            ca_pem: authority.ca_pem().to_owned(),
+            ca_file: state.path("keys/ca.pem"),
+            token_file: cluster.token_file(),
+            control_socket: state.path("control.sock"),
+            subject,
+            reporter: Arc::clone(&reporter),
+            quit: quit.clone(),
+            tasks,
+        };
+        serve(listeners, &authority, reporter, quit);
+        Ok(running)
+    }
+}
+
+impl Running {
+    /// Status, as the control face gives it.
+    pub fn status(&self) -> crate::control::Status {
+        self.reporter.status()
+    }
+
+    /// The Targets the agent gets, for its environment.
+    pub fn targets(&self) -> Vec<sidegate_policies::api::Target> {
+        self.reporter.served()
+    }
+
+    /// Everything the faces serve from, for the process that shares this one.
+    pub fn front(&self) -> &Arc<Front> {
+        &self.reporter.front
+    }
+
+    /// The local cluster double.
+    pub fn cluster(&self) -> &Arc<LocalCluster> {
+        &self.reporter.cluster
+    }
+
+    /// Returns when a person asked over the control socket to stop.
+    pub async fn asked_to_stop(&self) {
+        self.quit.cancelled().await;
+    }
+
+    /// Tells streams to drain, ends every task, and waits for them.
+    pub async fn shutdown(self) {
+        self.tasks.shutdown(PATIENCE).await;
+        let _ = std::fs::remove_file(&self.control_socket);
+    }
+}
+
+/// Everything wrong with the configuration, before anything is started.
+fn check_config(
+    config: &BrokerConfig,
+    folders: &Folders,
+) -> Result<(sidegate_policies::objects::Objects, Vec<Problem>), StartError> {
+    let mut problems = Vec::new();
+    let mut say = |field: &str, message: String| {
+        problems.push(Problem {
+            file: None,
+            line: None,
+            column: None,
+            object: None,
+            field: field.to_owned(),
+            message,
+        });
+    };
+    let identity = &config.identity;
+    for (field, name) in [
+        ("--as namespace", &identity.namespace),
+        ("--as name", &identity.service_account),
+    ] {
+        if !is_label(name) {
+            say(field, format!("`{name}` is not a Kubernetes name (a-z, 0-9, dashes)"));
+        }
+    }
+    if let Some(Err(error)) = config.secrets_dir.as_deref().map(check_folder) {
+        say("--secrets", error.to_string());
+    }
+    match load(folders) {
+        Ok(loaded) if problems.is_empty() => Ok(loaded),
+        Ok(_) => Err(StartError::Config(problems)),
+        Err(more) => {
+            problems.extend(more);
+            Err(StartError::Config(problems))
+        }
+    }
+}
+
+fn is_label(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !name.is_empty() && name.len() <= 63 && name.bytes().all(plain) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+/// Bound sockets and the URLs that follow from them.
+struct Listeners {
+    front: TcpListener,
+    back: TcpListener,
+    control: UnixListener,
+    front_addr: SocketAddr,
+    front_url: String,
+    issuer_url: String,
+}
+
+impl Listeners {
+    async fn bind(config: &BrokerConfig, state: &StateDir) -> Result<Self, StartError> {
+        let front = listen(config.listen).await?;
+        let back = listen_again(config.issuer_listen, state).await?;
+        let front_addr = local(&front, config.listen)?;
+        let back_addr = local(&back, config.issuer_listen)?;
+        state.write("issuer.port", back_addr.port().to_string().as_bytes())?;
+        Ok(Listeners {
+            control: bind(&state.path("control.sock"))?,
+            front,
+            back,
+            front_addr,
+            front_url: format!("https://{front_addr}"),
+            issuer_url: format!("https://{back_addr}"),
+        })
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen {
+        address: address.to_string(),
+        source,
+    })
+}
+
+/// The issuer's URL should not change over restarts: with port 0, last time's port is tried first.
+async fn listen_again(address: SocketAddr, state: &StateDir) -> Result<TcpListener, StartError> {
+    if address.port() == 0 {
+        let last = state.read("issuer.port")?.unwrap_or_default();
+        let port = String::from_utf8_lossy(&last).trim().parse::<u16>().unwrap_or(0);
+        if let Ok(listener) = TcpListener::bind(SocketAddr::new(address.ip(), port)).await {
+            return Ok(listener);
+        }
+    }
+    listen(address).await
+}
+
+fn local(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, StartError> {
+    listener.local_addr().map_err(|source| StartError::Listen {
+        address: asked.to_string(),
+        source,
+    })
+}
+
+fn build_front(
+    config: &BrokerConfig,
+    state: &Arc<StateDir>,
+    listeners: &Listeners,
+    cluster: &Arc<LocalCluster>,
+    index: watch::Receiver<Arc<Index>>,
+) -> Result<Front, StartError> {
+    let clock = Arc::clone(&config.clock);
+    let dpop = Dpop::new(listeners.front_url.clone(), Arc::clone(&clock))
+        .map_err(|error| StartError::crypto("the nonce key", error))?;
+    Ok(Front {
+        issuer: Issuer::open(state, listeners.issuer_url.clone(), config.cluster.clone())?,
+        attestor: Attestor::new(
+            cluster.trust(),
+            Arc::clone(cluster) as Arc<dyn crate::attest::TokenReviewer>,
+            Arc::clone(cluster) as Arc<dyn crate::attest::Pods>,
+            Pins::open(state)?,
+            Arc::clone(&clock),
+        ),
+        dpop,
+        index,
+        lockdowns: Arc::new(Lockdowns::open(Arc::clone(state), Arc::clone(&clock))?),
+        approvals: Arc::new(Approvals::open(RequestFolder::open(state)?, Arc::clone(&clock))?),
+        secrets: SecretFolder::new(config.secrets_dir.clone()),
+        leases: Leases::default(),
+        streams: Streams::default(),
+        clock,
+        tasks: Tasks::new(),
+    })
+}
+
+fn serve(listeners: Listeners, authority: &Authority, reporter: Arc<Reporter>, quit: CancellationToken) {
+    let front = Arc::clone(&reporter.front);
+    let tasks = front.tasks.clone();
+    let routes = front::router(Arc::clone(&front), Router::new());
+    tasks.spawn(
+        "front",
+        serve_tls(listeners.front, authority.tls(), routes, tasks.clone()),
+    );
+    let routes = back::router(front, &listeners.front_url);
+    tasks.spawn(
+        "back",
+        serve_tls(listeners.back, authority.tls(), routes, tasks.clone()),
+    );
+    let control = Arc::new(Control { reporter, quit });
+    tasks.spawn("control", run_control(listeners.control, control));
+}
+
+/// The key of approval digests, made once.
+fn digest_key(state: &StateDir) -> Result<String, StartError> {
+    let key = state.read_or_create("keys/digest", || {
+        let key = random::<32>().map_err(|error| StartError::crypto("the digest key", error))?;
+        Ok::<_, StartError>(key.to_vec())
+    })?;
+    Ok(URL_SAFE_NO_PAD.encode(key))
+}
+
+fn subject_of(cluster: &Arc<LocalCluster>) -> Subject {
+    let PodView {
+        namespace,
+        name,
+        uid,
+        service_account,
+        labels,
+        ..
+    } = cluster.view();
+    Subject {
+        namespace,
+        service_account,
+        pod: name,
+        pod_uid: uid,
+        labels,
+    }
+}

@@ -1,0 +1,63 @@
+//! The back face: what the world may know of the issuer. Discovery and keys, read-only, without authentication.
+//!
+//! Refuses everything else. The invariant: the metadata lists exactly what works, and no answer depends on who
+//! asks.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use http::header::{HeaderName, CACHE_CONTROL};
+use serde_json::{json, Value};
+
+use crate::front::{Front, Refusal};
+
+/// The back face of one issuer.
+#[derive(Clone)]
+struct Back {
+    front: Arc<Front>,
+    front_url: Arc<str>,
+}
+
+/// Keys may be cached this long: a key is published well before its first use.
+const CACHE: [(HeaderName, &str); 1] = [(CACHE_CONTROL, "public, max-age=300")];
+
+/// The routes. The well-known segment stands before the path in RFC 8414 and after it in OIDC; our issuer has
+/// no path, so both are here once.
+pub fn router(front: Arc<Front>, front_url: &str) -> Router {
+    let back = Back {
+        front,
+        front_url: front_url.into(),
+    };
+    Router::new()
+        .route("/.well-known/openid-configuration", get(metadata))
+        .route("/.well-known/oauth-authorization-server", get(metadata))
+        .route("/jwks", get(jwks))
+        .fallback(|| async { Refusal::not_found() })
+        .with_state(back)
+}
+
+async fn metadata(State(back): State<Back>) -> ([(HeaderName, &'static str); 1], Json<Value>) {
+    let issuer = back.front.issuer.url();
+    let front = &back.front_url;
+    let metadata = json!({
+        "issuer": issuer,
+        "jwks_uri": format!("{issuer}/jwks"),
+        "token_endpoint": format!("{front}/token"),
+        "introspection_endpoint": format!("{front}/introspect"),
+        "revocation_endpoint": format!("{front}/revoke"),
+        "grant_types_supported": [crate::front::token::EXCHANGE, "client_credentials"],
+        "token_endpoint_auth_methods_supported": ["private_key_jwt"],
+        "token_endpoint_auth_signing_alg_values_supported": ["ES256"],
+        "response_types_supported": [],
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["ES256"],
+        "dpop_signing_alg_values_supported": ["ES256"],
+    });
+    (CACHE, Json(metadata))
+}
+
+async fn jwks(State(back): State<Back>) -> ([(HeaderName, &'static str); 1], Json<Value>) {
+    (CACHE, Json(back.front.issuer.jwks()))
+}

@@ -1,0 +1,139 @@
+//! The front face: what sidecars call, over the broker's own TLS.
+//!
+//! Every call but `/token` carries a session token bound to the caller's key and a fresh proof of that key; see
+//! [`caller`]. Refuses with one opaque body per error; the precise reason goes to the audit. The invariant: no
+//! handler here runs before its caller is attested, and none believes what a request says about its sender.
+
+pub mod approvals;
+pub mod caller;
+pub mod error;
+pub mod leases;
+pub mod record_keys;
+pub mod stream;
+pub mod token;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::middleware::{from_fn_with_state, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::Router;
+use http::header::{HeaderValue, CACHE_CONTROL};
+use tokio::sync::watch;
+
+use crate::approvals::Approvals;
+use crate::attest::Attestor;
+use crate::clock::Clock;
+use crate::dpop::Dpop;
+use crate::index::Index;
+use crate::issuer::Issuer;
+use crate::lockdown::Lockdowns;
+use crate::secrets::SecretFolder;
+use crate::task::Tasks;
+
+pub use error::Refusal;
+pub use leases::Leases;
+pub use stream::Streams;
+
+/// Everything the front face serves from.
+pub struct Front {
+    /// Signs tokens.
+    pub issuer: Issuer,
+    /// Attests callers.
+    pub attestor: Attestor,
+    /// Checks proofs.
+    pub dpop: Dpop,
+    /// The accepted configuration.
+    pub index: watch::Receiver<Arc<Index>>,
+    /// The kill switch.
+    pub lockdowns: Arc<Lockdowns>,
+    /// Requests waiting for people.
+    pub approvals: Arc<Approvals>,
+    /// Where secrets are.
+    pub secrets: SecretFolder,
+    /// Leases given out.
+    pub leases: Leases,
+    /// Streams open now.
+    pub streams: Streams,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+    /// All tasks.
+    pub tasks: Tasks,
+}
+
+impl Front {
+    /// The configuration now.
+    pub fn index(&self) -> Arc<Index> {
+        Arc::clone(&self.index.borrow())
+    }
+}
+
+/// Largest body of an ordinary call.
+pub const MAX_BODY: usize = 64 * 1024;
+/// Largest body of a request for approval: the text alone may have 64 KiB.
+pub const MAX_ASK: usize = 512 * 1024;
+/// Within this an ordinary call is answered.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// The routes. `records` is the collector's own router, served behind the same authentication.
+pub fn router(front: Arc<Front>, records: Router) -> Router {
+    let quick = Router::new()
+        .route("/introspect", post(token::introspect))
+        .route("/revoke", post(token::revoke))
+        .route("/v1/leases", post(leases::create))
+        .route("/v1/leases/{id}", delete(leases::end))
+        .route("/v1/record-keys", post(record_keys::certify).get(record_keys::ring))
+        .route("/v1/approvals", post(approvals::ask))
+        .route("/v1/approvals/{name}/claim", post(approvals::claim))
+        .route("/v1/approvals/{name}/outcome", post(approvals::outcome))
+        .route("/v1/approvals/{name}/withdraw", post(approvals::withdraw))
+        .layer(axum::middleware::from_fn(deadline));
+    let long = Router::new()
+        .route("/v1/stream", post(stream::open))
+        .route("/v1/approvals/{name}", get(approvals::watch));
+    let authenticated = quick
+        .merge(long)
+        .with_state(Arc::clone(&front))
+        .merge(records)
+        .layer(from_fn_with_state(Arc::clone(&front), caller::authenticate));
+    let open = Router::new()
+        .route("/token", post(token::exchange))
+        .layer(axum::middleware::from_fn(deadline))
+        .with_state(Arc::clone(&front));
+    open.merge(authenticated)
+        .fallback(|| async { Refusal::not_found() })
+        .layer(from_fn_with_state(front, stamp))
+}
+
+/// Every answer carries the present nonce and is never cached.
+async fn stamp(State(front): State<Arc<Front>>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Ok(nonce) = HeaderValue::from_str(&front.dpop.nonce()) {
+        headers.insert("dpop-nonce", nonce);
+    }
+    response
+}
+
+async fn deadline(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(DEADLINE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Refusal::unavailable().into_response(),
+    }
+}
+
+/// Reads a whole body of at most `limit` bytes.
+pub async fn body(request: Request, limit: usize) -> Result<bytes::Bytes, Refusal> {
+    axum::body::to_bytes(request.into_body(), limit)
+        .await
+        .map_err(|_| Refusal::invalid_request())
+}
+
+/// Reads a JSON body of at most `limit` bytes.
+pub async fn json<T: serde::de::DeserializeOwned>(request: Request, limit: usize) -> Result<T, Refusal> {
+    let bytes = body(request, limit).await?;
+    serde_json::from_slice(&bytes).map_err(|_| Refusal::invalid_request())
+}

@@ -1,0 +1,153 @@
+//! Approvals as sidecars see them: ask, wait, claim, settle, withdraw. Deciding is not here: people do it elsewhere.
+//!
+//! Refuses requests of other pods as if they did not exist. The invariant: file work runs off the runtime's
+//! threads, and a waiter holds nothing but its place in line.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::{Extension, Json};
+use sidegate_policies::wire::{ApprovalAsk, ApprovalClaim, ApprovalOutcome, ApprovalState};
+
+use super::caller::{refused, Caller};
+use super::{json, Front, Refusal, MAX_ASK, MAX_BODY};
+use crate::approvals::ApprovalError;
+use crate::audit;
+
+type Answer = Result<Json<ApprovalState>, Refusal>;
+
+/// Longest wait of one call.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// `POST /v1/approvals`.
+pub async fn ask(State(front): State<Arc<Front>>, Extension(caller): Extension<Caller>, request: Request) -> Answer {
+    let ask: ApprovalAsk = json(request, MAX_ASK).await?;
+    let target = ask.target.clone();
+    let who = caller.clone();
+    let answer = run(front, move |front| {
+        front
+            .approvals
+            .ask(who.subject(), ask, &front.index(), &front.lockdowns.now())
+    })
+    .await?;
+    audit::write(audit::Event {
+        event: "approval.asked",
+        subject: &caller.workload.client_id(),
+        pod_uid: &caller.subject().pod_uid,
+        object: &target,
+        detail: &answer.0.name,
+    });
+    Ok(answer)
+}
+
+/// `GET /v1/approvals/{name}?wait=SECONDS&state=STATE`: answers once the state differs, or the time is over.
+pub async fn watch(
+    State(front): State<Arc<Front>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Answer {
+    let (wait, known) = wish(query.as_deref().unwrap_or_default()).ok_or_else(Refusal::invalid_request)?;
+    let mut moved = front.approvals.watch();
+    let stop = front.tasks.stopping();
+    let until = tokio::time::Instant::now().checked_add(wait.min(MAX_WAIT));
+    let until = until.unwrap_or_else(tokio::time::Instant::now);
+    loop {
+        let now = front
+            .approvals
+            .get(caller.subject(), &name)
+            .map_err(|error| outward(&error))?;
+        if known.as_ref() != Some(&serde_json::to_value(now.state).unwrap_or_default()) {
+            return Ok(Json(now));
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(Json(now)),
+            () = tokio::time::sleep_until(until) => return Ok(Json(now)),
+            changed = moved.changed() => {
+                if changed.is_err() {
+                    return Ok(Json(now));
+                }
+            }
+        }
+    }
+}
+
+/// `POST /v1/approvals/{name}/claim`.
+pub async fn claim(
+    State(front): State<Arc<Front>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Answer {
+    let claim: ApprovalClaim = json(request, MAX_BODY).await?;
+    run(front, move |front| {
+        let (index, denied) = (front.index(), front.lockdowns.now());
+        front.approvals.claim(caller.subject(), &name, &claim, &index, &denied)
+    })
+    .await
+}
+
+/// `POST /v1/approvals/{name}/outcome`.
+pub async fn outcome(
+    State(front): State<Arc<Front>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Answer {
+    let outcome: ApprovalOutcome = json(request, MAX_BODY).await?;
+    run(front, move |front| {
+        front.approvals.outcome(caller.subject(), &name, &outcome)
+    })
+    .await
+}
+
+/// `POST /v1/approvals/{name}/withdraw`.
+pub async fn withdraw(
+    State(front): State<Arc<Front>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+) -> Answer {
+    run(front, move |front| front.approvals.withdraw(caller.subject(), &name)).await
+}
+
+async fn run<F>(front: Arc<Front>, work: F) -> Answer
+where
+    F: FnOnce(&Front) -> Result<ApprovalState, ApprovalError> + Send + 'static,
+{
+    let tasks = front.tasks.clone();
+    let outcome = tasks
+        .blocking(move || work(&front))
+        .await
+        .ok_or_else(Refusal::unavailable)?;
+    outcome.map(Json).map_err(|error| outward(&error))
+}
+
+fn outward(error: &ApprovalError) -> Refusal {
+    refused("approval.refused", "", &error.to_string());
+    match error {
+        ApprovalError::NotFound => Refusal::not_found(),
+        ApprovalError::TooLong => Refusal::too_large(),
+        ApprovalError::Flood(_) => Refusal::limit(),
+        ApprovalError::Locked(_) => Refusal::locked(),
+        ApprovalError::State(_) | ApprovalError::Random => Refusal::unavailable(),
+        ApprovalError::NotAsked
+        | ApprovalError::NotPending(_)
+        | ApprovalError::NotAllowed(_)
+        | ApprovalError::Digest => Refusal::not_allowed(),
+    }
+}
+
+/// `wait=SECONDS&state=STATE`, both optional.
+fn wish(query: &str) -> Option<(Duration, Option<serde_json::Value>)> {
+    let mut wait = Duration::ZERO;
+    let mut state = None;
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=')? {
+            ("wait", seconds) => wait = Duration::from_secs(seconds.parse().ok()?),
+            ("state", name) => state = Some(serde_json::Value::from(name)),
+            _ => return None,
+        }
+    }
+    Some((wait, state))
+}

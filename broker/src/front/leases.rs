@@ -1,0 +1,193 @@
+//! Leases: one credential for one target of the caller's own bundle, for a few minutes.
+//!
+//! Refuses targets outside the bundle, whatever a Lockdown freezes, and secrets that are missing or readable by
+//! others; never falls back to an older or broader credential. The invariant: the source is read anew for every
+//! lease, and nothing is kept but ids.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use axum::extract::{Path, Request, State};
+use axum::{Extension, Json};
+use http::StatusCode;
+use sidegate_policies::api::target::{Credential, SecretCredential};
+use sidegate_policies::bundle::BundledTarget;
+use sidegate_policies::wire::{Lease, LeaseMaterial, LeaseRequest};
+
+use super::caller::Caller;
+use super::token::mint;
+use super::{json, Front, Refusal, MAX_BODY};
+use crate::audit;
+use crate::issuer::{random_id, Workload};
+use crate::lockdown::About;
+use crate::secrets::SecretError;
+
+/// Life of a leased Secret, seconds.
+pub const SECRET_LIFE: u64 = 15 * 60;
+const MAX_LEASES: usize = 100_000;
+
+/// Leases given out: ids only, for handing back and for status.
+#[derive(Debug, Default)]
+pub struct Leases(Mutex<HashMap<String, Held>>);
+
+#[derive(Debug, Clone)]
+struct Held {
+    pod_uid: String,
+    until_ms: i64,
+}
+
+impl Leases {
+    fn add(&self, id: &str, held: Held, now_ms: i64) -> Result<(), Refusal> {
+        let mut leases = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        leases.retain(|_, held| held.until_ms > now_ms);
+        if leases.len() >= MAX_LEASES {
+            return Err(Refusal::unavailable());
+        }
+        leases.insert(id.to_owned(), held);
+        Ok(())
+    }
+
+    fn end(&self, id: &str, pod_uid: &str) -> bool {
+        let mut leases = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let own = leases.get(id).is_some_and(|held| held.pod_uid == pod_uid);
+        own && leases.remove(id).is_some()
+    }
+
+    /// How many are out now.
+    pub fn active(&self, now_ms: i64) -> usize {
+        let leases = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        leases.values().filter(|held| held.until_ms > now_ms).count()
+    }
+}
+
+/// `POST /v1/leases`.
+pub async fn create(
+    State(front): State<Arc<Front>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Json<Lease>, Refusal> {
+    let asked: LeaseRequest = json(request, MAX_BODY).await?;
+    let tasks = front.tasks.clone();
+    let lease = tasks.blocking(move || {
+        let outcome = grant(&front, &caller.workload, &asked.target);
+        let (event, detail) = match &outcome {
+            Ok(lease) => ("lease.granted", lease.id.clone()),
+            Err((_, detail)) => ("lease.refused", detail.clone()),
+        };
+        audit::write(audit::Event {
+            event,
+            subject: &caller.workload.client_id(),
+            pod_uid: &caller.subject().pod_uid,
+            object: &asked.target,
+            detail: &detail,
+        });
+        outcome.map_err(|(refusal, _)| refusal)
+    });
+    lease.await.unwrap_or_else(|| Err(Refusal::unavailable())).map(Json)
+}
+
+/// `DELETE /v1/leases/{id}`.
+pub async fn end(
+    State(front): State<Arc<Front>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    if !front.leases.end(&id, &caller.subject().pod_uid) {
+        return Err(Refusal::not_found());
+    }
+    audit::write(audit::Event {
+        event: "lease.ended",
+        subject: &caller.workload.client_id(),
+        pod_uid: &caller.subject().pod_uid,
+        object: &id,
+        detail: "handed back",
+    });
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The grant, or the outward refusal with the precise reason.
+fn grant(front: &Front, who: &Workload, target: &str) -> Result<Lease, (Refusal, String)> {
+    let offer = front.index().offer(&who.subject);
+    let bundled = offer
+        .target(target)
+        .ok_or_else(|| (Refusal::invalid_target(), "not in the caller's bundle".to_owned()))?;
+    let secret = match &bundled.target.spec.credential {
+        Credential::Secret(secret) => Some(format!("{}/{}", namespace(bundled), secret.name)),
+        _ => None,
+    };
+    let about = About {
+        subject: Some(&who.subject),
+        target: Some(target),
+        secret: secret.as_deref(),
+        issuer: None,
+    };
+    if let Some(lockdown) = front.lockdowns.now().frozen(about, front.clock.now_ms()) {
+        return Err((Refusal::locked(), format!("frozen by lockdown `{lockdown}`")));
+    }
+    let (material, expires_in) = material(front, who, target, bundled)?;
+    let id = random_id().map_err(|error| (Refusal::unavailable(), error.to_string()))?;
+    let now_ms = front.clock.now_ms();
+    let life_ms = i64::try_from(expires_in).unwrap_or(0).saturating_mul(1000);
+    let held = Held {
+        pod_uid: who.subject.pod_uid.clone(),
+        until_ms: now_ms.saturating_add(life_ms),
+    };
+    front
+        .leases
+        .add(&id, held, now_ms)
+        .map_err(|refusal| (refusal, "too many leases".to_owned()))?;
+    Ok(Lease {
+        id,
+        material,
+        expires_in,
+    })
+}
+
+fn material(
+    front: &Front,
+    who: &Workload,
+    target: &str,
+    bundled: &BundledTarget,
+) -> Result<(LeaseMaterial, u64), (Refusal, String)> {
+    match &bundled.target.spec.credential {
+        Credential::Secret(secret) => {
+            let material = read_secret(front, namespace(bundled), secret).map_err(secret_refused)?;
+            Ok((material, SECRET_LIFE))
+        }
+        Credential::Token(token) => {
+            let minted = mint(front, who, target, token, None);
+            let (issued, _) = minted.map_err(|refusal| (refusal, refusal.error.to_owned()))?;
+            let material = LeaseMaterial::Bearer {
+                user: token.username.clone(),
+                token: issued.token,
+            };
+            Ok((material, issued.expires_in))
+        }
+        Credential::None(none) => {
+            let material = LeaseMaterial::None {
+                user: none.username.clone(),
+            };
+            Ok((material, SECRET_LIFE))
+        }
+    }
+}
+
+fn read_secret(front: &Front, namespace: &str, secret: &SecretCredential) -> Result<LeaseMaterial, SecretError> {
+    let read = |key: &str| front.secrets.read(namespace, &secret.name, key);
+    Ok(LeaseMaterial::Password {
+        user: read(&secret.username_key)?.to_string(),
+        password: read(&secret.password_key)?.to_string(),
+    })
+}
+
+fn secret_refused(error: SecretError) -> (Refusal, String) {
+    let refusal = match &error {
+        SecretError::Io { .. } => Refusal::unavailable(),
+        _ => Refusal::credential_refused(),
+    };
+    (refusal, error.to_string())
+}
+
+fn namespace(bundled: &BundledTarget) -> &str {
+    bundled.target.metadata.namespace.as_deref().unwrap_or_default()
+}

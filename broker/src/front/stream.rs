@@ -1,0 +1,356 @@
+//! The stream: one HTTP/2 request per sidecar, JSON lines both ways.
+//!
+//! Order within: hello, then the deny set, then the bundle; a later bundle replaces one that still waits. Refuses
+//! lines over 256 KiB and readers that drain nothing for 5 s. The invariant: a stream lives no longer than the
+//! session token it was opened or last renewed with, and deny frames never wait behind bundles.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::Extension;
+use bytes::{Bytes, BytesMut};
+use http::header::{HeaderValue, CONTENT_TYPE};
+use http_body_util::BodyExt as _;
+use serde::{Deserialize, Serialize};
+use sidegate_policies::wire::{SidecarStatus, ToBroker, ToSidecar};
+use tokio::sync::{mpsc, watch};
+
+use super::caller::{session, Caller};
+use super::{Front, Refusal};
+use crate::audit;
+
+/// The protocol of the stream.
+pub const PROTOCOL: u32 = 1;
+/// Time between heartbeats.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+const DRAIN: Duration = Duration::from_secs(5);
+const MAX_LINE: usize = 256 * 1024;
+const MAX_NACKS: u32 = 3;
+
+/// One sidecar as its stream tells.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SidecarReport {
+    /// `namespace/serviceAccount`.
+    pub subject: String,
+    /// Pod name.
+    pub pod: String,
+    /// Container instance.
+    pub instance: u64,
+    /// Since when, milliseconds since 1970.
+    pub since_ms: i64,
+    /// Release, as it says.
+    pub release: String,
+    /// Bundle version it acknowledged.
+    pub bundle: Option<String>,
+    /// Deny revision it acknowledged.
+    pub deny_revision: u64,
+    /// Sessions closed by the last acknowledged deny set.
+    pub closed: u64,
+    /// Microseconds that took.
+    pub took_us: u64,
+    /// Why it did not take the last bundle, if it did not.
+    pub nack: Option<String>,
+    /// Its own counters and listeners.
+    pub status: SidecarStatus,
+}
+
+/// All streams open now.
+#[derive(Debug)]
+pub struct Streams {
+    open: Mutex<BTreeMap<u64, SidecarReport>>,
+    next: AtomicU64,
+    changed: watch::Sender<u64>,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Streams {
+            open: Mutex::default(),
+            next: AtomicU64::new(1),
+            changed: watch::channel(0).0,
+        }
+    }
+}
+
+impl Streams {
+    /// What every sidecar said last.
+    pub fn list(&self) -> Vec<SidecarReport> {
+        let open = self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        open.values().cloned().collect()
+    }
+
+    /// Told whenever a sidecar said something.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn update(&self, id: u64, change: impl FnOnce(&mut SidecarReport)) {
+        let mut open = self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        change(open.entry(id).or_default());
+        drop(open);
+        self.changed
+            .send_modify(|generation| *generation = generation.wrapping_add(1));
+    }
+
+    fn close(&self, id: u64) {
+        self.open
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .remove(&id);
+        self.changed
+            .send_modify(|generation| *generation = generation.wrapping_add(1));
+    }
+}
+
+/// `POST /v1/stream`.
+pub async fn open(
+    State(front): State<Arc<Front>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let (lines, receiver) = mpsc::channel::<Bytes>(4);
+    let tasks = front.tasks.clone();
+    let pump = Pump::new(front, caller, lines);
+    tasks.spawn("stream", pump.run(request.into_body()));
+    let down = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        let line = receiver.recv().await?;
+        Some((Ok::<_, std::convert::Infallible>(line), receiver))
+    });
+    let mut response = Body::from_stream(down).into_response();
+    let json_lines = HeaderValue::from_static("application/jsonl");
+    response.headers_mut().insert(CONTENT_TYPE, json_lines);
+    Ok(response)
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("the sidecar closed it")]
+    Closed,
+    #[error("the sidecar drained nothing for 5 s")]
+    Stuck,
+    #[error("the session token ran out")]
+    Expired,
+    #[error("the workload is not attested any more")]
+    NotAttested,
+    #[error("the sidecar broke the protocol: {0}")]
+    Protocol(&'static str),
+    #[error("the broker is stopping")]
+    Stopping,
+}
+
+struct Pump {
+    front: Arc<Front>,
+    caller: Caller,
+    buffer: BytesMut,
+    lines: mpsc::Sender<Bytes>,
+    id: u64,
+    sent: Option<String>,
+    nacks: u32,
+}
+
+impl Pump {
+    fn new(front: Arc<Front>, caller: Caller, lines: mpsc::Sender<Bytes>) -> Self {
+        let id = front.streams.next.fetch_add(1, Ordering::Relaxed);
+        let since_ms = front.clock.now_ms();
+        front.streams.update(id, |report| {
+            report.subject = caller.subject().account();
+            report.pod = caller.subject().pod.clone();
+            report.instance = caller.workload.instance;
+            report.since_ms = since_ms;
+        });
+        Pump {
+            front,
+            caller,
+            buffer: BytesMut::new(),
+            lines,
+            id,
+            sent: None,
+            nacks: 0,
+        }
+    }
+
+    async fn run(mut self, body: Body) {
+        let ended = match self.serve(body).await {
+            Ok(never) => match never {},
+            Err(ended) => ended,
+        };
+        self.front.streams.close(self.id);
+        audit::write(audit::Event {
+            event: "stream.ended",
+            subject: &self.caller.workload.client_id(),
+            pod_uid: &self.caller.subject().pod_uid,
+            object: "",
+            detail: &ended.to_string(),
+        });
+    }
+
+    async fn serve(&mut self, mut body: Body) -> Result<std::convert::Infallible, Ended> {
+        let mut denied = self.front.lockdowns.watch();
+        let mut index = self.front.index.clone();
+        let stop = self.front.tasks.stopping();
+        let mut beat = tokio::time::interval(HEARTBEAT);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        beat.tick().await;
+        let deny_revision = denied.borrow().set.revision;
+        self.send(&ToSidecar::Hello {
+            protocol: PROTOCOL,
+            heartbeat_ms: u64::try_from(HEARTBEAT.as_millis()).unwrap_or(1000),
+            subject: self.caller.subject().clone(),
+            instance: self.caller.workload.instance,
+            deny_revision,
+        })
+        .await?;
+        denied.mark_changed();
+        index.mark_changed();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    self.send(&ToSidecar::Drain).await?;
+                    return Err(Ended::Stopping);
+                }
+                changed = denied.changed() => {
+                    changed.map_err(|_| Ended::Stopping)?;
+                    let set = denied.borrow_and_update().set.clone();
+                    self.send(&ToSidecar::Deny(set)).await?;
+                }
+                changed = index.changed() => {
+                    changed.map_err(|_| Ended::Stopping)?;
+                    index.borrow_and_update();
+                    self.offer().await?;
+                }
+                _ = beat.tick() => self.beat().await?,
+                frame = body.frame() => {
+                    let frame = frame.ok_or(Ended::Closed)?.map_err(|_| Ended::Closed)?;
+                    if let Ok(data) = frame.into_data() {
+                        self.receive(&data).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn beat(&mut self) -> Result<(), Ended> {
+        if self.front.clock.now() >= self.caller.expires {
+            return Err(Ended::Expired);
+        }
+        if self.front.attestor.still(&self.caller.workload).await.is_err() {
+            return Err(Ended::NotAttested);
+        }
+        let beat = ToSidecar::Heartbeat {
+            now_ms: self.front.clock.now_ms(),
+            deny_revision: self.front.lockdowns.now().set.revision,
+        };
+        self.send(&beat).await
+    }
+
+    /// Sends the bundle, unless it is the one sent last or was refused three times.
+    async fn offer(&mut self) -> Result<(), Ended> {
+        let offer = self.front.index().offer(self.caller.subject());
+        if self.sent.as_deref() == Some(offer.version.as_str()) {
+            return Ok(());
+        }
+        self.nacks = 0;
+        self.sent = Some(offer.version.clone());
+        self.send(&ToSidecar::Bundle {
+            version: offer.version.clone(),
+            body: offer.body.to_string(),
+            revision: offer.revision,
+        })
+        .await
+    }
+
+    async fn send(&self, line: &ToSidecar) -> Result<(), Ended> {
+        let mut text = serde_json::to_vec(line).map_err(|_| Ended::Protocol("a line cannot be written"))?;
+        text.push(b'\n');
+        match tokio::time::timeout(DRAIN, self.lines.send(text.into())).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Ended::Closed),
+            Err(_) => Err(Ended::Stuck),
+        }
+    }
+
+    async fn receive(&mut self, data: &[u8]) -> Result<(), Ended> {
+        self.buffer.extend_from_slice(data);
+        while let Some(at) = self.buffer.iter().position(|byte| *byte == b'\n') {
+            let line = self.buffer.split_to(at.saturating_add(1));
+            if line.len() > MAX_LINE {
+                return Err(Ended::Protocol("a line is too long"));
+            }
+            let line: ToBroker =
+                serde_json::from_slice(&line).map_err(|_| Ended::Protocol("a line is not understood"))?;
+            self.take(line).await?;
+        }
+        if self.buffer.len() > MAX_LINE {
+            return Err(Ended::Protocol("a line is too long"));
+        }
+        Ok(())
+    }
+
+    async fn take(&mut self, line: ToBroker) -> Result<(), Ended> {
+        let streams = &self.front.streams;
+        match line {
+            ToBroker::Hello { protocol, release, .. } => {
+                if protocol != PROTOCOL {
+                    return Err(Ended::Protocol("another protocol version"));
+                }
+                streams.update(self.id, |report| report.release = release);
+            }
+            ToBroker::Ack {
+                version,
+                revision,
+                closed,
+                took_us,
+            } => streams.update(self.id, |report| {
+                if version.is_some() {
+                    report.bundle = version;
+                    report.nack = None;
+                }
+                if let Some(revision) = revision {
+                    report.deny_revision = revision;
+                    report.closed = closed;
+                    report.took_us = took_us;
+                }
+            }),
+            ToBroker::Nack { version, message } => self.refused_bundle(&version, message).await?,
+            ToBroker::Status(status) => streams.update(self.id, |report| report.status = status),
+            ToBroker::Reauth { token } => self.reauth(&token).await?,
+        }
+        Ok(())
+    }
+
+    /// A bundle was not taken: it is offered again at most twice, and the previous one stays in force there.
+    async fn refused_bundle(&mut self, version: &str, message: String) -> Result<(), Ended> {
+        tracing::warn!(version, message, "a sidecar did not take its bundle");
+        self.front.streams.update(self.id, |report| report.nack = Some(message));
+        self.nacks = self.nacks.saturating_add(1);
+        if self.nacks >= MAX_NACKS || self.sent.as_deref() != Some(version) {
+            return Ok(());
+        }
+        let nacks = self.nacks;
+        self.sent = None;
+        self.offer().await?;
+        self.nacks = nacks;
+        Ok(())
+    }
+
+    /// A fresh session token for the running stream: same pod, instance and key, or the stream ends.
+    async fn reauth(&mut self, token: &str) -> Result<(), Ended> {
+        let fresh = session(&self.front, token).await.map_err(|_| Ended::NotAttested)?;
+        let same = fresh.subject().pod_uid == self.caller.subject().pod_uid
+            && fresh.workload.instance == self.caller.workload.instance
+            && fresh.thumbprint == self.caller.thumbprint;
+        if !same {
+            return Err(Ended::NotAttested);
+        }
+        self.caller = fresh;
+        Ok(())
+    }
+}

@@ -1,0 +1,152 @@
+//! The kill switch on files.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::clock::{rfc3339, ManualClock};
+
+fn spec(freeze: Freeze) -> LockdownSpec {
+    LockdownSpec {
+        reason: "test".to_owned(),
+        until: None,
+        action: Default::default(),
+        freeze: vec![freeze],
+    }
+}
+
+fn subject() -> Subject {
+    Subject {
+        namespace: "agents".to_owned(),
+        service_account: "support".to_owned(),
+        pod: "pod-1".to_owned(),
+        pod_uid: "u".to_owned(),
+        labels: Default::default(),
+    }
+}
+
+fn reference(namespace: &str, name: &str) -> NamespacedRef {
+    NamespacedRef {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+struct Bench {
+    temp: tempfile::TempDir,
+    clock: Arc<ManualClock>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Bench {
+            temp: tempfile::tempdir().unwrap(),
+            clock: Arc::new(ManualClock::starting_now()),
+        }
+    }
+
+    fn open(&self) -> Lockdowns {
+        let state = StateDir::open(&self.temp.path().join("state")).unwrap();
+        Lockdowns::open(Arc::new(state), self.clock.clone()).unwrap()
+    }
+}
+
+#[test]
+fn lock_and_unlock_raise_the_revision_and_it_survives_restarts() {
+    let bench = Bench::new();
+    let lockdowns = bench.open();
+    let locked = lockdowns
+        .lock("incident", spec(Freeze::Everything(Default::default())))
+        .unwrap();
+    assert!(matches!(
+        lockdowns.lock("incident", spec(Freeze::Everything(Default::default()))),
+        Err(LockdownError::Exists(_))
+    ));
+    drop(lockdowns);
+    let again = bench.open();
+    assert!(again.now().set.revision >= locked);
+    assert_eq!(again.now().set.entries.len(), 1);
+    let before = again.now().set.revision;
+    let unlocked = again.unlock("incident").unwrap();
+    assert!(unlocked > before);
+    assert!(again.now().set.entries.is_empty());
+    assert!(matches!(again.unlock("incident"), Err(LockdownError::Unknown(_))));
+}
+
+#[test]
+fn each_kind_of_freeze_hits_what_it_names_and_nothing_else() {
+    let subject = subject();
+    let about = About {
+        subject: Some(&subject),
+        target: Some("data/shop"),
+        secret: Some("data/shop-agent"),
+        issuer: Some("sidegate"),
+    };
+    let hit = |freeze: Freeze| {
+        let entry = DenyEntry {
+            lockdown: "x".to_owned(),
+            freeze,
+            action: Default::default(),
+            until_ms: None,
+        };
+        Denied {
+            set: DenySet {
+                revision: 1,
+                entries: vec![entry],
+            },
+        }
+        .frozen(about, 0)
+        .is_some()
+    };
+    assert!(hit(Freeze::ServiceAccount(reference("agents", "support"))));
+    assert!(hit(Freeze::Pod(reference("agents", "pod-1"))));
+    assert!(hit(Freeze::Namespace("agents".to_owned())));
+    assert!(hit(Freeze::Target(reference("data", "shop"))));
+    assert!(hit(Freeze::Secret(reference("data", "shop-agent"))));
+    assert!(hit(Freeze::Issuer("sidegate".to_owned())));
+    assert!(hit(Freeze::Everything(Default::default())));
+    assert!(!hit(Freeze::ServiceAccount(reference("agents", "other"))));
+    assert!(!hit(Freeze::Pod(reference("agents", "pod-2"))));
+    assert!(!hit(Freeze::Namespace("data".to_owned())));
+    assert!(!hit(Freeze::Target(reference("agents", "shop"))));
+    assert!(!hit(Freeze::Secret(reference("data", "shop"))));
+    assert!(!hit(Freeze::Issuer("corp".to_owned())));
+    assert!(!hit(Freeze::TokenId("sidegate".to_owned())));
+}
+
+#[test]
+fn a_passed_until_lifts_the_lockdown_by_a_higher_revision() {
+    let bench = Bench::new();
+    let lockdowns = bench.open();
+    let mut short = spec(Freeze::Everything(Default::default()));
+    short.until = Some(rfc3339(bench.clock.now_ms() + 1000));
+    let revision = lockdowns.lock("short", short).unwrap();
+    bench.clock.advance_ms(1001);
+    assert!(lockdowns.now().frozen(About::default(), bench.clock.now_ms()).is_none());
+    assert!(lockdowns.refresh().unwrap() > revision);
+}
+
+#[test]
+fn a_lockdown_file_that_cannot_be_read_freezes_everything() {
+    let bench = Bench::new();
+    let lockdowns = bench.open();
+    write_private(&bench.temp.path().join("state/lockdowns/x.yaml"), b"kind: [").unwrap();
+    lockdowns.refresh().unwrap();
+    assert!(lockdowns.now().frozen(About::default(), 0).is_some());
+}
+
+#[test]
+fn more_than_ten_thousand_entries_freeze_everything() {
+    let entry = DenyEntry {
+        lockdown: "x".to_owned(),
+        freeze: Freeze::TokenId("t".to_owned()),
+        action: Default::default(),
+        until_ms: None,
+    };
+    let denied = Denied {
+        set: DenySet {
+            revision: 1,
+            entries: vec![entry; MAX_ENTRIES + 1],
+        },
+    };
+    assert!(denied.frozen(About::default(), 0).is_some());
+}

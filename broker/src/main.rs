@@ -1,0 +1,132 @@
+//! `sidegate-broker`: the broker by itself, on files.
+//!
+//! Refuses to start with any problem in its configuration, prints all of them with their places, and exits 2.
+//! JSON logs go to standard error; the first line of standard output says where it listens.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use sidegate_broker::{Broker, BrokerConfig, Identity, Running, StartError};
+use tokio::signal::unix::{signal, SignalKind};
+
+/// Sidegate's broker on files: says who a sidecar is, what it may reach, and with which credential.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// Folder with *.yaml; may be repeated.
+    #[arg(long, required = true, value_name = "DIR")]
+    config: Vec<PathBuf>,
+    /// Folder laid out <namespace>/<name>/<key>, files 0600.
+    #[arg(long, value_name = "DIR")]
+    secrets: Option<PathBuf>,
+    /// Private folder for keys, pins, approvals, records and the control socket.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// Address of the front face.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Address of the issuer's public face; with port 0 the last start's port is tried first.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    issuer_listen: SocketAddr,
+    /// The agent, as NAMESPACE/NAME of its service account.
+    #[arg(long = "as", value_name = "NAMESPACE/NAME", default_value = "local/agent")]
+    identity: String,
+    /// A label of the agent's pod; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    label: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SIDEGATE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .json()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let config = match configuration(arguments) {
+        Ok(config) => config,
+        Err(message) => return fail(&message),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(run(config)),
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
+    let (namespace, service_account) = arguments
+        .identity
+        .split_once('/')
+        .ok_or_else(|| format!("--as `{}`: write NAMESPACE/NAME", arguments.identity))?;
+    let mut labels = BTreeMap::new();
+    for label in &arguments.label {
+        let (key, value) = label
+            .split_once('=')
+            .ok_or_else(|| format!("--label `{label}`: write KEY=VALUE"))?;
+        labels.insert(key.to_owned(), value.to_owned());
+    }
+    let mut config = BrokerConfig::new(arguments.config, arguments.state);
+    config.secrets_dir = arguments.secrets;
+    config.listen = arguments.listen;
+    config.issuer_listen = arguments.issuer_listen;
+    config.identity = Identity {
+        namespace: namespace.to_owned(),
+        service_account: service_account.to_owned(),
+        labels,
+        ..Identity::default()
+    };
+    Ok(config)
+}
+
+async fn run(config: BrokerConfig) -> ExitCode {
+    let running = match Broker::start(config).await {
+        Ok(running) => running,
+        Err(StartError::Config(problems)) => {
+            let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            return fail(&lines.join("\n"));
+        }
+        Err(error) => return fail(&error.to_string()),
+    };
+    announce(&running);
+    let stopped = async {
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+            return running.asked_to_stop().await;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+            () = running.asked_to_stop() => {}
+        }
+    };
+    stopped.await;
+    running.shutdown().await;
+    ExitCode::SUCCESS
+}
+
+/// One JSON line: what a sidecar's environment needs.
+fn announce(running: &Running) {
+    let line = serde_json::json!({
+        "frontUrl": running.front_url,
+        "issuer": running.issuer_url,
+        "ca": running.ca_file,
+        "tokenFile": running.token_file,
+        "control": running.control_socket,
+        "podUid": running.subject.pod_uid,
+    });
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
+
+/// Usage and configuration errors exit 2.
+fn fail(message: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr().lock(), "sidegate-broker: {message}");
+    ExitCode::from(2)
+}

@@ -1,0 +1,146 @@
+//! What the broker tells people about itself: status, and later sessions.
+//!
+//! Refuses nothing and reveals no secret: names, addresses, versions, reasons. The invariant: a report is read
+//! from what is in force at that moment, not from what was configured.
+
+use std::sync::{Arc, Mutex};
+
+use sidegate_policies::api::access_request::RequestState;
+use sidegate_policies::api::target::{TlsMode, WeakLogin};
+use sidegate_policies::api::Target;
+use sidegate_policies::compile::Problem;
+use sidegate_policies::engine::Subject;
+use sidegate_policies::wire::TargetStatus;
+
+use crate::config::Separation;
+use crate::control::{SessionRow, SidecarReport, Status};
+use crate::front::Front;
+use crate::local_cluster::LocalCluster;
+
+/// Problems and warnings of the configuration as it is on disk now.
+#[derive(Debug, Clone, Default)]
+pub struct Findings {
+    /// While there are any, the last good configuration stays in force.
+    pub problems: Vec<Problem>,
+    /// What is probably not meant.
+    pub warnings: Vec<Problem>,
+}
+
+/// Makes reports.
+pub struct Reporter {
+    /// What is in force.
+    pub front: Arc<Front>,
+    /// The local cluster.
+    pub cluster: Arc<LocalCluster>,
+    /// The agent, as its pod would say.
+    pub subject: Subject,
+    /// What separates the agent.
+    pub separation: Separation,
+    /// URL of the front face.
+    pub front_url: String,
+    /// What the last look at the configuration found.
+    pub findings: Mutex<Findings>,
+}
+
+impl Reporter {
+    /// Status of everything.
+    pub fn status(&self) -> Status {
+        let front = &self.front;
+        let index = front.index();
+        let denied = front.lockdowns.now();
+        let findings = self
+            .findings
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone();
+        let waiting = front.approvals.list().into_iter();
+        let waiting = waiting.filter(|stored| stored.state() == RequestState::Pending).count();
+        let connected = front.streams.list();
+        let sum = |count: fn(&SidecarReport) -> u64| connected.iter().map(count).fold(0_u64, u64::saturating_add);
+        let mut lockdowns: Vec<String> = denied.set.entries.iter().map(|entry| entry.lockdown.clone()).collect();
+        lockdowns.dedup();
+        Status {
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            subject: self.subject.account(),
+            separation: self.separation.to_string(),
+            bundle: Some(index.offer(&self.subject).version.clone()),
+            bundle_in_force: connected.iter().find_map(|sidecar| sidecar.bundle.clone()),
+            targets: self.targets(&connected),
+            sidecars: u64::try_from(connected.len()).unwrap_or(u64::MAX),
+            sessions: sum(|sidecar| sidecar.status.sessions),
+            allowed: sum(|sidecar| sidecar.status.allowed),
+            denied: sum(|sidecar| sidecar.status.denied),
+            held: sum(|sidecar| sidecar.status.held),
+            panics: sum(|sidecar| sidecar.status.panics),
+            lockdowns,
+            deny_revision: denied.set.revision,
+            problems: findings.problems,
+            warnings: findings.warnings,
+            front_url: self.front_url.clone(),
+            issuer: front.issuer.url().to_owned(),
+            pod_uid: self.subject.pod_uid.clone(),
+            instance: self.cluster.instance().count,
+            waiting: u64::try_from(waiting).unwrap_or(u64::MAX),
+            leases: u64::try_from(front.leases.active(front.clock.now_ms())).unwrap_or(u64::MAX),
+            connected,
+        }
+    }
+
+    /// Every Target: as the sidecar serves it, or with the reason why it does not.
+    fn targets(&self, connected: &[SidecarReport]) -> Vec<TargetStatus> {
+        let index = self.front.index();
+        let standing = index.standing(&self.subject).into_iter();
+        standing
+            .map(|(target, standing)| {
+                let name = target.full_name();
+                let served = connected
+                    .iter()
+                    .flat_map(|sidecar| sidecar.status.targets.iter())
+                    .find(|served| served.target == name);
+                match (standing, served) {
+                    (Ok(_), Some(served)) => served.clone(),
+                    (standing, _) => target_status(target, standing.err()),
+                }
+            })
+            .collect()
+    }
+
+    /// The Targets the agent gets, as its bundle holds them.
+    pub fn served(&self) -> Vec<Target> {
+        let offer = self.front.index().offer(&self.subject);
+        offer
+            .bundle
+            .targets
+            .iter()
+            .map(|bundled| bundled.target.clone())
+            .collect()
+    }
+
+    /// Sessions of the record store.
+    pub fn sessions(&self) -> Vec<SessionRow> {
+        Vec::new()
+    }
+}
+
+/// A Target no sidecar reports on (yet).
+fn target_status(target: &Target, problem: Option<String>) -> TargetStatus {
+    let spec = &target.spec;
+    let mut weakenings = Vec::new();
+    if spec.tls.mode == TlsMode::Disabled {
+        weakenings.push("tls: Disabled".to_owned());
+    }
+    match spec.weak_login {
+        WeakLogin::Refuse => {}
+        WeakLogin::InsideTls => weakenings.push("weakLogin: InsideTLS".to_owned()),
+        WeakLogin::Anywhere => weakenings.push("weakLogin: Anywhere".to_owned()),
+    }
+    TargetStatus {
+        target: target.full_name(),
+        protocol: spec.protocol.as_str().to_owned(),
+        listen: Vec::new(),
+        address: format!("{}:{}", spec.address.host, spec.address.port),
+        problem: problem.or_else(|| Some("no sidecar serves it (yet)".to_owned())),
+        insecure: weakenings,
+        sessions: 0,
+    }
+}

@@ -1,0 +1,124 @@
+//! Listeners: TLS for both faces, HTTP/2 and HTTP/1.1, and the plain Unix socket of the control face.
+//!
+//! Refuses more than so many handshakes and connections at once, slow handshakes and slow or huge headers. The
+//! invariant: every connection is a task of the broker and ends with it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+use crate::task::Tasks;
+
+const HANDSHAKES: usize = 256;
+const CONNECTIONS: usize = 12_000;
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const HEADERS: Duration = Duration::from_secs(10);
+const MAX_HEADERS: u32 = 32 * 1024;
+const MAX_STREAMS: u32 = 128;
+const PING: Duration = Duration::from_secs(20);
+
+/// Runs hyper's own tasks as tasks of the broker.
+impl<F> Executor<F> for Tasks
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        self.spawn("h2", async move {
+            future.await;
+        });
+    }
+}
+
+/// Serves a router over TLS until the broker stops.
+pub async fn serve_tls(listener: TcpListener, tls: Arc<ServerConfig>, router: Router, tasks: Tasks) {
+    let acceptor = TlsAcceptor::from(tls);
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    let stop = tasks.stopping();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            // Out of descriptors, most likely: give the others a moment to end.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let (Ok(slot), Ok(handshake)) = (
+            Arc::clone(&connections).try_acquire_owned(),
+            Arc::clone(&handshakes).try_acquire_owned(),
+        ) else {
+            continue;
+        };
+        let (acceptor, router, inner) = (acceptor.clone(), router.clone(), tasks.clone());
+        tasks.spawn("connection", async move {
+            let _slot = slot;
+            let accepted = tokio::time::timeout(HANDSHAKE, accept_tls(&acceptor, stream)).await;
+            drop(handshake);
+            if let Ok(Some((stream, is_h2))) = accepted {
+                serve(stream, is_h2, router, inner).await;
+            }
+        });
+    }
+}
+
+async fn accept_tls(
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+) -> Option<(tokio_rustls::server::TlsStream<TcpStream>, bool)> {
+    let _ = stream.set_nodelay(true);
+    let stream = acceptor.accept(stream).await.ok()?;
+    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    Some((stream, is_h2))
+}
+
+/// Serves one connection until it ends or the broker stops.
+pub async fn serve<S>(stream: S, is_h2: bool, router: Router, tasks: Tasks)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = TowerToHyperService::new(router);
+    let stream = TokioIo::new(stream);
+    let stop = tasks.stopping();
+    if is_h2 {
+        let mut builder = http2::Builder::new(tasks);
+        builder
+            .timer(TokioTimer::new())
+            .max_header_list_size(MAX_HEADERS)
+            .max_concurrent_streams(MAX_STREAMS)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING);
+        let mut connection = std::pin::pin!(builder.serve_connection(stream, service));
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    } else {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS)
+            .max_buf_size(64 * 1024);
+        let mut connection = std::pin::pin!(builder.serve_connection(stream, service));
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        let _ = connection.await;
+    }
+}
