@@ -45,7 +45,7 @@ generate: ## Write generated files: CRDs
 .PHONY: bench
 bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=... runs a part)
 	@$(SETUP) build postgres bench
-	$(CARGO) build --locked --release -p sidegate-sidecar -p sidegate-broker -p sidegate-bench
+	$(CARGO) build --locked --release -p sidegate -p sidegate-sidecar -p sidegate-bench
 	$(CARGO) run --locked --release -p sidegate-bench -- $(if $(ROWS),--rows $(ROWS))
 
 .PHONY: fuzz

@@ -1,2 +1,81 @@
-//! Not here yet.
-fn main() {}
+//! `make bench`: Sidegate beside PgBouncer and HAProxy, in one run, with everything on.
+//!
+//! Every figure is the median of per-round ratios: a round measures every contender once, the order rotates, and
+//! CPU is read from the kernel per contender (`/proc/PID/task/*/schedstat`), so a noisy neighbour moves less of it.
+//! Nothing here asserts a time; correctness is checked (masked means masked, errors are zero).
+
+mod bulk;
+mod contender;
+mod cpu;
+mod idle;
+mod interposer;
+mod pgbench;
+mod report;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{bail, Result};
+
+/// What to measure, and how long.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Rows by name; empty: all.
+    rows: Vec<String>,
+    /// Rounds per row.
+    rounds: usize,
+    /// Length of one slice.
+    slice: Duration,
+}
+
+impl Plan {
+    fn from_arguments(mut arguments: impl Iterator<Item = String>) -> Result<Plan> {
+        let mut plan = Plan {
+            rows: Vec::new(),
+            rounds: 5,
+            slice: Duration::from_secs(10),
+        };
+        while let Some(argument) = arguments.next() {
+            let mut value = || {
+                arguments
+                    .next()
+                    .ok_or_else(|| anyhow::anyhow!("{argument} wants a value"))
+            };
+            match argument.as_str() {
+                "--rows" => plan.rows = value()?.split(',').map(str::to_owned).collect(),
+                "--rounds" => plan.rounds = value()?.parse()?,
+                "--seconds" => plan.slice = Duration::from_secs(value()?.parse()?),
+                other => bail!("unknown argument {other}; known: --rows A,B --rounds N --seconds N"),
+            }
+        }
+        Ok(plan)
+    }
+
+    fn wants(&self, row: &str) -> bool {
+        self.rows.is_empty() || self.rows.iter().any(|wanted| row.starts_with(wanted.as_str()))
+    }
+}
+
+fn main() -> Result<()> {
+    let plan = Plan::from_arguments(std::env::args().skip(1))?;
+    println!(
+        "{} round(s) of {} s slices. A full run takes half an hour or more.",
+        plan.rounds,
+        plan.slice.as_secs()
+    );
+    let mut report = report::Report::new(&plan);
+    if plan.wants("idle") {
+        idle::measure(&mut report)?;
+    }
+    if plan.wants("pg-") {
+        let field = contender::Field::start()?;
+        pgbench::measure(&plan, &field, &mut report)?;
+    }
+    if plan.wants("bulk") {
+        bulk::measure(&plan, &mut report)?;
+    }
+    report.print();
+    let file = report.write(&PathBuf::from("bench/results"))?;
+    println!("\nWritten to {}", file.display());
+    Ok(())
+}
