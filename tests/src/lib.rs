@@ -8,3 +8,6 @@ pub mod authority;
 pub mod clients;
 pub mod ports;
 pub mod postgres;
+pub mod psql;
+pub mod shop;
+pub mod world;
