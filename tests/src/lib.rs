@@ -6,8 +6,10 @@
 
 pub mod authority;
 pub mod clients;
+pub mod names;
 pub mod ports;
 pub mod postgres;
 pub mod psql;
 pub mod shop;
+pub mod wire;
 pub mod world;
