@@ -47,7 +47,10 @@ impl std::str::FromStr for EnvArg {
         if name.is_empty() {
             return Err("write NAME or NAME=VALUE".to_owned());
         }
-        Ok(EnvArg { name: name.to_owned(), value })
+        Ok(EnvArg {
+            name: name.to_owned(),
+            value,
+        })
     }
 }
 
@@ -65,7 +68,12 @@ impl RunAs {
         std::fs::create_dir(&home).with_context(|| format!("making the agent's home {}", home.display()))?;
         std::fs::set_permissions(&home, std::fs::Permissions::from_mode(0o700))?;
         chown(&home, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
-        Ok(RunAs { name: name.to_owned(), uid: user.uid, gid: user.gid, home })
+        Ok(RunAs {
+            name: name.to_owned(),
+            uid: user.uid,
+            gid: user.gid,
+            home,
+        })
     }
 
     /// Removes the home made by [`RunAs::prepare`].
@@ -83,7 +91,8 @@ pub fn environment(
     run_as: Option<&RunAs>,
 ) -> Result<Vec<(OsString, OsString)>> {
     let inherited: Vec<_> = inherited.collect();
-    let kept = |name: &OsString| KEPT.iter().any(|kept| name == kept) || name.to_str().is_some_and(|n| n.starts_with("LC_"));
+    let kept =
+        |name: &OsString| KEPT.iter().any(|kept| name == kept) || name.to_str().is_some_and(|n| n.starts_with("LC_"));
     let mut environment: Vec<(OsString, OsString)> = Vec::new();
     let set = |environment: &mut Vec<(OsString, OsString)>, name: OsString, value: OsString| {
         environment.retain(|(known, _)| *known != name);
@@ -100,7 +109,12 @@ pub fn environment(
         set(&mut environment, name.into(), value.into());
     }
     for argument in given {
-        let own = || inherited.iter().find(|(name, _)| *name == argument.name[..]).map(|(_, value)| value.clone());
+        let own = || {
+            inherited
+                .iter()
+                .find(|(name, _)| *name == argument.name[..])
+                .map(|(_, value)| value.clone())
+        };
         let value = match &argument.value {
             Some(value) => Some(value.into()),
             None => own(),
@@ -118,7 +132,10 @@ pub fn command(words: &[OsString], environment: Vec<(OsString, OsString)>, run_a
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(environment);
     if let Some(user) = run_as {
-        command.uid(user.uid.as_raw()).gid(user.gid.as_raw()).current_dir(&user.home);
+        command
+            .uid(user.uid.as_raw())
+            .gid(user.gid.as_raw())
+            .current_dir(&user.home);
     }
     Ok(command)
 }
@@ -139,7 +156,9 @@ mod tests {
     use super::*;
 
     fn pairs(list: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
-        list.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+        list.iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect()
     }
 
     #[test]
@@ -154,13 +173,19 @@ mod tests {
             ("SIDEGATE_STATE", "x"),
         ]);
         let environment = environment(own.into_iter(), &[("PGHOST".into(), "127.0.0.1".into())], &[], None).unwrap();
-        assert_eq!(environment, pairs(&[("PATH", "/bin"), ("LC_ALL", "C"), ("PGHOST", "127.0.0.1")]));
+        assert_eq!(
+            environment,
+            pairs(&[("PATH", "/bin"), ("LC_ALL", "C"), ("PGHOST", "127.0.0.1")])
+        );
     }
 
     #[test]
     fn targets_win_over_inherited_and_env_wins_over_targets() {
         let own = pairs(&[("TZ", "UTC"), ("EDITOR", "vi")]);
-        let targets = [("TZ".to_owned(), "CET".to_owned()), ("PGPORT".to_owned(), "1".to_owned())];
+        let targets = [
+            ("TZ".to_owned(), "CET".to_owned()),
+            ("PGPORT".to_owned(), "1".to_owned()),
+        ];
         let given = ["PGPORT=2".parse().unwrap(), "EDITOR".parse().unwrap()];
         let environment = environment(own.into_iter(), &targets, &given, None).unwrap();
         assert_eq!(environment, pairs(&[("TZ", "CET"), ("PGPORT", "2"), ("EDITOR", "vi")]));

@@ -8,6 +8,9 @@ pub mod lock;
 pub mod requests;
 pub mod sessions;
 pub mod status;
+pub mod up;
+
+mod source;
 
 /// Wrong usage or configuration: nothing was started.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! `sidegate`: local mode and every verb people type. This file parses the command line and turns the outcome of a
 //! verb into an exit code; each verb is a file under `commands/`. Nothing here decides about an operation.
 
+mod agent;
 mod commands;
 mod control;
 mod instance;
@@ -43,6 +44,8 @@ pub struct StateArg {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run Sidegate on this machine, or run a program behind it
+    Up(commands::up::UpArgs),
     /// Show what is served, what is not and why, and who is connected
     Status(commands::status::StatusArgs),
     /// List operations that wait for a person
@@ -88,6 +91,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command, out: &Out) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Up(args) => commands::up::run(args, out),
         Command::Status(args) => commands::status::run(args, out),
         Command::Requests(args) => commands::requests::run(args, out),
         Command::Approve(args) => commands::decide::run(args, true, out),

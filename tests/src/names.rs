@@ -33,7 +33,10 @@ impl NameServer {
 
     /// Sets a name's addresses.
     pub fn set(&self, name: &str, addresses: &[Ipv4Addr]) {
-        self.names.lock().expect("names").insert(name.to_ascii_lowercase(), addresses.to_vec());
+        self.names
+            .lock()
+            .expect("names")
+            .insert(name.to_ascii_lowercase(), addresses.to_vec());
     }
 }
 
@@ -52,7 +55,18 @@ fn answer(question: &[u8], names: &HashMap<String, Vec<Ipv4Addr>>) -> Option<Vec
     let addresses = names.get(&labels.join("."));
     let found = addresses.filter(|_| wants_a).map(Vec::as_slice).unwrap_or_default();
     let mut reply = question.get(..2)?.to_vec();
-    reply.extend_from_slice(&[0x81, if addresses.is_some() { 0x80 } else { 0x83 }, 0, 1, 0, found.len() as u8, 0, 0, 0, 0]);
+    reply.extend_from_slice(&[
+        0x81,
+        if addresses.is_some() { 0x80 } else { 0x83 },
+        0,
+        1,
+        0,
+        found.len() as u8,
+        0,
+        0,
+        0,
+        0,
+    ]);
     reply.extend_from_slice(question.get(12..at + 4)?);
     for address in found {
         reply.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);

@@ -3,8 +3,8 @@
 
 use anyhow::Result;
 
-use crate::postgres::{Major, Options, Postgres};
 use crate::ports;
+use crate::postgres::{Major, Options, Postgres};
 use crate::world::{Setup, World};
 
 /// The tables, also used by the clients of other languages.
@@ -32,7 +32,10 @@ pub fn server(major: Major, options: Options) -> Result<Postgres> {
     server.sql("postgres", &format!("CREATE DATABASE {DATABASE}"))?;
     server.sql(DATABASE, SCHEMA)?;
     server.sql(DATABASE, &format!("CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'"))?;
-    server.sql(DATABASE, &format!("GRANT ALL ON SCHEMA app TO {ROLE}; GRANT ALL ON ALL TABLES IN SCHEMA app TO {ROLE}"))?;
+    server.sql(
+        DATABASE,
+        &format!("GRANT ALL ON SCHEMA app TO {ROLE}; GRANT ALL ON ALL TABLES IN SCHEMA app TO {ROLE}"),
+    )?;
     server.sql(DATABASE, &format!("ALTER TABLE app.items OWNER TO {ROLE}"))?;
     Ok(server)
 }

@@ -20,7 +20,9 @@ impl Frame {
     /// A field of an ErrorResponse or NoticeResponse.
     pub fn field(&self, code: u8) -> Option<String> {
         let mut fields = self.body.split(|byte| *byte == 0);
-        fields.find(|field| field.first() == Some(&code)).map(|field| String::from_utf8_lossy(&field[1..]).into_owned())
+        fields
+            .find(|field| field.first() == Some(&code))
+            .map(|field| String::from_utf8_lossy(&field[1..]).into_owned())
     }
 }
 
@@ -109,7 +111,12 @@ impl Wire {
         let stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
-        Ok(Wire { stream, received: Vec::new(), parameters: Vec::new(), key: None })
+        Ok(Wire {
+            stream,
+            received: Vec::new(),
+            parameters: Vec::new(),
+            key: None,
+        })
     }
 
     /// Connects and logs in, without a password.
@@ -126,8 +133,12 @@ impl Wire {
             match frame.kind {
                 b'E' => bail!("login refused: {}", frame.field(b'M').unwrap_or_default()),
                 b'S' => {
-                    let mut parts = frame.body.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
-                    self.parameters.push((parts.next().unwrap_or_default(), parts.next().unwrap_or_default()));
+                    let mut parts = frame
+                        .body
+                        .split(|byte| *byte == 0)
+                        .map(|part| String::from_utf8_lossy(part).into_owned());
+                    self.parameters
+                        .push((parts.next().unwrap_or_default(), parts.next().unwrap_or_default()));
                 }
                 b'K' => {
                     let (id, key) = frame.body.split_at_checked(4).context("BackendKeyData")?;

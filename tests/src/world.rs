@@ -99,8 +99,16 @@ impl Setup {
             agent_uid: Some(Uid::effective().as_raw()),
         })
         .await?;
-        ensure!(sidecar.ready(Duration::from_secs(20)).await, "no bundle came into force: {:?}", broker.status());
-        Ok(World { broker, sidecar, folder })
+        ensure!(
+            sidecar.ready(Duration::from_secs(20)).await,
+            "no bundle came into force: {:?}",
+            broker.status()
+        );
+        Ok(World {
+            broker,
+            sidecar,
+            folder,
+        })
     }
 }
 

@@ -35,7 +35,9 @@ async fn through_the_gate(major: Major) {
     let mut failed = Vec::new();
     for client in CLIENTS {
         let endpoint = endpoint.clone();
-        let run = tokio::task::spawn_blocking(move || clients::run(client, &endpoint)).await.unwrap();
+        let run = tokio::task::spawn_blocking(move || clients::run(client, &endpoint))
+            .await
+            .unwrap();
         match run {
             Ok(line) => println!("{major:?}: {line}"),
             Err(error) => failed.push(format!("{error:#}")),

@@ -77,7 +77,8 @@ const ASK: [&str; 30] = [
 ];
 
 async fn shop(major: Major) -> Shop {
-    let rules = "    - {name: write-people, effect: Allow, sql: {commands: [Insert, Update, Delete], tables: [app.people]}}";
+    let rules =
+        "    - {name: write-people, effect: Allow, sql: {commands: [Insert, Update, Delete], tables: [app.people]}}";
     let shop = Shop::with(major, rules, "").await.unwrap();
     shop.server.sql(DATABASE, VIEWS).unwrap();
     shop
@@ -105,7 +106,10 @@ async fn stays_masked(major: Major) {
     )
     .await
     .unwrap();
-    assert!(!leaks(&returned.out) && returned.out.matches(MASKED).count() == 3, "{returned:?}");
+    assert!(
+        !leaks(&returned.out) && returned.out.matches(MASKED).count() == 3,
+        "{returned:?}"
+    );
     shop.world.stop().await;
 }
 
@@ -145,15 +149,28 @@ async fn a_masked_column_answers_no_question_on_18() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn errors_of_masked_statements_carry_no_value() {
     let shop = shop(Major::V15).await;
-    shop.server.sql(DATABASE, "ALTER TABLE app.people ADD CONSTRAINT one_ssn UNIQUE (ssn)").unwrap();
+    shop.server
+        .sql(DATABASE, "ALTER TABLE app.people ADD CONSTRAINT one_ssn UNIQUE (ssn)")
+        .unwrap();
     let said = psql_async(
         shop.port,
         DATABASE,
-        &["INSERT INTO app.people VALUES (9, 'Nine', '531-22-8841')", "SELECT ssn::int FROM app.people"],
+        &[
+            "INSERT INTO app.people VALUES (9, 'Nine', '531-22-8841')",
+            "SELECT ssn::int FROM app.people",
+        ],
     )
     .await
     .unwrap();
-    let own = said.err.lines().filter(|line| !line.contains("LINE 1")).collect::<Vec<_>>().join("\n");
-    assert!(!own.contains("(531-22-8841)") && !own.contains("invalid input"), "{said:?}");
+    let own = said
+        .err
+        .lines()
+        .filter(|line| !line.contains("LINE 1"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    assert!(
+        !own.contains("(531-22-8841)") && !own.contains("invalid input"),
+        "{said:?}"
+    );
     shop.world.stop().await;
 }

@@ -9,7 +9,10 @@ use sidegate_tests::wire::{bind, describe, execute, parse, query, shape, sync, W
 
 /// A server that lets the tests in without a password, for the direct run.
 fn direct(major: Major) -> Postgres {
-    let options = Options { hba: vec!["host all all 127.0.0.1/32 trust".into()], ..Options::default() };
+    let options = Options {
+        hba: vec!["host all all 127.0.0.1/32 trust".into()],
+        ..Options::default()
+    };
     let server = shop::server(major, options).unwrap();
     server.sql(DATABASE, "CREATE ROLE whoever LOGIN SUPERUSER").unwrap();
     server
@@ -24,14 +27,80 @@ fn conversations(bad: &str) -> Vec<(&'static str, Vec<Vec<Vec<u8>>>)> {
     let run = |sql: &str| [parse("", sql), bind("", "", &[], 0), describe(b'P', ""), execute("", 0)].concat();
     vec![
         ("simple, idle", vec![vec![query(bad)], vec![query("SELECT 1")]]),
-        ("simple, in a transaction", vec![vec![query("BEGIN")], vec![insert(1)], vec![query(bad)], vec![query("SELECT 1")], vec![query("COMMIT")], vec![query("SELECT count(*) FROM app.items")]]),
-        ("simple, savepoint", vec![vec![query("BEGIN")], vec![query("SAVEPOINT a")], vec![query(bad)], vec![query("ROLLBACK TO a")], vec![insert(2)], vec![query("COMMIT")], vec![query("DELETE FROM app.items WHERE id = 2")]]),
-        ("extended, idle", vec![vec![run(bad), sync()], vec![run("SELECT 1"), sync()]]),
-        ("pipeline: good, bad, good, one Sync", vec![vec![run("INSERT INTO app.items (id) VALUES (3)"), run(bad), run("SELECT 1"), sync()], vec![run("SELECT count(*) FROM app.items"), sync()]]),
-        ("pipeline: a Sync after each", vec![vec![run("SELECT 1"), sync(), run(bad), sync(), run("SELECT 2"), sync()], vec![], vec![]]),
-        ("extended in a transaction", vec![vec![run("BEGIN"), sync()], vec![run("INSERT INTO app.items (id) VALUES (4)"), sync()], vec![run(bad), sync()], vec![run("COMMIT"), sync()], vec![run("SELECT count(*) FROM app.items"), sync()]]),
-        ("named statement, then a bad one under its name", vec![vec![parse("s", "SELECT 1"), sync()], vec![parse("t", bad), sync()], vec![bind("", "s", &[], 1), execute("", 0), sync()], vec![bind("", "t", &[], 0), execute("", 0), sync()]]),
-        ("the unnamed statement survives nothing", vec![vec![parse("", "SELECT 1"), sync()], vec![parse("", bad), sync()], vec![bind("", "", &[], 0), execute("", 0), sync()]]),
+        (
+            "simple, in a transaction",
+            vec![
+                vec![query("BEGIN")],
+                vec![insert(1)],
+                vec![query(bad)],
+                vec![query("SELECT 1")],
+                vec![query("COMMIT")],
+                vec![query("SELECT count(*) FROM app.items")],
+            ],
+        ),
+        (
+            "simple, savepoint",
+            vec![
+                vec![query("BEGIN")],
+                vec![query("SAVEPOINT a")],
+                vec![query(bad)],
+                vec![query("ROLLBACK TO a")],
+                vec![insert(2)],
+                vec![query("COMMIT")],
+                vec![query("DELETE FROM app.items WHERE id = 2")],
+            ],
+        ),
+        (
+            "extended, idle",
+            vec![vec![run(bad), sync()], vec![run("SELECT 1"), sync()]],
+        ),
+        (
+            "pipeline: good, bad, good, one Sync",
+            vec![
+                vec![
+                    run("INSERT INTO app.items (id) VALUES (3)"),
+                    run(bad),
+                    run("SELECT 1"),
+                    sync(),
+                ],
+                vec![run("SELECT count(*) FROM app.items"), sync()],
+            ],
+        ),
+        (
+            "pipeline: a Sync after each",
+            vec![
+                vec![run("SELECT 1"), sync(), run(bad), sync(), run("SELECT 2"), sync()],
+                vec![],
+                vec![],
+            ],
+        ),
+        (
+            "extended in a transaction",
+            vec![
+                vec![run("BEGIN"), sync()],
+                vec![run("INSERT INTO app.items (id) VALUES (4)"), sync()],
+                vec![run(bad), sync()],
+                vec![run("COMMIT"), sync()],
+                vec![run("SELECT count(*) FROM app.items"), sync()],
+            ],
+        ),
+        (
+            "named statement, then a bad one under its name",
+            vec![
+                vec![parse("s", "SELECT 1"), sync()],
+                vec![parse("t", bad), sync()],
+                vec![bind("", "s", &[], 1), execute("", 0), sync()],
+                vec![bind("", "t", &[], 0), execute("", 0), sync()],
+            ],
+        ),
+        (
+            "the unnamed statement survives nothing",
+            vec![
+                vec![parse("", "SELECT 1"), sync()],
+                vec![parse("", bad), sync()],
+                vec![bind("", "", &[], 0), execute("", 0), sync()],
+            ],
+        ),
     ]
 }
 
@@ -59,8 +128,10 @@ async fn agrees(major: Major) {
     .await
     .unwrap();
     for ((name, gated), (_, server)) in gated.into_iter().zip(server) {
-        let expected: Vec<Vec<String>> =
-            server.iter().map(|shape| shape.iter().map(|part| part.replace("E 42601", "E 42501")).collect()).collect();
+        let expected: Vec<Vec<String>> = server
+            .iter()
+            .map(|shape| shape.iter().map(|part| part.replace("E 42601", "E 42501")).collect())
+            .collect();
         assert_eq!(gated, expected, "{name}");
     }
     shop.world.stop().await;
