@@ -141,12 +141,10 @@ impl LogState {
             match stream::parse(bytes.get(used..).unwrap_or_default()) {
                 Ok(None) => break None,
                 Err(error) => break Some(error.into()),
-                Ok(Some((item, length))) => {
-                    match self.item(records, item, &mut acks) {
-                        Ok(()) => used = used.saturating_add(length),
-                        Err(error) => break Some(error),
-                    }
-                }
+                Ok(Some((item, length))) => match self.item(records, item, &mut acks) {
+                    Ok(()) => used = used.saturating_add(length),
+                    Err(error) => break Some(error),
+                },
             }
         };
         if let Err(error) = self.land(records) {

@@ -64,7 +64,9 @@ impl Objects {
     }
 
     pub fn list(&self, prefix: &str) -> Result<Vec<String>, RecordsError> {
-        self.store.list(prefix).map_err(|error| failed(&self.path(prefix), error))
+        self.store
+            .list(prefix)
+            .map_err(|error| failed(&self.path(prefix), error))
     }
 
     /// Creates an object.
@@ -94,11 +96,7 @@ impl Objects {
         let path = self.path(name);
         let open = || {
             make_folder(path.parent().unwrap_or(&self.root))?;
-            let file = OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .open(&path)?;
+            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
             file.set_len(keep)?;
             sync_folder(&path)?;
             Ok(file)

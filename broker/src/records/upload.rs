@@ -61,7 +61,11 @@ async fn upload(State(records): State<Arc<Records>>, caller: Option<Extension<Ca
         let line = upload.next_lines().await?;
         Some((Ok::<Bytes, Infallible>(line), upload))
     });
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/x-ndjson")],
+        Body::from_stream(lines),
+    )
+        .into_response()
 }
 
 impl Upload {
@@ -86,7 +90,10 @@ impl Upload {
         let mut acks = Vec::new();
         if self.log.is_none() {
             let Ok(announced) = announced(&buffer, &self.records, &self.caller) else {
-                self.records.alarm(&self.caller.pod_uid, "a record stream did not announce a log of its pod");
+                self.records.alarm(
+                    &self.caller.pod_uid,
+                    "a record stream did not announce a log of its pod",
+                );
                 return None;
             };
             let Some((path, used)) = announced else {

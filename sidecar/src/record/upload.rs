@@ -169,7 +169,7 @@ pub(super) async fn earlier(log: &Log, sink: &dyn RecordSink, cancel: &Cancellat
             place: None,
             keys: VecDeque::new(),
             soon: None,
-        resume: None,
+            resume: None,
         };
         let mut attempt = 0usize;
         loop {
