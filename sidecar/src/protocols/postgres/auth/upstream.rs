@@ -5,13 +5,10 @@
 //! are kept for the record only after the secret has been cut out of them.
 //! Invariant: a secret leaves only inside verified TLS, or by a mechanism that does not reveal it.
 
-use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Mutex, PoisonError};
 
 use bytes::{BufMut, Bytes};
 use sidegate_policies::api::target::WeakLogin;
-use sidegate_policies::wire::LeaseMaterial;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use zeroize::Zeroizing;
 
@@ -19,6 +16,7 @@ use super::super::codec::error::Fields;
 use super::super::codec::{startup, write, CodecError, Frame, Piece, Reader, ServerScanner};
 use super::scram::{self, ChannelBinding, Salted, ScramError};
 use super::{md5, oauth};
+use crate::credentials::{LeaseHandle, LeaseMaterial};
 
 /// Messages one login may take.
 const MAX_MESSAGES: usize = 256;
@@ -71,10 +69,8 @@ pub struct LoginPlan<'a> {
     pub parameters: &'a [(String, String)],
     /// Protocol minor to ask for.
     pub minor: u16,
-    /// The lease's material.
-    pub material: &'a LeaseMaterial,
-    /// Its id, under which the salted password is cached.
-    pub lease: &'a str,
+    /// The lease; it also keeps the salted password.
+    pub lease: &'a LeaseHandle,
     /// What the Target allows.
     pub weak: WeakLogin,
     /// The channel.
@@ -110,31 +106,6 @@ impl LoggedIn {
     }
 }
 
-/// Salted passwords by lease: PBKDF2 runs once per lease and salt.
-#[derive(Default)]
-pub struct SaltCache {
-    known: Mutex<HashMap<String, (Vec<u8>, u32, Salted)>>,
-}
-
-/// Leases whose salted password is kept.
-const MAX_SALTED: usize = 64;
-
-impl SaltCache {
-    fn get(&self, lease: &str, salt: &[u8], rounds: u32) -> Option<Salted> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let (known_salt, known_rounds, salted) = known.get(lease)?;
-        (known_salt == salt && *known_rounds == rounds).then(|| salted.clone())
-    }
-
-    fn put(&self, lease: &str, salt: Vec<u8>, rounds: u32, salted: Salted) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MAX_SALTED {
-            known.clear();
-        }
-        known.insert(lease.to_owned(), (salt, rounds, salted));
-    }
-}
-
 /// Runs the costly step off the runtime.
 pub trait Off {
     /// Runs `work` on a blocking thread.
@@ -152,7 +123,6 @@ pub async fn login<S>(
     stream: &mut S,
     scanner: &mut ServerScanner,
     plan: &LoginPlan<'_>,
-    cache: &SaltCache,
     off: &impl Off,
 ) -> Result<LoggedIn, LoginError>
 where
@@ -162,7 +132,7 @@ where
     let mut line = Line { stream, scanner, messages: 0, bytes: 0 };
     line.send(&startup::startup_message(plan.minor, pairs)).await?;
     let mut done = LoggedIn { minor: plan.minor, status: b'I', ..LoggedIn::default() };
-    done.mechanism = authenticate(&mut line, plan, &mut done, cache, off).await?;
+    done.mechanism = authenticate(&mut line, plan, &mut done, off).await?;
     settle(&mut line, plan, &mut done).await?;
     Ok(done)
 }
@@ -234,20 +204,22 @@ fn negotiate(frame: &Frame, plan: &LoginPlan<'_>, done: &mut LoggedIn) -> Result
 fn refused(frame: &Frame, plan: &LoginPlan<'_>) -> LoginError {
     match Fields::decode(frame) {
         Err(error) => LoginError::Codec(error),
-        Ok(fields) => LoginError::Refused { code: fields.text(b'C'), message: without_secret(&fields.text(b'M'), plan.material) },
+        Ok(fields) => LoginError::Refused { code: fields.text(b'C'), message: without_secret(&fields.text(b'M'), plan.lease.expose()) },
     }
 }
 
 fn without_secret(text: &str, material: &LeaseMaterial) -> String {
-    let secret = match material {
-        LeaseMaterial::Password { password, .. } => password,
-        LeaseMaterial::Bearer { token, .. } => token,
-        LeaseMaterial::None { .. } => return text.to_owned(),
-    };
-    if secret.is_empty() {
-        text.to_owned()
-    } else {
-        text.replace(secret.as_str(), "***")
+    match secret_of(material) {
+        None | Some("") => text.to_owned(),
+        Some(secret) => text.replace(secret, "***"),
+    }
+}
+
+fn secret_of(material: &LeaseMaterial) -> Option<&str> {
+    match material {
+        LeaseMaterial::Password { password, .. } => Some(password.expose()),
+        LeaseMaterial::Bearer { token, .. } => Some(token.expose()),
+        LeaseMaterial::None { .. } => None,
     }
 }
 
@@ -255,22 +227,21 @@ async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
     line: &mut Line<'_, S>,
     plan: &LoginPlan<'_>,
     done: &mut LoggedIn,
-    cache: &SaltCache,
     off: &impl Off,
 ) -> Result<&'static str, LoginError> {
     let (code, data) = line.request(plan, done).await?;
-    let mechanism = match (code, plan.material) {
+    let mechanism = match (code, plan.lease.expose()) {
         (0, LeaseMaterial::None { .. }) => return Ok("none"),
         (0, _) => return Err(LoginError::Mechanism("the server let us in without asking for the credential")),
         (_, LeaseMaterial::None { .. }) => {
             return Err(LoginError::Mechanism("the server asks for a credential and the Target has none"))
         }
         (3, material) => cleartext(line, plan, material).await?,
-        (5, LeaseMaterial::Password { user, password }) => md5_exchange(line, plan, user, password, &data).await?,
+        (5, LeaseMaterial::Password { user, password }) => md5_exchange(line, plan, user, password.expose(), &data).await?,
         (10, LeaseMaterial::Password { password, .. }) => {
-            return scram_exchange(line, plan, done, &data, password, cache, off).await
+            return scram_exchange(line, plan, done, &data, password.expose(), off).await
         }
-        (10, LeaseMaterial::Bearer { token, .. }) => return oauth_exchange(line, plan, done, &data, token).await,
+        (10, LeaseMaterial::Bearer { token, .. }) => return oauth_exchange(line, plan, done, &data, token.expose()).await,
         (7 | 8 | 9, _) => return Err(LoginError::Mechanism("GSS and SSPI logins are not supported")),
         _ => return Err(LoginError::Mechanism("the server asks for a login the lease does not fit")),
     };
@@ -295,12 +266,12 @@ async fn cleartext<S: AsyncRead + AsyncWrite + Unpin>(
     material: &LeaseMaterial,
 ) -> Result<&'static str, LoginError> {
     let (secret, mechanism) = match material {
-        LeaseMaterial::Password { password, .. } if may_reveal(plan) => (password, "cleartext"),
+        LeaseMaterial::Password { password, .. } if may_reveal(plan) => (password.expose(), "cleartext"),
         LeaseMaterial::Password { .. } => {
             return Err(LoginError::Mechanism("the server asks for the password in clear and the Target does not allow it"))
         }
         // A short-lived token as password, as clouds do it.
-        LeaseMaterial::Bearer { token, .. } if plan.binding.tls => (token, "token-as-password"),
+        LeaseMaterial::Bearer { token, .. } if plan.binding.tls => (token.expose(), "token-as-password"),
         _ => return Err(LoginError::Mechanism("a token may only cross verified TLS")),
     };
     line.send(secret_message(secret).as_slice()).await?;
@@ -361,7 +332,6 @@ async fn scram_exchange<S: AsyncRead + AsyncWrite + Unpin>(
     done: &mut LoggedIn,
     data: &[u8],
     password: &str,
-    cache: &SaltCache,
     off: &impl Off,
 ) -> Result<&'static str, LoginError> {
     let names = offered(data)?;
@@ -376,7 +346,8 @@ async fn scram_exchange<S: AsyncRead + AsyncWrite + Unpin>(
     line.send(sasl_initial(mechanism, &first).bytes()).await?;
     let challenge = expect(line, plan, done, 11).await?;
     let challenged = started.challenge(utf8(&challenge)?)?;
-    let salted = match cache.get(plan.lease, &challenged.salt, challenged.rounds) {
+    let inputs = [challenged.rounds.to_be_bytes().as_slice(), &challenged.salt].concat();
+    let salted = match kept(plan.lease, &inputs) {
         Some(salted) => salted,
         None => {
             let (salt, rounds) = (challenged.salt.clone(), challenged.rounds);
@@ -385,15 +356,19 @@ async fn scram_exchange<S: AsyncRead + AsyncWrite + Unpin>(
             off.salted(work).await.ok_or(LoginError::Lost)?
         }
     };
-    let (salt, rounds) = (challenged.salt.clone(), challenged.rounds);
     let (proven, last) = challenged.prove(&salted);
     line.send(write::one(b'p', |out| out.put_slice(last.as_bytes())).bytes()).await?;
     let signature = expect(line, plan, done, 12).await?;
     proven.check(utf8(&signature)?)?;
     expect(line, plan, done, 0).await?;
     // Only a password that both sides know is worth keeping.
-    cache.put(plan.lease, salt, rounds, salted);
+    plan.lease.keep_derived(inputs, Zeroizing::new(salted.to_vec()));
     Ok(mechanism)
+}
+
+fn kept(lease: &LeaseHandle, inputs: &[u8]) -> Option<Salted> {
+    let kept = lease.derived(inputs)?;
+    <[u8; 32]>::try_from(kept.as_slice()).ok().map(Zeroizing::new)
 }
 
 async fn expect<S: AsyncRead + AsyncWrite + Unpin>(
@@ -480,6 +455,7 @@ async fn settle<S: AsyncRead + AsyncWrite + Unpin>(
 mod tests {
     use base64::Engine;
     use bytes::BytesMut;
+    use sidegate_policies::wire;
 
     use super::*;
 
@@ -501,7 +477,7 @@ mod tests {
     }
 
     /// A server that says its lines one after another, each after one message of ours.
-    async fn against(lines: Vec<Vec<u8>>, material: LeaseMaterial, weak: WeakLogin, tls: bool) -> (Result<LoggedIn, LoginError>, Vec<u8>) {
+    async fn against(lines: Vec<Vec<u8>>, lease: LeaseHandle, weak: WeakLogin, tls: bool) -> (Result<LoggedIn, LoginError>, Vec<u8>) {
         let (mut ours, mut theirs) = tokio::io::duplex(64 * 1024);
         let server = async move {
             let (mut heard, mut buffer) = (Vec::new(), BytesMut::new());
@@ -526,19 +502,23 @@ mod tests {
             let plan = LoginPlan {
                 parameters: &parameters,
                 minor: 2,
-                material: &material,
-                lease: "l",
+                lease: &lease,
                 weak,
                 binding: Binding { tls, end_point: tls.then(|| vec![1; 32]) },
             };
             let mut scanner = ServerScanner::default();
-            login(&mut ours, &mut scanner, &plan, &SaltCache::default(), &Here).await
+            login(&mut ours, &mut scanner, &plan, &Here).await
         };
         tokio::join!(client, server)
     }
 
-    fn password() -> LeaseMaterial {
-        LeaseMaterial::Password { user: "agent".into(), password: "s3cret-canary".into() }
+    fn lease(material: wire::LeaseMaterial) -> LeaseHandle {
+        let lease = wire::Lease { id: "l".into(), material, expires_in: 600 };
+        LeaseHandle::new(lease, std::time::Instant::now(), jiff::Timestamp::now().as_millisecond())
+    }
+
+    fn password() -> LeaseHandle {
+        lease(wire::LeaseMaterial::Password { user: "agent".into(), password: "s3cret-canary".into() })
     }
 
     fn ready() -> Vec<u8> {
@@ -575,7 +555,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_never_crosses_a_line_without_verified_tls() {
-        let token = || LeaseMaterial::Bearer { user: None, token: "s3cret-canary".into() };
+        let token = || lease(wire::LeaseMaterial::Bearer { user: None, token: "s3cret-canary".into() });
         let ask = request(10, b"OAUTHBEARER\0\0");
         let (result, heard) = against(vec![ask.clone()], token(), WeakLogin::Anywhere, false).await;
         assert!(matches!(result, Err(LoginError::Mechanism(_))));
@@ -610,16 +590,15 @@ mod tests {
             theirs.write_all(&last(&text)).await.ok()
         };
         let client = async move {
-            let material = password();
+            let lease = password();
             let plan = LoginPlan {
                 parameters: &[],
                 minor: 0,
-                material: &material,
-                lease: "l",
+                lease: &lease,
                 weak: WeakLogin::Refuse,
                 binding: Binding::default(),
             };
-            login(&mut ours, &mut ServerScanner::default(), &plan, &SaltCache::default(), &Here).await
+            login(&mut ours, &mut ServerScanner::default(), &plan, &Here).await
         };
         tokio::join!(client, server).0
     }
