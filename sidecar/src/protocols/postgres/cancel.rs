@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
 use aws_lc_rs::{constant_time, rand};
 use bytes::{BufMut, Bytes};
-use tokio::sync::Notify;
+use futures_util::task::AtomicWaker;
 use tokio::time::{Duration, Instant};
 
 use super::codec::write;
@@ -25,24 +26,34 @@ const TRIES_PER_SECOND: u32 = 10;
 /// Where a cancel request arrives in a session.
 #[derive(Default)]
 pub struct Mailbox {
-    wake: Notify,
-    requests: AtomicU64,
+    waker: AtomicWaker,
+    /// The statement in flight, counted by the session; 0: none.
+    current: AtomicU64,
+    /// The statement the last request was received for.
+    asked: AtomicU64,
 }
 
 impl Mailbox {
-    /// Waits for the next request.
-    pub async fn heard(&self) {
-        self.wake.notified().await;
+    /// The session says which statement is in flight, if any.
+    pub fn in_flight(&self, generation: Option<u64>) {
+        self.current.store(generation.unwrap_or(0), Ordering::Release);
     }
 
-    /// Requests so far.
-    pub fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Acquire)
+    /// Takes the statement that is to be cancelled, if a request came for it; otherwise wakes the task when one comes.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<u64> {
+        self.waker.register(cx.waker());
+        match self.asked.swap(0, Ordering::AcqRel) {
+            0 => Poll::Pending,
+            generation => Poll::Ready(generation),
+        }
     }
 
     fn ring(&self) {
-        self.requests.fetch_add(1, Ordering::AcqRel);
-        self.wake.notify_one();
+        let current = self.current.load(Ordering::Acquire);
+        if current != 0 {
+            self.asked.store(current, Ordering::Release);
+            self.waker.wake();
+        }
     }
 }
 
@@ -88,8 +99,19 @@ impl Keys {
             if table.entries.contains_key(&pid) {
                 continue;
             }
-            table.entries.insert(pid, Entry { key: key.clone(), mailbox: mailbox.clone() });
-            return Some(Held { keys: self.clone(), pid, key, mailbox });
+            table.entries.insert(
+                pid,
+                Entry {
+                    key: key.clone(),
+                    mailbox: mailbox.clone(),
+                },
+            );
+            return Some(Held {
+                keys: self.clone(),
+                pid,
+                key,
+                mailbox,
+            });
         }
         None
     }
@@ -103,7 +125,9 @@ impl Keys {
             }
         }
         let mailbox = table.entries.get(&OurPid(pid)).and_then(|entry| {
-            constant_time::verify_slices_are_equal(&entry.key, key).ok().map(|()| entry.mailbox.clone())
+            constant_time::verify_slices_are_equal(&entry.key, key)
+                .ok()
+                .map(|()| entry.mailbox.clone())
         });
         match mailbox {
             Some(mailbox) => {
@@ -164,14 +188,32 @@ mod tests {
         let (one, two) = (keys.issue(0).unwrap(), keys.issue(2).unwrap());
         let now = Instant::now();
         let (pid, key) = parts(&one);
+        one.mailbox.in_flight(Some(7));
+        two.mailbox.in_flight(Some(9));
         assert!(keys.cancel(pid, &key, now));
-        assert_eq!((one.mailbox.requests(), two.mailbox.requests()), (1, 0));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert_eq!(one.mailbox.poll(&mut cx), Poll::Ready(7));
+        assert_eq!(
+            (one.mailbox.poll(&mut cx), two.mailbox.poll(&mut cx)),
+            (Poll::Pending, Poll::Pending)
+        );
         assert!(!keys.cancel(parts(&two).0, &key, now));
         assert_eq!((one.key.len(), two.key.len()), (4, 32));
         assert!(pid > 0);
         drop(one);
         assert!(!keys.cancel(pid, &key, now));
         assert_eq!(keys.unknown(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_request_without_a_statement_in_flight_is_forgotten() {
+        let keys = Arc::new(Keys::default());
+        let held = keys.issue(0).unwrap();
+        let (pid, key) = parts(&held);
+        assert!(keys.cancel(pid, &key, Instant::now()));
+        held.mailbox.in_flight(Some(1));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert_eq!(held.mailbox.poll(&mut cx), Poll::Pending);
     }
 
     #[tokio::test]

@@ -40,6 +40,8 @@ pub struct Prepared {
     pub parameters: OnceLock<Vec<u32>>,
     /// Columns as the server says; an empty list: no rows.
     pub fields: OnceLock<Vec<Field>>,
+    /// The first operation that ran it: later ones refer to it in the record.
+    pub first: OnceLock<OpId>,
     sent: AtomicBool,
     dead: AtomicBool,
 }
@@ -54,6 +56,7 @@ impl Prepared {
             plan: Mutex::new(plan),
             parameters: OnceLock::new(),
             fields: OnceLock::new(),
+            first: OnceLock::new(),
             sent: AtomicBool::new(false),
             dead: AtomicBool::new(false),
         }
@@ -225,7 +228,10 @@ impl Conversation {
     /// The server refused a Parse: the name stands for what it stood for before, if nothing replaced it meanwhile.
     pub fn undo_statement(&mut self, prepared: &Arc<Prepared>, before: Option<Arc<Prepared>>) {
         prepared.kill();
-        let current = self.statements.get(&prepared.name).is_some_and(|now| Arc::ptr_eq(now, prepared));
+        let current = self
+            .statements
+            .get(&prepared.name)
+            .is_some_and(|now| Arc::ptr_eq(now, prepared));
         if current {
             self.remove_statement(&prepared.name.clone());
             // A failed unnamed Parse leaves no unnamed statement.
@@ -261,7 +267,11 @@ impl Conversation {
     /// The server refused a Bind.
     pub fn undo_portal(&mut self, portal: &Arc<Portal>) {
         portal.kill();
-        if self.portals.get(&portal.name).is_some_and(|now| Arc::ptr_eq(now, portal)) {
+        if self
+            .portals
+            .get(&portal.name)
+            .is_some_and(|now| Arc::ptr_eq(now, portal))
+        {
             self.portals.remove(&portal.name);
         }
     }
@@ -315,7 +325,13 @@ impl Conversation {
             StatementKind::Deallocate(Some(name)) => self.remove_statement(&key(name)),
             StatementKind::Deallocate(None) => self.forget_statements(),
             StatementKind::Declare { name, hold, inner } => {
-                self.cursors.insert(key(name), Cursor { statement: inner.clone(), hold: *hold });
+                self.cursors.insert(
+                    key(name),
+                    Cursor {
+                        statement: inner.clone(),
+                        hold: *hold,
+                    },
+                );
             }
             StatementKind::CloseCursor(Some(name)) => {
                 self.cursors.remove(&key(name));
@@ -348,7 +364,11 @@ impl Conversation {
     fn forget_statements(&mut self) {
         // The unnamed statement survives DEALLOCATE ALL.
         self.statements.retain(|name, _| name.is_empty());
-        self.statement_bytes = self.statements.values().map(|statement| statement.frame.bytes().len()).sum();
+        self.statement_bytes = self
+            .statements
+            .values()
+            .map(|statement| statement.frame.bytes().len())
+            .sum();
         self.sql_prepared.clear();
     }
 
@@ -370,7 +390,11 @@ fn creates_temporary(statement: &Statement) -> bool {
     }
     let temporary = |name: &sidegate_policies::sql::RelationName| name.schema.starts_with("pg_temp");
     statement.action.to_ascii_uppercase().contains("TEMP")
-        || statement.facts.writes.known().is_none_or(|writes| writes.iter().any(temporary))
+        || statement
+            .facts
+            .writes
+            .known()
+            .is_none_or(|writes| writes.iter().any(temporary))
 }
 
 /// The schemas of a search_path, in order, `$user` replaced.
@@ -412,14 +436,20 @@ impl SessionView for Conversation {
     fn prepared(&self, name: &str) -> Option<Arc<Statement>> {
         let name = name.as_bytes();
         let sql = self.sql_prepared.get(name).cloned();
-        sql.or_else(|| self.statement(name).and_then(|prepared| prepared.plan().analysis.statements.first().cloned()))
+        sql.or_else(|| {
+            self.statement(name)
+                .and_then(|prepared| prepared.plan().analysis.statements.first().cloned())
+        })
     }
 
     fn cursor(&self, name: &str) -> Option<Arc<Statement>> {
         let name = name.as_bytes();
         let cursor = self.cursors.get(name).map(|cursor| cursor.statement.clone());
         // FETCH also reads portals of the protocol.
-        cursor.or_else(|| self.portal(name).and_then(|portal| portal.plan.analysis.statements.first().cloned()))
+        cursor.or_else(|| {
+            self.portal(name)
+                .and_then(|portal| portal.plan.analysis.statements.first().cloned())
+        })
     }
 
     fn search_path(&self) -> &[Arc<str>] {
@@ -449,9 +479,17 @@ mod tests {
 
     #[test]
     fn a_shown_search_path_reads_as_the_server_means_it() {
-        let order = |shown: &str| search_order(shown, "agent").iter().map(ToString::to_string).collect::<Vec<_>>();
+        let order = |shown: &str| {
+            search_order(shown, "agent")
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
         assert_eq!(order("\"$user\", public"), ["agent", "public"]);
-        assert_eq!(order("App, \"We\"\"ird, x\" , pg_temp"), ["app", "We\"ird, x", "pg_temp"]);
+        assert_eq!(
+            order("App, \"We\"\"ird, x\" , pg_temp"),
+            ["app", "We\"ird, x", "pg_temp"]
+        );
         assert!(order("").is_empty() && order("\"\"").is_empty());
     }
 

@@ -95,13 +95,19 @@ impl Planned {
 
     /// Whether it changes the catalog.
     pub fn defines(&self) -> bool {
-        self.analysis.statements.iter().any(|statement| defines(&statement.facts))
+        self.analysis
+            .statements
+            .iter()
+            .any(|statement| defines(&statement.facts))
     }
 
     /// Whether it copies from the agent.
     pub fn copies_in(&self) -> bool {
         let copy_in = |kind: &StatementKind| matches!(kind, StatementKind::Copy(copy) if copy.from);
-        self.analysis.statements.iter().any(|statement| copy_in(&statement.kind))
+        self.analysis
+            .statements
+            .iter()
+            .any(|statement| copy_in(&statement.kind))
     }
 
     /// Whether names in it did not resolve, so that a fresher snapshot might help.
@@ -120,9 +126,15 @@ fn defines(facts: &SqlFacts) -> bool {
     use sidegate_policies::api::access_policy::SqlCommand;
     use sidegate_policies::sql::Effects;
     facts.effects.contains(Effects::DEFINE)
-        || [SqlCommand::Create, SqlCommand::Alter, SqlCommand::Drop, SqlCommand::Do, SqlCommand::Call]
-            .into_iter()
-            .any(|command| facts.commands.contains(command))
+        || [
+            SqlCommand::Create,
+            SqlCommand::Alter,
+            SqlCommand::Drop,
+            SqlCommand::Do,
+            SqlCommand::Call,
+        ]
+        .into_iter()
+        .any(|command| facts.commands.contains(command))
 }
 
 /// The operation of a text with the given facts.
@@ -132,11 +144,20 @@ pub fn operation<'a>(analysis: &'a Analysis, facts: &'a SqlFacts) -> Operation<'
         [only] => &*only.action,
         [first, ..] => &*first.action,
     };
-    Operation { verb: Verb::Statement, action, completeness: analysis.completeness, facts: Facts::Sql(facts) }
+    Operation {
+        verb: Verb::Statement,
+        action,
+        completeness: analysis.completeness,
+        facts: Facts::Sql(facts),
+    }
 }
 
 /// Mask plans of every statement, or why the text may not run.
-pub fn mask_plans(masks: &Arc<MaskSet>, analysis: &Analysis, catalog: &Catalog) -> Result<Vec<ResultPlan>, PlanRefusal> {
+pub fn mask_plans(
+    masks: &Arc<MaskSet>,
+    analysis: &Analysis,
+    catalog: &Catalog,
+) -> Result<Vec<ResultPlan>, PlanRefusal> {
     let plan = |statement: &Arc<_>| ResultPlan::build(masks, statement, catalog);
     if analysis.statements.is_empty() && analysis.problem.is_some() && !masks.columns.is_empty() {
         // Nothing is known of it: its answer could hold anything.
@@ -152,7 +173,10 @@ pub fn mask_refusal(refused: &PlanRefusal, analysis: &Analysis) -> Refusal {
         (PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse, None) => Reason::Unresolved,
         _ => Reason::Denied,
     };
-    let rule = refused.policy().map(|policy| RuleRef { policy: policy.clone(), rule: "masks".into() });
+    let rule = refused.policy().map(|policy| RuleRef {
+        policy: policy.clone(),
+        rule: "masks".into(),
+    });
     let text = match &analysis.problem {
         Some(problem) if reason == Reason::NotUnderstood => problem.clone(),
         _ => refused.to_string(),
@@ -193,9 +217,16 @@ pub struct PlanCache {
 impl Default for PlanCache {
     fn default() -> Self {
         let weigh = |key: &Key, _: &Arc<Planned>| {
-            u32::try_from(key.text.len().saturating_mul(8)).unwrap_or(u32::MAX).max(LEAST_WEIGHT)
+            u32::try_from(key.text.len().saturating_mul(8))
+                .unwrap_or(u32::MAX)
+                .max(LEAST_WEIGHT)
         };
-        PlanCache { plans: moka::sync::Cache::builder().max_capacity(CACHE_BYTES).weigher(weigh).build() }
+        PlanCache {
+            plans: moka::sync::Cache::builder()
+                .max_capacity(CACHE_BYTES)
+                .weigher(weigh)
+                .build(),
+        }
     }
 }
 
@@ -205,7 +236,11 @@ impl PlanCache {
         if text.len() > MAX_CACHED_TEXT {
             return None;
         }
-        self.plans.get(&Key { text: text.into(), scope: scope.clone(), in_transaction })
+        self.plans.get(&Key {
+            text: text.into(),
+            scope: scope.clone(),
+            in_transaction,
+        })
     }
 
     /// Keeps a plan, unless it depends on objects of one session.
@@ -222,7 +257,11 @@ impl PlanCache {
         };
         let bound = planned.analysis.statements.iter().any(|statement| own(&statement.kind));
         if planned.text.len() <= MAX_CACHED_TEXT && !bound {
-            let key = Key { text: planned.text.clone(), scope: planned.scope.clone(), in_transaction };
+            let key = Key {
+                text: planned.text.clone(),
+                scope: planned.scope.clone(),
+                in_transaction,
+            };
             self.plans.insert(key, planned.clone());
         }
     }

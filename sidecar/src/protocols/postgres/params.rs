@@ -208,7 +208,10 @@ pub fn upstream(requested: &Requested, user: &str, prefix: &str) -> Vec<(String,
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .into();
-    parameters.push(("application_name".to_owned(), application_name(prefix, &requested.application_name)));
+    parameters.push((
+        "application_name".to_owned(),
+        application_name(prefix, &requested.application_name),
+    ));
     let idle = "idle_in_transaction_session_timeout";
     if !requested.settings.iter().any(|(name, _)| name == idle) {
         parameters.push((idle.to_owned(), IDLE_IN_TRANSACTION.to_owned()));
@@ -219,7 +222,12 @@ pub fn upstream(requested: &Requested, user: &str, prefix: &str) -> Vec<(String,
 
 /// Checks what the server reported against the pins it reports at every major: a wrong or missing echo ends the login.
 pub fn echo_holds(reported: &[(String, String)]) -> Result<(), &'static str> {
-    let value = |wanted: &str| reported.iter().rfind(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+    let value = |wanted: &str| {
+        reported
+            .iter()
+            .rfind(|(name, _)| name == wanted)
+            .map(|(_, value)| value.as_str())
+    };
     match (value("client_encoding"), value("standard_conforming_strings")) {
         (Some("UTF8"), Some("on")) => Ok(()),
         (Some("UTF8"), _) => Err("standard_conforming_strings"),
@@ -232,15 +240,31 @@ mod tests {
     use super::*;
 
     fn asked(parameters: &[(&str, &str)]) -> Result<Requested, ParameterError> {
-        let parameters = parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        judge(&Startup { major: 3, minor: 0, parameters }, &["shop".to_owned()])
+        let parameters = parameters
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        judge(
+            &Startup {
+                major: 3,
+                minor: 0,
+                parameters,
+            },
+            &["shop".to_owned()],
+        )
     }
 
     #[test]
     fn duplicate_parameters_are_refused_in_any_spelling_and_place() {
         let user = ("user", "a");
-        assert_eq!(asked(&[user, ("user", "b")]), Err(ParameterError::Duplicate("user".into())));
-        assert_eq!(asked(&[user, ("TimeZone", "UTC"), ("timezone", "x")]), Err(ParameterError::Duplicate("timezone".into())));
+        assert_eq!(
+            asked(&[user, ("user", "b")]),
+            Err(ParameterError::Duplicate("user".into()))
+        );
+        assert_eq!(
+            asked(&[user, ("TimeZone", "UTC"), ("timezone", "x")]),
+            Err(ParameterError::Duplicate("timezone".into()))
+        );
         assert_eq!(
             asked(&[user, ("TimeZone", "UTC"), ("options", "-c timezone=x")]),
             Err(ParameterError::Duplicate("timezone".into()))
@@ -250,18 +274,43 @@ mod tests {
     #[test]
     fn replication_is_refused_in_every_spelling() {
         for value in ["true", "database", "on", "1", "TRUE", "yes"] {
-            assert_eq!(asked(&[("user", "a"), ("replication", value)]), Err(ParameterError::Replication));
+            assert_eq!(
+                asked(&[("user", "a"), ("replication", value)]),
+                Err(ParameterError::Replication)
+            );
         }
     }
 
     #[test]
     fn options_are_judged_by_the_same_list() {
         let user = ("user", "a");
-        let got = asked(&[user, ("options", "-c statement_timeout=5s --extra-float-digits=2 -cTimeZone=Europe/Za\\ x")]).unwrap();
-        let names: Vec<_> = got.settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        assert_eq!(names, ["statement_timeout=5s", "extra_float_digits=2", "TimeZone=Europe/Za x"]);
-        for bad in ["-c standard_conforming_strings=off", "-c search_path=evil", "--role=postgres", "-c session_authorization=x"] {
-            assert!(matches!(asked(&[user, ("options", bad)]), Err(ParameterError::Setting(_))), "{bad}");
+        let got = asked(&[
+            user,
+            (
+                "options",
+                "-c statement_timeout=5s --extra-float-digits=2 -cTimeZone=Europe/Za\\ x",
+            ),
+        ])
+        .unwrap();
+        let names: Vec<_> = got
+            .settings
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        assert_eq!(
+            names,
+            ["statement_timeout=5s", "extra_float_digits=2", "TimeZone=Europe/Za x"]
+        );
+        for bad in [
+            "-c standard_conforming_strings=off",
+            "-c search_path=evil",
+            "--role=postgres",
+            "-c session_authorization=x",
+        ] {
+            assert!(
+                matches!(asked(&[user, ("options", bad)]), Err(ParameterError::Setting(_))),
+                "{bad}"
+            );
         }
         for bad in ["-d 5", "-c", "x=y", "-c x", "\\"] {
             assert_eq!(asked(&[user, ("options", bad)]), Err(ParameterError::Options), "{bad}");
@@ -271,13 +320,19 @@ mod tests {
     #[test]
     fn an_encoding_other_than_utf8_is_refused() {
         assert!(asked(&[("user", "a"), ("client_encoding", "utf-8")]).is_ok());
-        assert_eq!(asked(&[("user", "a"), ("client_encoding", "GBK")]), Err(ParameterError::Encoding("GBK".into())));
+        assert_eq!(
+            asked(&[("user", "a"), ("client_encoding", "GBK")]),
+            Err(ParameterError::Encoding("GBK".into()))
+        );
     }
 
     #[test]
     fn a_database_outside_the_list_is_refused_and_a_missing_one_is_the_only_one() {
         assert_eq!(asked(&[("user", "a")]).unwrap().database, "shop");
-        assert_eq!(asked(&[("user", "a"), ("database", "x")]), Err(ParameterError::Database("x".into())));
+        assert_eq!(
+            asked(&[("user", "a"), ("database", "x")]),
+            Err(ParameterError::Database("x".into()))
+        );
     }
 
     #[test]
@@ -290,9 +345,15 @@ mod tests {
     #[test]
     fn a_wrong_or_missing_echo_of_a_pin_ends_the_login() {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let good = [pair("client_encoding", "UTF8"), pair("standard_conforming_strings", "on")];
+        let good = [
+            pair("client_encoding", "UTF8"),
+            pair("standard_conforming_strings", "on"),
+        ];
         assert_eq!(echo_holds(&good), Ok(()));
         assert_eq!(echo_holds(&good[..1]), Err("standard_conforming_strings"));
-        assert_eq!(echo_holds(&[pair("client_encoding", "SQL_ASCII")]), Err("client_encoding"));
+        assert_eq!(
+            echo_holds(&[pair("client_encoding", "SQL_ASCII")]),
+            Err("client_encoding")
+        );
     }
 }

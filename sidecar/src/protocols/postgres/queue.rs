@@ -132,11 +132,6 @@ impl Queue {
         self.entries.is_empty()
     }
 
-    /// How many entries wait.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Whether a reading agent must wait.
     pub fn is_full(&self) -> bool {
         self.entries.len() >= MAX_UNANSWERED
@@ -158,6 +153,11 @@ impl Queue {
     /// What is expected next, to be worked on.
     pub fn front_mut(&mut self) -> Option<&mut Expect> {
         self.entries.front_mut()
+    }
+
+    /// Puts back what was taken and is not complete.
+    pub fn unpop(&mut self, expect: Expect) {
+        self.entries.push_front(expect);
     }
 
     /// Takes what is expected next.
@@ -193,13 +193,9 @@ impl Queue {
     }
 
     /// COPY from the agent began: the server ignores Syncs it was sent before.
-    pub fn drop_syncs_behind_front(&mut self) {
-        let front = self.entries.pop_front();
+    pub fn drop_syncs(&mut self) {
         self.entries.retain(|entry| !matches!(entry, Expect::Sync));
         self.syncs = 0;
-        if let Some(front) = front {
-            self.entries.push_front(front);
-        }
     }
 
     /// Everything, when the session ends.

@@ -126,7 +126,10 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     if startup.major != 3 {
-        let text = format!("unsupported frontend protocol {}.{}: server supports 3.0 to 3.2", startup.major, startup.minor);
+        let text = format!(
+            "unsupported frontend protocol {}.{}: server supports 3.0 to 3.2",
+            startup.major, startup.minor
+        );
         let error = Fields::new("FATAL", "0A000", &text).frame(b'E');
         stream.write_all(error.bytes()).await?;
         let _ = stream.shutdown().await;
@@ -169,7 +172,9 @@ pub fn negotiate(startup: &Startup, unknown_options: &[String]) -> (u16, Option<
         out.put_u16(3);
         out.put_u16(minor);
         out.put_i32(i32::try_from(unknown_options.len()).unwrap_or(0));
-        unknown_options.iter().for_each(|name| write::cstr(out, name.as_bytes()));
+        unknown_options
+            .iter()
+            .for_each(|name| write::cstr(out, name.as_bytes()));
     });
     (minor, Some(message.into()))
 }
@@ -208,9 +213,17 @@ mod tests {
         let server = async {
             let opened = open(ours, &acceptor).await;
             match opened {
-                Ok(Opened::Session { stream: AgentStream::Plain(mut stream), startup, rest }) => {
+                Ok(Opened::Session {
+                    stream: AgentStream::Plain(mut stream),
+                    startup,
+                    rest,
+                }) => {
                     let _ = stream.shutdown().await;
-                    Ok(Opened::Session { stream: AgentStream::Plain(stream), startup, rest })
+                    Ok(Opened::Session {
+                        stream: AgentStream::Plain(stream),
+                        startup,
+                        rest,
+                    })
                 }
                 other => other,
             }
@@ -221,7 +234,11 @@ mod tests {
                 Ok(Opened::Session { startup, rest, stream }) => {
                     drop(stream);
                     let (dead, _) = tokio::io::duplex(1);
-                    Ok(Opened::Session { stream: AgentStream::Plain(dead), startup, rest })
+                    Ok(Opened::Session {
+                        stream: AgentStream::Plain(dead),
+                        startup,
+                        rest,
+                    })
                 }
                 other => other,
             }
@@ -273,14 +290,21 @@ mod tests {
         let packet = start();
         for cut in 1..packet.len() {
             let (opened, _) = said(&[&packet[..cut], &packet[cut..]]).await;
-            assert!(matches!(opened, Ok(Opened::Session { ref startup, .. }) if startup.parameters.len() == 1), "{cut}");
+            assert!(
+                matches!(opened, Ok(Opened::Session { ref startup, .. }) if startup.parameters.len() == 1),
+                "{cut}"
+            );
         }
     }
 
     #[test]
     fn versions_are_negotiated_by_our_side_alone() {
         let ask = |minor, unknown: &[String]| {
-            let startup = Startup { major: 3, minor, parameters: vec![] };
+            let startup = Startup {
+                major: 3,
+                minor,
+                parameters: vec![],
+            };
             let (minor, told) = negotiate(&startup, unknown);
             (minor, told.is_some())
         };

@@ -57,13 +57,6 @@ pub enum AgentStream<S> {
     Tls(Box<TlsStream<Rewound<S>>>),
 }
 
-impl<S> AgentStream<S> {
-    /// Whether it is TLS.
-    pub fn is_tls(&self) -> bool {
-        matches!(self, AgentStream::Tls(_))
-    }
-}
-
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for AgentStream<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {

@@ -59,8 +59,12 @@ fn binary_value(value: &[u8], oid: u32) -> ParamValue {
         INT4 => int(value.try_into().ok().map(|raw| i32::from_be_bytes(raw).into())),
         OID => int(value.try_into().ok().map(|raw| u32::from_be_bytes(raw).into())),
         INT8 => int(value.try_into().ok().map(i64::from_be_bytes)),
-        FLOAT4 => value.try_into().map_or(ParamValue::Opaque, |raw| ParamValue::Float(f32::from_be_bytes(raw).into())),
-        FLOAT8 => value.try_into().map_or(ParamValue::Opaque, |raw| ParamValue::Float(f64::from_be_bytes(raw))),
+        FLOAT4 => value.try_into().map_or(ParamValue::Opaque, |raw| {
+            ParamValue::Float(f32::from_be_bytes(raw).into())
+        }),
+        FLOAT8 => value
+            .try_into()
+            .map_or(ParamValue::Opaque, |raw| ParamValue::Float(f64::from_be_bytes(raw))),
         TEXT | VARCHAR | BPCHAR | NAME | UNKNOWN => {
             std::str::from_utf8(value).map_or(ParamValue::Opaque, |text| ParamValue::Text(text.into()))
         }
@@ -97,7 +101,11 @@ fn cut(text: Cow<'_, str>) -> Cow<'_, str> {
     if text.len() <= SHOWN {
         return text;
     }
-    text.chars().take(SHOWN).chain(std::iter::once('…')).collect::<String>().into()
+    text.chars()
+        .take(SHOWN)
+        .chain(std::iter::once('…'))
+        .collect::<String>()
+        .into()
 }
 
 #[cfg(test)]

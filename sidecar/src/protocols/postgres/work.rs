@@ -142,16 +142,27 @@ impl crate::gate::Frame for Work {
             Cow::Owned(vec![u8::from(self.in_transaction)]),
         ];
         fields.extend(scope.search_path.iter().map(|schema| Cow::Borrowed(schema.as_bytes())));
-        fields.extend(mask_words(&self.plan).into_iter().map(|word| Cow::Owned(word.into_owned().into_bytes())));
+        fields.extend(
+            mask_words(&self.plan)
+                .into_iter()
+                .map(|word| Cow::Owned(word.into_owned().into_bytes())),
+        );
         let Some((prepared, bind)) = &self.values else {
             return fields;
         };
         for (index, value) in bind.values.iter().enumerate() {
             fields.push(Cow::Owned(prepared.parameter_type(index).to_be_bytes().to_vec()));
-            fields.push(Cow::Owned(vec![u8::from(bind.binary(index)), u8::from(value.is_some())]));
+            fields.push(Cow::Owned(vec![
+                u8::from(bind.binary(index)),
+                u8::from(value.is_some()),
+            ]));
             fields.push(Cow::Borrowed(value.as_deref().unwrap_or_default()));
         }
-        fields.extend(bind.results.iter().map(|format| Cow::Owned(format.to_be_bytes().to_vec())));
+        fields.extend(
+            bind.results
+                .iter()
+                .map(|format| Cow::Owned(format.to_be_bytes().to_vec())),
+        );
         fields
     }
 

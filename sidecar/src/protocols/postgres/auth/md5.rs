@@ -54,7 +54,11 @@ fn round([a, b, c, d]: [u32; 4], words: &[u32; 16], step: usize) -> [u32; 4] {
         2 => (b ^ c ^ d, step.wrapping_mul(3).wrapping_add(5)),
         _ => (c ^ (b | !d), step.wrapping_mul(7)),
     };
-    let shift = SHIFTS.get(step.wrapping_div(16)).and_then(|row| row.get(step & 3)).copied().unwrap_or(0);
+    let shift = SHIFTS
+        .get(step.wrapping_div(16))
+        .and_then(|row| row.get(step & 3))
+        .copied()
+        .unwrap_or(0);
     let word = words.get(word & 15).copied().unwrap_or(0);
     let sum = a.wrapping_add(mixed).wrapping_add(constant(step)).wrapping_add(word);
     [d, b.wrapping_add(sum.rotate_left(shift)), b, c]

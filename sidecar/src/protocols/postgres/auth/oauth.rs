@@ -14,7 +14,10 @@ pub const ABORT: &[u8] = b"\x01";
 
 /// Whether a token may stand in the message: RFC 6750's characters only.
 pub fn token_is_clean(token: &str) -> bool {
-    !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte))
+    !token.is_empty()
+        && token
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte))
 }
 
 #[cfg(test)]

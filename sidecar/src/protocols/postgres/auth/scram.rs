@@ -98,13 +98,23 @@ impl Started {
     /// Takes the server's first message.
     pub fn challenge(self, server_first: &str) -> Result<Challenged, ScramError> {
         let mut parts = server_first.splitn(3, ',');
-        let mut part = |key: &str| parts.next().and_then(|part| part.strip_prefix(key)).ok_or(ScramError::Malformed);
+        let mut part = |key: &str| {
+            parts
+                .next()
+                .and_then(|part| part.strip_prefix(key))
+                .ok_or(ScramError::Malformed)
+        };
         let (nonce, salt, rounds) = (part("r=")?, part("s=")?, part("i=")?);
         if !nonce.starts_with(&self.nonce) || nonce.len() <= self.nonce.len() {
             return Err(ScramError::Nonce);
         }
         let salt = STANDARD.decode(salt).map_err(|_| ScramError::Malformed)?;
-        let rounds: u32 = rounds.split(',').next().unwrap_or_default().parse().map_err(|_| ScramError::Malformed)?;
+        let rounds: u32 = rounds
+            .split(',')
+            .next()
+            .unwrap_or_default()
+            .parse()
+            .map_err(|_| ScramError::Malformed)?;
         if !(MIN_ROUNDS..=MAX_ROUNDS).contains(&rounds) {
             return Err(ScramError::Rounds(rounds));
         }
@@ -126,7 +136,13 @@ pub fn salt_password(password: &str, salt: &[u8], rounds: u32) -> Salted {
     let prepared = prepared.unwrap_or_else(|_| Zeroizing::new(password.to_owned()));
     let mut salted = Zeroizing::new([0u8; 32]);
     let rounds = NonZeroU32::new(rounds).unwrap_or(NonZeroU32::MIN);
-    pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, rounds, salt, prepared.as_bytes(), salted.as_mut_slice());
+    pbkdf2::derive(
+        pbkdf2::PBKDF2_HMAC_SHA256,
+        rounds,
+        salt,
+        prepared.as_bytes(),
+        salted.as_mut_slice(),
+    );
     salted
 }
 
@@ -143,8 +159,14 @@ impl Challenged {
         let client_key = mac(salted.as_slice(), b"Client Key");
         let stored_key = digest::digest(&digest::SHA256, client_key.as_ref());
         let signature = mac(stored_key.as_ref(), message.as_bytes());
-        let proof: Zeroizing<Vec<u8>> =
-            Zeroizing::new(client_key.as_ref().iter().zip(signature.as_ref()).map(|(key, sign)| key ^ sign).collect());
+        let proof: Zeroizing<Vec<u8>> = Zeroizing::new(
+            client_key
+                .as_ref()
+                .iter()
+                .zip(signature.as_ref())
+                .map(|(key, sign)| key ^ sign)
+                .collect(),
+        );
         let server_key = mac(salted.as_slice(), b"Server Key");
         let expected = mac(server_key.as_ref(), message.as_bytes());
         let last = format!("{without_proof},p={}", STANDARD.encode(proof.as_slice()));
@@ -156,7 +178,9 @@ impl Proven {
     /// Checks the server's signature.
     pub fn check(self, server_final: &str) -> Result<(), ScramError> {
         let given = server_final.strip_prefix("v=").ok_or(ScramError::Malformed)?;
-        let given = STANDARD.decode(given.split(',').next().unwrap_or_default()).map_err(|_| ScramError::Malformed)?;
+        let given = STANDARD
+            .decode(given.split(',').next().unwrap_or_default())
+            .map_err(|_| ScramError::Malformed)?;
         constant_time::verify_slices_are_equal(&given, self.signature.as_ref()).map_err(|_| ScramError::Signature)
     }
 }
@@ -176,7 +200,10 @@ mod tests {
         // The server's side, from the password it knows.
         let salted = salt_password(password, &salt, rounds);
         let key = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, salted.as_slice()), b"Server Key");
-        let message = format!("n=,r=rOprNGfwEbeRWgbNEkqO,{server_first},{}", last.split(",p=").next().unwrap());
+        let message = format!(
+            "n=,r=rOprNGfwEbeRWgbNEkqO,{server_first},{}",
+            last.split(",p=").next().unwrap()
+        );
         let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key.as_ref()), message.as_bytes());
         proven.check(&format!("v={}", STANDARD.encode(signature.as_ref())))
     }
@@ -207,7 +234,10 @@ mod tests {
     fn the_channel_binding_is_part_of_what_is_proven() {
         let (started, first) = start_with(ChannelBinding::EndPoint(vec![1, 2, 3]), "n".to_owned());
         assert!(first.starts_with("p=tls-server-end-point,,"));
-        let (_, last) = started.challenge("r=nx,s=AAAA,i=4096").unwrap().prove(&Zeroizing::new([0; 32]));
+        let (_, last) = started
+            .challenge("r=nx,s=AAAA,i=4096")
+            .unwrap()
+            .prove(&Zeroizing::new([0; 32]));
         let bound = [b"p=tls-server-end-point,,".as_slice(), &[1, 2, 3]].concat();
         assert!(last.starts_with(&format!("c={},r=nx,p=", STANDARD.encode(bound))));
     }

@@ -95,7 +95,10 @@ pub struct LoggedIn {
 impl LoggedIn {
     /// A reported parameter.
     pub fn reported(&self, name: &str) -> Option<&str> {
-        self.reported.iter().rfind(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.reported
+            .iter()
+            .rfind(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The server's major version, 0 if it did not say.
@@ -128,10 +131,22 @@ pub async fn login<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let pairs = plan.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let mut line = Line { stream, scanner, messages: 0, bytes: 0 };
+    let pairs = plan
+        .parameters
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()));
+    let mut line = Line {
+        stream,
+        scanner,
+        messages: 0,
+        bytes: 0,
+    };
     line.send(&startup::startup_message(plan.minor, pairs)).await?;
-    let mut done = LoggedIn { minor: plan.minor, status: b'I', ..LoggedIn::default() };
+    let mut done = LoggedIn {
+        minor: plan.minor,
+        status: b'I',
+        ..LoggedIn::default()
+    };
     done.mechanism = authenticate(&mut line, plan, &mut done, off).await?;
     settle(&mut line, plan, &mut done).await?;
     Ok(done)
@@ -204,7 +219,10 @@ fn negotiate(frame: &Frame, plan: &LoginPlan<'_>, done: &mut LoggedIn) -> Result
 fn refused(frame: &Frame, plan: &LoginPlan<'_>) -> LoginError {
     match Fields::decode(frame) {
         Err(error) => LoginError::Codec(error),
-        Ok(fields) => LoginError::Refused { code: fields.text(b'C'), message: without_secret(&fields.text(b'M'), plan.lease.expose()) },
+        Ok(fields) => LoginError::Refused {
+            code: fields.text(b'C'),
+            message: without_secret(&fields.text(b'M'), plan.lease.expose()),
+        },
     }
 }
 
@@ -232,18 +250,32 @@ async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
     let (code, data) = line.request(plan, done).await?;
     let mechanism = match (code, plan.lease.expose()) {
         (0, LeaseMaterial::None { .. }) => return Ok("none"),
-        (0, _) => return Err(LoginError::Mechanism("the server let us in without asking for the credential")),
+        (0, _) => {
+            return Err(LoginError::Mechanism(
+                "the server let us in without asking for the credential",
+            ))
+        }
         (_, LeaseMaterial::None { .. }) => {
-            return Err(LoginError::Mechanism("the server asks for a credential and the Target has none"))
+            return Err(LoginError::Mechanism(
+                "the server asks for a credential and the Target has none",
+            ))
         }
         (3, material) => cleartext(line, plan, material).await?,
-        (5, LeaseMaterial::Password { user, password }) => md5_exchange(line, plan, user, password.expose(), &data).await?,
+        (5, LeaseMaterial::Password { user, password }) => {
+            md5_exchange(line, plan, user, password.expose(), &data).await?
+        }
         (10, LeaseMaterial::Password { password, .. }) => {
             return scram_exchange(line, plan, done, &data, password.expose(), off).await
         }
-        (10, LeaseMaterial::Bearer { token, .. }) => return oauth_exchange(line, plan, done, &data, token.expose()).await,
+        (10, LeaseMaterial::Bearer { token, .. }) => {
+            return oauth_exchange(line, plan, done, &data, token.expose()).await
+        }
         (7 | 8 | 9, _) => return Err(LoginError::Mechanism("GSS and SSPI logins are not supported")),
-        _ => return Err(LoginError::Mechanism("the server asks for a login the lease does not fit")),
+        _ => {
+            return Err(LoginError::Mechanism(
+                "the server asks for a login the lease does not fit",
+            ))
+        }
     };
     match line.request(plan, done).await? {
         (0, _) => Ok(mechanism),
@@ -268,7 +300,9 @@ async fn cleartext<S: AsyncRead + AsyncWrite + Unpin>(
     let (secret, mechanism) = match material {
         LeaseMaterial::Password { password, .. } if may_reveal(plan) => (password.expose(), "cleartext"),
         LeaseMaterial::Password { .. } => {
-            return Err(LoginError::Mechanism("the server asks for the password in clear and the Target does not allow it"))
+            return Err(LoginError::Mechanism(
+                "the server asks for the password in clear and the Target does not allow it",
+            ))
         }
         // A short-lived token as password, as clouds do it.
         LeaseMaterial::Bearer { token, .. } if plan.binding.tls => (token.expose(), "token-as-password"),
@@ -286,7 +320,9 @@ async fn md5_exchange<S: AsyncRead + AsyncWrite + Unpin>(
     salt: &[u8],
 ) -> Result<&'static str, LoginError> {
     if !may_reveal(plan) {
-        return Err(LoginError::Mechanism("the server asks for an md5 login and the Target does not allow it"));
+        return Err(LoginError::Mechanism(
+            "the server asks for an md5 login and the Target does not allow it",
+        ));
     }
     let salt: [u8; 4] = salt.try_into().map_err(|_| LoginError::Unexpected)?;
     let response = md5::password_response(user, password, salt);
@@ -357,7 +393,8 @@ async fn scram_exchange<S: AsyncRead + AsyncWrite + Unpin>(
         }
     };
     let (proven, last) = challenged.prove(&salted);
-    line.send(write::one(b'p', |out| out.put_slice(last.as_bytes())).bytes()).await?;
+    line.send(write::one(b'p', |out| out.put_slice(last.as_bytes())).bytes())
+        .await?;
     let signature = expect(line, plan, done, 12).await?;
     proven.check(utf8(&signature)?)?;
     expect(line, plan, done, 0).await?;
@@ -379,7 +416,9 @@ async fn expect<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<Bytes, LoginError> {
     match line.request(plan, done).await? {
         (code, data) if code == wanted => Ok(data),
-        (0, _) => Err(LoginError::Mechanism("the server ended the exchange without proving itself")),
+        (0, _) => Err(LoginError::Mechanism(
+            "the server ended the exchange without proving itself",
+        )),
         _ => Err(LoginError::Mechanism("the server changed its mind in mid-exchange")),
     }
 }
@@ -404,12 +443,14 @@ async fn oauth_exchange<S: AsyncRead + AsyncWrite + Unpin>(
     if !oauth::token_is_clean(token) {
         return Err(LoginError::Mechanism("the lease's token has impossible characters"));
     }
-    line.send(sasl_initial("OAUTHBEARER", &oauth::initial_response(token)).bytes()).await?;
+    line.send(sasl_initial("OAUTHBEARER", &oauth::initial_response(token)).bytes())
+        .await?;
     match line.request(plan, done).await? {
         (0, _) => Ok("OAUTHBEARER"),
         (11, _) => {
             // The server's error document; after our answer it ends the login with an error of its own.
-            line.send(write::one(b'p', |out| out.put_slice(oauth::ABORT)).bytes()).await?;
+            line.send(write::one(b'p', |out| out.put_slice(oauth::ABORT)).bytes())
+                .await?;
             match line.request(plan, done).await {
                 Err(error) => Err(error),
                 Ok(_) => Err(LoginError::Mechanism("the server refused the token and let us in")),
@@ -430,7 +471,9 @@ async fn settle<S: AsyncRead + AsyncWrite + Unpin>(
         let frame = line.next().await?;
         let mut reader = frame.reader();
         match frame.tag() {
-            b'S' => done.reported.push((reader.text()?.to_owned(), reader.text()?.to_owned())),
+            b'S' => done
+                .reported
+                .push((reader.text()?.to_owned(), reader.text()?.to_owned())),
             b'K' => {
                 let pid = reader.i32()?;
                 let key = frame.payload_bytes().slice_ref(reader.rest());
@@ -477,7 +520,12 @@ mod tests {
     }
 
     /// A server that says its lines one after another, each after one message of ours.
-    async fn against(lines: Vec<Vec<u8>>, lease: LeaseHandle, weak: WeakLogin, tls: bool) -> (Result<LoggedIn, LoginError>, Vec<u8>) {
+    async fn against(
+        lines: Vec<Vec<u8>>,
+        lease: LeaseHandle,
+        weak: WeakLogin,
+        tls: bool,
+    ) -> (Result<LoggedIn, LoginError>, Vec<u8>) {
         let (mut ours, mut theirs) = tokio::io::duplex(64 * 1024);
         let server = async move {
             let (mut heard, mut buffer) = (Vec::new(), BytesMut::new());
@@ -504,7 +552,10 @@ mod tests {
                 minor: 2,
                 lease: &lease,
                 weak,
-                binding: Binding { tls, end_point: tls.then(|| vec![1; 32]) },
+                binding: Binding {
+                    tls,
+                    end_point: tls.then(|| vec![1; 32]),
+                },
             };
             let mut scanner = ServerScanner::default();
             login(&mut ours, &mut scanner, &plan, &Here).await
@@ -513,12 +564,23 @@ mod tests {
     }
 
     fn lease(material: wire::LeaseMaterial) -> LeaseHandle {
-        let lease = wire::Lease { id: "l".into(), material, expires_in: 600 };
-        LeaseHandle::new(lease, std::time::Instant::now(), jiff::Timestamp::now().as_millisecond())
+        let lease = wire::Lease {
+            id: "l".into(),
+            material,
+            expires_in: 600,
+        };
+        LeaseHandle::new(
+            lease,
+            tokio::time::Instant::now(),
+            jiff::Timestamp::now().as_millisecond(),
+        )
     }
 
     fn password() -> LeaseHandle {
-        lease(wire::LeaseMaterial::Password { user: "agent".into(), password: "s3cret-canary".into() })
+        lease(wire::LeaseMaterial::Password {
+            user: "agent".into(),
+            password: "s3cret-canary".into(),
+        })
     }
 
     fn ready() -> Vec<u8> {
@@ -531,7 +593,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_lets_us_in_without_the_exchange_is_refused() {
-        let (result, heard) = against(vec![[request(0, b""), ready()].concat()], password(), WeakLogin::Anywhere, true).await;
+        let (result, heard) = against(
+            vec![[request(0, b""), ready()].concat()],
+            password(),
+            WeakLogin::Anywhere,
+            true,
+        )
+        .await;
         assert!(matches!(result, Err(LoginError::Mechanism(_))));
         assert!(!leaked(&heard));
     }
@@ -555,19 +623,36 @@ mod tests {
 
     #[tokio::test]
     async fn a_token_never_crosses_a_line_without_verified_tls() {
-        let token = || lease(wire::LeaseMaterial::Bearer { user: None, token: "s3cret-canary".into() });
+        let token = || {
+            lease(wire::LeaseMaterial::Bearer {
+                user: None,
+                token: "s3cret-canary".into(),
+            })
+        };
         let ask = request(10, b"OAUTHBEARER\0\0");
         let (result, heard) = against(vec![ask.clone()], token(), WeakLogin::Anywhere, false).await;
         assert!(matches!(result, Err(LoginError::Mechanism(_))));
         assert!(!leaked(&heard));
-        let (result, heard) = against(vec![ask, [request(0, b""), ready()].concat()], token(), WeakLogin::Refuse, true).await;
+        let (result, heard) = against(
+            vec![ask, [request(0, b""), ready()].concat()],
+            token(),
+            WeakLogin::Refuse,
+            true,
+        )
+        .await;
         assert_eq!(result.unwrap().mechanism, "OAUTHBEARER");
         assert!(leaked(&heard));
     }
 
     #[tokio::test]
     async fn a_server_without_the_password_or_without_a_signature_is_refused() {
-        let lines = |last: Vec<u8>| vec![request(10, b"SCRAM-SHA-256\0\0"), request(11, b"r=x,s=AAAA,i=4096"), last];
+        let lines = |last: Vec<u8>| {
+            vec![
+                request(10, b"SCRAM-SHA-256\0\0"),
+                request(11, b"r=x,s=AAAA,i=4096"),
+                last,
+            ]
+        };
         let (result, _) = against(lines(request(0, b"")), password(), WeakLogin::Anywhere, false).await;
         assert!(matches!(result, Err(LoginError::Scram(ScramError::Nonce))));
     }
@@ -584,7 +669,10 @@ mod tests {
             let text = String::from_utf8_lossy(&buffer).into_owned();
             let nonce = text.split("r=").nth(1)?.to_owned();
             let salt = base64::engine::general_purpose::STANDARD.encode([7; 16]);
-            theirs.write_all(&request(11, format!("r={nonce}srv,s={salt},i=4096").as_bytes())).await.ok()?;
+            theirs
+                .write_all(&request(11, format!("r={nonce}srv,s={salt},i=4096").as_bytes()))
+                .await
+                .ok()?;
             buffer.clear();
             theirs.read_buf(&mut buffer).await.ok()?;
             theirs.write_all(&last(&text)).await.ok()
@@ -613,9 +701,14 @@ mod tests {
 
     #[tokio::test]
     async fn the_servers_error_text_loses_the_secret() {
-        let error = Fields::new("FATAL", "28P01", "bad password s3cret-canary").frame(b'E').bytes().to_vec();
+        let error = Fields::new("FATAL", "28P01", "bad password s3cret-canary")
+            .frame(b'E')
+            .bytes()
+            .to_vec();
         let (result, _) = against(vec![error], password(), WeakLogin::Refuse, true).await;
-        let Err(LoginError::Refused { code, message }) = result else { panic!("refused") };
+        let Err(LoginError::Refused { code, message }) = result else {
+            panic!("refused")
+        };
         assert_eq!((code.as_str(), message.as_str()), ("28P01", "bad password ***"));
     }
 }

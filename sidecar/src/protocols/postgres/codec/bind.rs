@@ -63,7 +63,13 @@ pub fn decode(frame: &Frame) -> Result<Bind, CodecError> {
     }
     let results = codes(&mut reader)?;
     reader.end()?;
-    Ok(Bind { portal, statement, formats, values, results })
+    Ok(Bind {
+        portal,
+        statement,
+        formats,
+        values,
+        results,
+    })
 }
 
 fn codes(reader: &mut super::Reader<'_>) -> Result<Vec<i16>, CodecError> {

@@ -37,7 +37,10 @@ impl Fields {
 
     /// A field's value.
     pub fn get(&self, letter: u8) -> Option<&[u8]> {
-        self.fields.iter().find(|(known, _)| *known == letter).map(|(_, value)| value.as_slice())
+        self.fields
+            .iter()
+            .find(|(known, _)| *known == letter)
+            .map(|(_, value)| value.as_slice())
     }
 
     /// A field's value as text, lossy.

@@ -67,7 +67,10 @@ pub struct Frame {
 impl Frame {
     /// Wraps bytes that already hold tag, right length and payload.
     pub(super) fn whole(bytes: Bytes) -> Self {
-        Frame { tag: bytes.first().copied().unwrap_or(0), bytes }
+        Frame {
+            tag: bytes.first().copied().unwrap_or(0),
+            bytes,
+        }
     }
 
     /// The message's tag.

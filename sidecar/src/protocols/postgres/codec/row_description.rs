@@ -32,7 +32,14 @@ pub fn decode(frame: &Frame) -> Result<Vec<Field>, CodecError> {
         let (table_oid, attnum) = (reader.u32()?, reader.i16()?);
         let (type_oid, _size) = (reader.u32()?, reader.i16()?);
         let (typmod, format) = (reader.i32()?, reader.i16()?);
-        fields.push(Field { name, table_oid, attnum, type_oid, typmod, format });
+        fields.push(Field {
+            name,
+            table_oid,
+            attnum,
+            type_oid,
+            typmod,
+            format,
+        });
     }
     reader.end()?;
     Ok(fields)

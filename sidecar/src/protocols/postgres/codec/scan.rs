@@ -30,7 +30,10 @@ fn header(buffer: &[u8]) -> Result<Option<(u8, usize)>, CodecError> {
     };
     let [tag, a, b, c, d] = *head;
     let length = i32::from_be_bytes([a, b, c, d]);
-    let bad = CodecError::Length { tag: char::from(tag), length: i64::from(length) };
+    let bad = CodecError::Length {
+        tag: char::from(tag),
+        length: i64::from(length),
+    };
     let length = usize::try_from(length).map_err(|_| bad)?;
     if length < 4 {
         return Err(bad);
@@ -85,7 +88,8 @@ impl AgentScanner {
             return Ok(Scan::TooLong { tag, length });
         }
         if self.buffer.len() < length {
-            self.buffer.reserve(length.saturating_sub(self.buffer.len()).min(256 * 1024));
+            self.buffer
+                .reserve(length.saturating_sub(self.buffer.len()).min(256 * 1024));
             return Ok(Scan::More);
         }
         Ok(Scan::Frame(Frame::whole(self.buffer.split_to(length).freeze())))
@@ -146,10 +150,14 @@ impl ServerScanner {
         }
         let limit = if rows { MAX_HELD_ROW } else { MAX_SERVER_MESSAGE };
         if length > limit {
-            return Err(CodecError::Length { tag: char::from(tag), length: i64::try_from(length).unwrap_or(i64::MAX) });
+            return Err(CodecError::Length {
+                tag: char::from(tag),
+                length: i64::try_from(length).unwrap_or(i64::MAX),
+            });
         }
         if self.buffer.len() < length {
-            self.buffer.reserve(length.saturating_sub(self.buffer.len()).min(256 * 1024));
+            self.buffer
+                .reserve(length.saturating_sub(self.buffer.len()).min(256 * 1024));
             return Ok(Piece::More);
         }
         Ok(Piece::Frame(Frame::whole(self.buffer.split_to(length).freeze())))
@@ -162,7 +170,11 @@ impl ServerScanner {
         }
         let left = left.saturating_sub(take);
         self.inside = (left > 0).then_some((tag, left));
-        Piece::Run { tag, frames, bytes: self.buffer.split_to(take).freeze() }
+        Piece::Run {
+            tag,
+            frames,
+            bytes: self.buffer.split_to(take).freeze(),
+        }
     }
 
     fn run(&mut self, tag: u8, first: usize) -> Result<Piece, CodecError> {
@@ -182,7 +194,11 @@ impl ServerScanner {
             end = after;
             frames = frames.saturating_add(1);
         }
-        Ok(Piece::Run { tag, frames, bytes: self.buffer.split_to(end).freeze() })
+        Ok(Piece::Run {
+            tag,
+            frames,
+            bytes: self.buffer.split_to(end).freeze(),
+        })
     }
 }
 
@@ -271,7 +287,13 @@ mod tests {
         bytes.extend(std::iter::repeat_n(b'x', long));
         bytes.extend(stream(&[(b'S', vec![])]));
         let found = frames_of(&bytes, &[10, 1000, 500_000]);
-        assert_eq!(found[0], Ok(Scan::TooLong { tag: b'Q', length: long + 5 }));
+        assert_eq!(
+            found[0],
+            Ok(Scan::TooLong {
+                tag: b'Q',
+                length: long + 5
+            })
+        );
         assert!(matches!(&found[1], Ok(Scan::Frame(frame)) if frame.tag() == b'S'));
     }
 
@@ -288,7 +310,9 @@ mod tests {
             scanner.buffer().extend_from_slice(part);
             while let Ok(piece) = scanner.next(true) {
                 match piece {
-                    Piece::Run { bytes, frames: started, .. } => {
+                    Piece::Run {
+                        bytes, frames: started, ..
+                    } => {
                         total += bytes.len();
                         frames += started;
                     }

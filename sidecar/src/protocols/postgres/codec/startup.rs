@@ -49,7 +49,10 @@ pub fn length(buffer: &[u8]) -> Result<Option<usize>, CodecError> {
     let length = i32::from_be_bytes(*head);
     match usize::try_from(length) {
         Ok(length) if (8..=MAX_PACKET).contains(&length) => Ok(Some(length)),
-        _ => Err(CodecError::Length { tag: '-', length: i64::from(length) }),
+        _ => Err(CodecError::Length {
+            tag: '-',
+            length: i64::from(length),
+        }),
     }
 }
 
@@ -85,7 +88,11 @@ fn startup(mut reader: Reader<'_>, version: u32) -> Result<Startup, CodecError> 
         }
         parameters.push((name.to_owned(), reader.text()?.to_owned()));
     }
-    Ok(Startup { major, minor, parameters })
+    Ok(Startup {
+        major,
+        minor,
+        parameters,
+    })
 }
 
 /// SSLRequest.
@@ -131,9 +138,17 @@ mod tests {
     fn packets_survive_a_round_trip() {
         assert_eq!(decode(&ssl_request()), Ok(Packet::Ssl));
         let cancel = cancel_request(7, b"abcd");
-        assert_eq!(decode(&cancel), Ok(Packet::Cancel { pid: 7, key: Bytes::from_static(b"abcd") }));
+        assert_eq!(
+            decode(&cancel),
+            Ok(Packet::Cancel {
+                pid: 7,
+                key: Bytes::from_static(b"abcd")
+            })
+        );
         let packet = startup_message(2, [("user", "a"), ("user", "b")]);
-        let Ok(Packet::Startup(startup)) = decode(&packet) else { panic!("a startup") };
+        let Ok(Packet::Startup(startup)) = decode(&packet) else {
+            panic!("a startup")
+        };
         assert_eq!((startup.major, startup.minor, startup.parameters.len()), (3, 2, 2));
     }
 

@@ -3,12 +3,10 @@
 //! Rows need not align with CopyData messages, so rows are cut here, whatever the splits, and leave as one message
 //! each. It refuses data that does not read as its format, and rows above 16 MiB.
 
-use std::sync::Arc;
-
 use bytes::{BufMut, BytesMut};
 
 use super::super::codec::{write, MAX_HELD_ROW};
-use super::rows::{detect, ColumnWork, Detect, MaskError};
+use super::rows::{ColumnWork, MaskError, Worked};
 
 /// The format of the data.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +39,6 @@ pub struct CopyMasker {
     /// The next row is a header line and passes.
     header: bool,
     columns: Vec<ColumnWork>,
-    detectors: Option<Arc<dyn Detect>>,
     pending: BytesMut,
     row: Vec<u8>,
     scratch: Vec<u8>,
@@ -55,12 +52,11 @@ const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
 impl CopyMasker {
     /// A masker; `header`: the first line names columns.
-    pub fn new(format: CopyFormat, header: bool, columns: Vec<ColumnWork>, detectors: Option<Arc<dyn Detect>>) -> Self {
+    pub fn new(format: CopyFormat, header: bool, columns: Vec<ColumnWork>) -> Self {
         CopyMasker {
             format,
             header,
             columns,
-            detectors,
             pending: BytesMut::new(),
             row: Vec::new(),
             scratch: Vec::new(),
@@ -122,22 +118,22 @@ impl CopyMasker {
                 Ok(false)
             }
             CopyFormat::Text { delimiter, null } => self.mask_text(raw, delimiter, &null).map(|()| true),
-            CopyFormat::Csv { delimiter, quote, escape, null } => {
-                self.mask_csv(raw, [delimiter, quote, escape], &null).map(|()| true)
-            }
+            CopyFormat::Csv {
+                delimiter,
+                quote,
+                escape,
+                null,
+            } => self.mask_csv(raw, [delimiter, quote, escape], &null).map(|()| true),
         }
     }
 
-    /// Works on one value: Some(true) with the new value in `scratch`, Some(false) for NULL, None: unchanged.
-    fn work(&mut self, index: usize, value: &[u8], binary: bool) -> Result<Option<bool>, MaskError> {
+    /// Works on one value; a new one is in `scratch`.
+    fn work(&mut self, index: usize, value: &[u8], binary: bool) -> Result<Worked, MaskError> {
         self.scratch.clear();
         match self.columns.get(index) {
             None => Err(MaskError::Copy),
-            Some(ColumnWork::Pass) => Ok(None),
-            Some(ColumnWork::Mask(mask)) => mask.mask(value, binary, &mut self.scratch).map(Some),
-            Some(ColumnWork::Detect { blunt }) => {
-                Ok(detect(self.detectors.as_deref(), value, *blunt && binary, &mut self.scratch))
-            }
+            Some(None) => Ok(Worked::Same),
+            Some(Some(work)) => Ok(work.work(value, binary, &mut self.scratch)),
         }
     }
 
@@ -149,17 +145,17 @@ impl CopyMasker {
                 self.row.push(delimiter);
             }
             let mut plain = std::mem::take(&mut self.plain);
-            let changed = if field == null {
-                None
+            let worked = if field == null {
+                Worked::Same
             } else {
                 unescape(field, &mut plain);
                 self.work(index, &plain, false)?
             };
             self.plain = plain;
-            match changed {
-                None => self.row.extend_from_slice(field),
-                Some(false) => self.row.extend_from_slice(null),
-                Some(true) => escape_into(&self.scratch, delimiter, &mut self.row),
+            match worked {
+                Worked::Same => self.row.extend_from_slice(field),
+                Worked::Null => self.row.extend_from_slice(null),
+                Worked::Value => escape_into(&self.scratch, delimiter, &mut self.row),
             }
             index = index.saturating_add(1);
         }
@@ -178,12 +174,16 @@ impl CopyMasker {
             plain.clear();
             let (length, quoted) = csv_field(rest, delimiter, quote, escape, &mut plain);
             let (field, after) = rest.split_at_checked(length).ok_or(MaskError::Copy)?;
-            let changed = if !quoted && field == null { None } else { self.work(index, &plain, false)? };
+            let worked = if !quoted && field == null {
+                Worked::Same
+            } else {
+                self.work(index, &plain, false)?
+            };
             self.plain = plain;
-            match changed {
-                None => self.row.extend_from_slice(field),
-                Some(false) => self.row.extend_from_slice(null),
-                Some(true) => quote_into(&self.scratch, quote, escape, &mut self.row),
+            match worked {
+                Worked::Same => self.row.extend_from_slice(field),
+                Worked::Null => self.row.extend_from_slice(null),
+                Worked::Value => quote_into(&self.scratch, quote, escape, &mut self.row),
             }
             index = index.saturating_add(1);
             more = !after.is_empty();
@@ -235,7 +235,11 @@ impl CopyMasker {
         for _ in 0..count {
             let Some((length, _)) = at(end) else { return Ok(None) };
             let length = i32::from_be_bytes(*length);
-            let length = if length == -1 { 0 } else { usize::try_from(length).map_err(|_| MaskError::Copy)? };
+            let length = if length == -1 {
+                0
+            } else {
+                usize::try_from(length).map_err(|_| MaskError::Copy)?
+            };
             end = end.saturating_add(4).saturating_add(length);
         }
         Ok((self.pending.len() >= end).then_some(end))
@@ -262,12 +266,12 @@ impl CopyMasker {
             };
             let (value, after) = after.split_at_checked(size).ok_or(MaskError::Copy)?;
             match self.work(index, value, true)? {
-                None => {
+                Worked::Same => {
                     self.row.extend_from_slice(length);
                     self.row.extend_from_slice(value);
                 }
-                Some(false) => self.row.extend_from_slice(&(-1i32).to_be_bytes()),
-                Some(true) => {
+                Worked::Null => self.row.extend_from_slice(&(-1i32).to_be_bytes()),
+                Worked::Value => {
                     let size = i32::try_from(self.scratch.len()).map_err(|_| MaskError::TooLarge)?;
                     self.row.extend_from_slice(&size.to_be_bytes());
                     self.row.extend_from_slice(&self.scratch);
@@ -409,15 +413,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::super::codec::{Piece, ServerScanner};
-    use super::super::rows::tests::{FindsEvil, Stars};
+    use super::super::rows::tests::{finds_evil, stars};
     use super::*;
 
     fn columns() -> Vec<ColumnWork> {
-        vec![ColumnWork::Pass, ColumnWork::Mask(Box::new(Stars)), ColumnWork::Detect { blunt: false }]
+        vec![None, stars(), finds_evil()]
     }
 
     fn masked(format: CopyFormat, header: bool, data: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, u64), MaskError> {
-        let mut masker = CopyMasker::new(format, header, columns(), Some(Arc::new(FindsEvil)));
+        let mut masker = CopyMasker::new(format, header, columns());
         let (mut out, mut rows, mut from) = (BytesMut::new(), 0, 0);
         for cut in cuts.iter().copied().chain([data.len()]) {
             let cut = cut.clamp(from, data.len());
@@ -435,18 +439,29 @@ mod tests {
     }
 
     fn text() -> CopyFormat {
-        CopyFormat::Text { delimiter: b'\t', null: b"\\N".to_vec() }
+        CopyFormat::Text {
+            delimiter: b'\t',
+            null: b"\\N".to_vec(),
+        }
     }
 
     fn csv() -> CopyFormat {
-        CopyFormat::Csv { delimiter: b',', quote: b'"', escape: b'"', null: Vec::new() }
+        CopyFormat::Csv {
+            delimiter: b',',
+            quote: b'"',
+            escape: b'"',
+            null: Vec::new(),
+        }
     }
 
     #[test]
     fn text_rows_are_masked_by_position() {
         let data = b"1\tse\\tcret\tfine\n2\t\\N\tan evil one\\n\n\\N\tx\t\\N\n";
         let (got, rows) = masked(text(), false, data, &[]).unwrap();
-        assert_eq!(String::from_utf8_lossy(&got), "1\t***\tfine\n2\t\\N\t[redacted]\n\\N\t*\t\\N\n");
+        assert_eq!(
+            String::from_utf8_lossy(&got),
+            "1\t***\tfine\n2\t\\N\t[redacted]\n\\N\t*\t\\N\n"
+        );
         assert_eq!(rows, 3);
     }
 

@@ -22,8 +22,11 @@ pub struct Echo {
 impl Echo {
     /// A scanner for these secrets.
     pub fn new(secrets: &[&[u8]]) -> Self {
-        let needles: Vec<Zeroizing<Vec<u8>>> =
-            secrets.iter().filter(|secret| secret.len() >= SHORTEST).flat_map(|secret| forms(secret)).collect();
+        let needles: Vec<Zeroizing<Vec<u8>>> = secrets
+            .iter()
+            .filter(|secret| secret.len() >= SHORTEST)
+            .flat_map(|secret| forms(secret))
+            .collect();
         let mut builder = packed::Config::new().builder();
         needles.iter().for_each(|needle| {
             builder.add(needle.as_slice());
@@ -53,7 +56,8 @@ impl Echo {
         }
         if bytes.len() >= overlap {
             self.tail.clear();
-            self.tail.extend_from_slice(bytes.get(bytes.len().saturating_sub(overlap)..).unwrap_or_default());
+            self.tail
+                .extend_from_slice(bytes.get(bytes.len().saturating_sub(overlap)..).unwrap_or_default());
         } else {
             // The head was appended above, unless nothing was kept yet.
             if self.tail.is_empty() {
@@ -144,7 +148,10 @@ mod tests {
 
     #[test]
     fn other_text_passes_and_short_secrets_are_not_looked_for() {
-        assert!(!found_in(b"correct horse batter and more of the same kind, at some length", &[5, 11]));
+        assert!(!found_in(
+            b"correct horse batter and more of the same kind, at some length",
+            &[5, 11]
+        ));
         assert!(!Echo::new(&[b"abc"]).found(b"abcabc"));
     }
 }

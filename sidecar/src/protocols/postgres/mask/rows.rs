@@ -7,17 +7,31 @@ use bytes::{BufMut, BytesMut};
 use super::super::codec::data_row::{self, Cell};
 use super::super::codec::{CodecError, Frame, HEADER};
 
-/// Replaces what detectors find.
+/// Replaces what detectors find in a text.
 pub trait Detect: Send + Sync {
     /// Appends the replaced text and answers true, or leaves `out` alone and answers false.
     fn replace(&self, text: &[u8], out: &mut Vec<u8>) -> bool;
 }
 
-/// Masks one cell.
-pub trait MaskCell: Send + Sync {
-    /// Appends the masked value. Ok(false): NULL. Err: the value cannot be masked.
-    fn mask(&self, cell: &[u8], binary: bool, out: &mut Vec<u8>) -> Result<bool, MaskError>;
+/// What became of a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Worked {
+    /// It passes as it is.
+    Same,
+    /// Its new value was appended.
+    Value,
+    /// It is NULL now.
+    Null,
 }
+
+/// Works on the cells of one column.
+pub trait WorkCell: Send + Sync {
+    /// Looks at one value that is not NULL.
+    fn work(&self, cell: &[u8], binary: bool, out: &mut Vec<u8>) -> Worked;
+}
+
+/// What happens to one column; None: it passes.
+pub type ColumnWork = Option<Box<dyn WorkCell>>;
 
 /// A row could not be masked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,9 +39,6 @@ pub enum MaskError {
     /// The row's bytes make no sense.
     #[error("a row does not fit its description: {0}")]
     Codec(#[from] CodecError),
-    /// A value of a type or form the mask does not handle.
-    #[error("a value of a masked column cannot be masked in this format")]
-    Value,
     /// COPY data that does not read as its format.
     #[error("COPY data does not read as its format")]
     Copy,
@@ -36,32 +47,22 @@ pub enum MaskError {
     TooLarge,
 }
 
-/// What happens to one column.
-pub enum ColumnWork {
-    /// Nothing.
-    Pass,
-    /// Its mask.
-    Mask(Box<dyn MaskCell>),
-    /// Detectors look at it.
-    Detect {
-        /// A binary form whose inside we do not know: what detectors would change becomes NULL.
-        blunt: bool,
-    },
-}
-
 /// Masks the rows of one result.
 pub struct RowMasker {
     columns: Vec<(ColumnWork, bool)>,
-    detectors: Option<std::sync::Arc<dyn Detect>>,
     cells: Vec<Cell>,
     scratch: Vec<u8>,
 }
 
 impl RowMasker {
     /// A masker for columns, each with whether its format is binary. None: rows pass.
-    pub fn new(columns: Vec<(ColumnWork, bool)>, detectors: Option<std::sync::Arc<dyn Detect>>) -> Option<Self> {
-        let idle = columns.iter().all(|(work, _)| matches!(work, ColumnWork::Pass));
-        (!idle).then(|| RowMasker { columns, detectors, cells: Vec::new(), scratch: Vec::new() })
+    pub fn new(columns: Vec<(ColumnWork, bool)>) -> Option<Self> {
+        let busy = columns.iter().any(|(work, _)| work.is_some());
+        busy.then(|| RowMasker {
+            columns,
+            cells: Vec::new(),
+            scratch: Vec::new(),
+        })
     }
 
     /// Appends the masked row.
@@ -72,19 +73,19 @@ impl RowMasker {
         // Everything up to the first changed cell is copied at once, and so on.
         let mut copied = 0usize;
         for ((work, binary), cell) in self.columns.iter().zip(&self.cells) {
-            let Some(range) = cell else { continue };
+            let (Some(work), Some(range)) = (work, cell) else {
+                continue;
+            };
             let value = bytes.get(range.clone()).unwrap_or_default();
             self.scratch.clear();
-            let replaced = match work {
-                ColumnWork::Pass => continue,
-                ColumnWork::Mask(mask) => Some(mask.mask(value, *binary, &mut self.scratch)?),
-                ColumnWork::Detect { blunt } => detect(self.detectors.as_deref(), value, *blunt, &mut self.scratch),
-            };
-            let Some(kept) = replaced else { continue };
+            let worked = work.work(value, *binary, &mut self.scratch);
+            if worked == Worked::Same {
+                continue;
+            }
             // Up to the cell's length field, which stands in the four bytes in front of it.
             let head = bytes.get(copied..range.start.saturating_sub(4)).unwrap_or_default();
             out.put_slice(head);
-            if kept {
+            if worked == Worked::Value {
                 out.put_i32(i32::try_from(self.scratch.len()).map_err(|_| MaskError::TooLarge)?);
                 out.put_slice(&self.scratch);
             } else {
@@ -95,12 +96,6 @@ impl RowMasker {
         out.put_slice(bytes.get(copied..).unwrap_or_default());
         patch_length(out, start)
     }
-}
-
-/// Some(true): replaced; Some(false): NULL; None: untouched.
-pub(super) fn detect(detectors: Option<&dyn Detect>, value: &[u8], blunt: bool, out: &mut Vec<u8>) -> Option<bool> {
-    let found = detectors?.replace(value, out);
-    found.then_some(!blunt)
 }
 
 fn patch_length(out: &mut BytesMut, start: usize) -> Result<(), MaskError> {
@@ -115,8 +110,6 @@ fn patch_length(out: &mut BytesMut, start: usize) -> Result<(), MaskError> {
 
 #[cfg(test)]
 pub(in super::super) mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
 
     use super::super::super::codec::write;
@@ -124,23 +117,34 @@ pub(in super::super) mod tests {
 
     pub struct Stars;
 
-    impl MaskCell for Stars {
-        fn mask(&self, cell: &[u8], _binary: bool, out: &mut Vec<u8>) -> Result<bool, MaskError> {
+    impl WorkCell for Stars {
+        fn work(&self, cell: &[u8], _binary: bool, out: &mut Vec<u8>) -> Worked {
+            if cell == b"null" {
+                return Worked::Null;
+            }
             out.extend(cell.iter().map(|_| b'*').take(3));
-            Ok(cell != b"null")
+            Worked::Value
         }
     }
 
     pub struct FindsEvil;
 
-    impl Detect for FindsEvil {
-        fn replace(&self, text: &[u8], out: &mut Vec<u8>) -> bool {
-            let found = memchr::memmem::find(text, b"evil").is_some();
-            if found {
-                out.extend_from_slice(b"[redacted]");
+    impl WorkCell for FindsEvil {
+        fn work(&self, cell: &[u8], _binary: bool, out: &mut Vec<u8>) -> Worked {
+            if memchr::memmem::find(cell, b"evil").is_none() {
+                return Worked::Same;
             }
-            found
+            out.extend_from_slice(b"[redacted]");
+            Worked::Value
         }
+    }
+
+    pub fn stars() -> ColumnWork {
+        Some(Box::new(Stars))
+    }
+
+    pub fn finds_evil() -> ColumnWork {
+        Some(Box::new(FindsEvil))
     }
 
     pub fn row(cells: &[Option<&[u8]>]) -> Frame {
@@ -161,12 +165,15 @@ pub(in super::super) mod tests {
     fn apply(columns: Vec<ColumnWork>, cells: &[Option<&[u8]>]) -> Result<BytesMut, MaskError> {
         let columns = columns.into_iter().map(|work| (work, false)).collect();
         let mut out = BytesMut::new();
-        RowMasker::new(columns, Some(Arc::new(FindsEvil))).unwrap().apply(&row(cells), &mut out).map(|()| out)
+        RowMasker::new(columns)
+            .unwrap()
+            .apply(&row(cells), &mut out)
+            .map(|()| out)
     }
 
     #[test]
     fn only_masked_cells_change_and_null_stays_null() {
-        let columns = || vec![ColumnWork::Pass, ColumnWork::Mask(Box::new(Stars)), ColumnWork::Detect { blunt: false }];
+        let columns = || vec![None, stars(), finds_evil()];
         let out = apply(columns(), &[Some(b"1"), Some(b"secret"), Some(b"fine")]).unwrap();
         assert_eq!(&out[..], row(&[Some(b"1"), Some(b"***"), Some(b"fine")]).bytes());
         let out = apply(columns(), &[None, None, Some(b"so evil")]).unwrap();
@@ -177,7 +184,7 @@ pub(in super::super) mod tests {
 
     #[test]
     fn a_row_with_another_number_of_columns_is_refused() {
-        let refused = apply(vec![ColumnWork::Mask(Box::new(Stars))], &[Some(b"1"), Some(b"2")]);
+        let refused = apply(vec![stars()], &[Some(b"1"), Some(b"2")]);
         assert!(matches!(refused, Err(MaskError::Codec(_))));
     }
 
@@ -185,15 +192,15 @@ pub(in super::super) mod tests {
         #[test]
         fn corrupt_rows_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             let frame = write::one(b'D', |out| out.put_slice(&bytes));
-            let columns = vec![(ColumnWork::Mask(Box::new(Stars)), false), (ColumnWork::Pass, true)];
-            let _ = RowMasker::new(columns, None).unwrap().apply(&frame, &mut BytesMut::new());
+            let columns = vec![(stars(), false), (None, true)];
+            let _ = RowMasker::new(columns).unwrap().apply(&frame, &mut BytesMut::new());
         }
 
         #[test]
         fn clean_cells_stay_byte_identical(cells in proptest::collection::vec(proptest::option::of(proptest::collection::vec(any::<u8>(), 0..20)), 1..6), at in 0usize..6) {
-            let columns = (0..cells.len()).map(|index| if index == at { ColumnWork::Mask(Box::new(Stars)) } else { ColumnWork::Pass });
+            let columns = (0..cells.len()).map(|index| if index == at { stars() } else { None });
             let columns = columns.map(|work| (work, false)).collect();
-            if let Some(mut masker) = RowMasker::new(columns, None) {
+            if let Some(mut masker) = RowMasker::new(columns) {
                 let given: Vec<Option<&[u8]>> = cells.iter().map(|cell| cell.as_deref()).collect();
                 let mut out = BytesMut::new();
                 masker.apply(&row(&given), &mut out).unwrap();
