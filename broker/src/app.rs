@@ -4,7 +4,7 @@
 //! Refuses to start with any problem in the configuration, and lists all of them. The invariant: when `start`
 //! returns, both faces and the control socket accept connections.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -180,6 +180,7 @@ fn check_config(
     };
     let identity = &config.identity;
     for (field, name) in [
+        ("cluster", &config.cluster),
         ("--as namespace", &identity.namespace),
         ("--as name", &identity.service_account),
     ] {
@@ -227,10 +228,20 @@ impl Listeners {
             front,
             back,
             front_addr,
-            front_url: format!("https://{front_addr}"),
-            issuer_url: format!("https://{back_addr}"),
+            front_url: url(front_addr),
+            issuer_url: url(back_addr),
         })
     }
+}
+
+/// An unspecified address is reached, and certified, as loopback.
+fn url(address: SocketAddr) -> String {
+    let host = match address.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+    };
+    format!("https://{}", SocketAddr::new(host, address.port()))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
@@ -284,6 +295,7 @@ fn build_front(
         approvals: Arc::new(Approvals::open(RequestFolder::open(state)?, Arc::clone(&clock))?),
         secrets: SecretFolder::new(config.secrets_dir.clone()),
         leases: Leases::default(),
+        revoked: Default::default(),
         streams: Streams::default(),
         clock,
         tasks: Tasks::new(),

@@ -55,6 +55,8 @@ pub struct Front {
     pub secrets: SecretFolder,
     /// Leases given out.
     pub leases: Leases,
+    /// Session tokens revoked before their time.
+    pub revoked: token::Revoked,
     /// Streams open now.
     pub streams: Streams,
     /// Wall time.

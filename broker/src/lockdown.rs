@@ -217,11 +217,16 @@ impl Lockdowns {
             if path.extension().is_none_or(|extension| extension != "yaml") {
                 continue;
             }
-            if let Some(bytes) = read_private(&path, MAX_FILE)? {
-                sources.push(yaml::Source {
+            match read_private(&path, MAX_FILE) {
+                Ok(Some(bytes)) => sources.push(yaml::Source {
                     name: path.display().to_string(),
                     text: String::from_utf8_lossy(&bytes).into_owned(),
-                });
+                }),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(%error, "a lockdown file cannot be read: everything is frozen");
+                    return Ok(vec![everything(&error.to_string())]);
+                }
             }
         }
         sources.sort_by(|a, b| a.name.cmp(&b.name));

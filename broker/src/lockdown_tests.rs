@@ -132,6 +132,14 @@ fn a_lockdown_file_that_cannot_be_read_freezes_everything() {
     write_private(&bench.temp.path().join("state/lockdowns/x.yaml"), b"kind: [").unwrap();
     lockdowns.refresh().unwrap();
     assert!(lockdowns.now().frozen(About::default(), 0).is_some());
+    std::fs::remove_file(bench.temp.path().join("state/lockdowns/x.yaml")).unwrap();
+    lockdowns.refresh().unwrap();
+    assert!(lockdowns.now().frozen(About::default(), 0).is_none());
+    std::fs::write(bench.temp.path().join("state/lockdowns/y.yaml"), "").unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(bench.temp.path().join("state/lockdowns/y.yaml"), open).unwrap();
+    lockdowns.refresh().unwrap();
+    assert!(lockdowns.now().frozen(About::default(), 0).is_some());
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub struct Caller {
     pub thumbprint: String,
     /// When its session token ends, seconds since 1970.
     pub expires: i64,
+    /// Id of its session token.
+    pub token_id: String,
 }
 
 impl Caller {
@@ -78,7 +80,7 @@ async fn identify(front: &Front, request: &Parts) -> Result<Caller, Refusal> {
 pub async fn session(front: &Front, token: &str) -> Result<Caller, Refusal> {
     let denied = front.lockdowns.now();
     let now_ms = front.clock.now_ms();
-    let frozen = |id: &str| denied.token(id, now_ms);
+    let frozen = |id: &str| denied.token(id, now_ms) || front.revoked.holds(id);
     let accepted = accept(
         Slot::Session,
         token.as_bytes(),
@@ -107,6 +109,7 @@ fn read(accepted: &Accepted) -> Option<Caller> {
     Some(Caller {
         thumbprint: accepted.pointer("/cnf/jkt")?.to_owned(),
         expires: accepted.integer("exp")?,
+        token_id: accepted.text("jti").to_owned(),
         workload: Workload {
             account_uid: text("serviceAccountUid")?,
             node: text("node")?,

@@ -5,7 +5,7 @@
 //! never wider than the Target says, and a frozen workload gets a session but no credential.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -88,11 +88,47 @@ pub async fn introspect(
     Ok(Json(answer).into_response())
 }
 
-/// `/revoke` ends a lease's bearer token as far as we can: RFC 7009 answers 200 for unknown tokens too.
-pub async fn revoke(request: Request) -> Result<StatusCode, Refusal> {
+/// `/revoke` ends a session token of the caller's own pod; RFC 7009 answers 200 for unknown tokens too.
+pub async fn revoke(
+    State(front): State<Arc<Front>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<StatusCode, Refusal> {
     let form = form(request).await?;
-    form.get("token").ok_or_else(Refusal::invalid_request)?;
+    let token = form.get("token").ok_or_else(Refusal::invalid_request)?;
+    if let Ok(found) = super::caller::session(&front, token).await {
+        if found.subject().pod_uid == caller.subject().pod_uid {
+            front.revoked.add(found.token_id, found.expires, front.clock.now())?;
+        }
+    }
     Ok(StatusCode::OK)
+}
+
+/// Session tokens revoked before their time. In memory: after a restart of the broker they live five minutes at most.
+#[derive(Debug, Default)]
+pub struct Revoked(Mutex<BTreeMap<String, i64>>);
+
+const MAX_REVOKED: usize = 100_000;
+
+impl Revoked {
+    /// Whether this token id was revoked.
+    pub fn holds(&self, id: &str) -> bool {
+        self.0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .contains_key(id)
+    }
+
+    fn add(&self, id: String, expires: i64, now: i64) -> Result<(), Refusal> {
+        let mut ids = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // A token is accepted for a few seconds after its end: keep its id a minute longer.
+        ids.retain(|_, until| until.saturating_add(60) > now);
+        if ids.len() >= MAX_REVOKED {
+            return Err(Refusal::unavailable());
+        }
+        ids.insert(id, expires);
+        Ok(())
+    }
 }
 
 /// The token presented, by grant type. One that does not belong to the grant is refused, not ignored.

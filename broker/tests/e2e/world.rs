@@ -1,0 +1,121 @@
+//! A broker over temporary folders, with a clock the test moves.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sidegate_broker::clock::ManualClock;
+use sidegate_broker::{Broker, BrokerConfig, Identity, Running, StartError};
+
+use crate::client::Client;
+
+pub const CONFIG: &str = r#"
+apiVersion: sidegate.dev/v1alpha1
+kind: Target
+metadata: {name: shop, namespace: local}
+spec:
+  protocol: Postgres
+  address: {host: db.example, port: 5432}
+  credential: {secret: {name: shop-agent}}
+  listen: {port: 15432}
+---
+apiVersion: sidegate.dev/v1alpha1
+kind: Target
+metadata: {name: warehouse, namespace: local}
+spec:
+  protocol: Postgres
+  address: {host: db.example, port: 5433}
+  credential: {token: {audience: warehouse, scopes: [read, write], username: reader}}
+  listen: {port: 15433}
+---
+apiVersion: sidegate.dev/v1alpha1
+kind: Target
+metadata: {name: elsewhere, namespace: other}
+spec:
+  protocol: Postgres
+  address: {host: db.example, port: 5434}
+  credential: {secret: {name: shop-agent}}
+  listen: {port: 15434}
+---
+apiVersion: sidegate.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: agents, namespace: local}
+spec:
+  targetRefs: [{name: shop}, {name: warehouse}]
+  subjects: [{serviceAccount: {namespace: local, name: agent}}]
+  rules:
+  - {name: read, effect: Allow, sql: {commands: [Select], tables: ["app.*"]}}
+  - name: refund
+    effect: Ask
+    sql: {commands: [Update], tables: [app.orders]}
+    ask: {approvers: [{anyone: {}}], holdFor: 60s, validFor: 15m}
+"#;
+
+pub struct World {
+    pub temp: tempfile::TempDir,
+    pub clock: Arc<ManualClock>,
+    pub running: Running,
+}
+
+impl World {
+    pub async fn start() -> Self {
+        Self::try_start(CONFIG).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    pub async fn try_start(config: &str) -> Result<Self, StartError> {
+        let temp = tempfile::tempdir().unwrap();
+        fs::create_dir_all(temp.path().join("config")).unwrap();
+        fs::write(temp.path().join("config/all.yaml"), config).unwrap();
+        let clock = Arc::new(ManualClock::starting_now());
+        let secret = temp.path().join("secrets/local/shop-agent");
+        fs::create_dir_all(&secret).unwrap();
+        put_secret(&secret.join("username"), "agent_ro");
+        put_secret(&secret.join("password"), "canary-4711");
+        let running = Broker::start(configuration(temp.path(), clock.clone())).await?;
+        Ok(World { temp, clock, running })
+    }
+
+    /// Stops the broker and starts another one over the same folders.
+    pub async fn restart(self) -> Self {
+        let World { temp, clock, running } = self;
+        running.shutdown().await;
+        let running = Broker::start(configuration(temp.path(), clock.clone())).await.unwrap();
+        World { temp, clock, running }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.temp.path().join(name)
+    }
+
+    pub fn token(&self) -> String {
+        fs::read_to_string(&self.running.token_file).unwrap()
+    }
+
+    pub fn client(&self) -> Client {
+        Client::new(&self.running.front_url, &self.running.ca_pem, self.clock.clone())
+    }
+
+    /// A client with a session.
+    pub async fn sidecar(&self) -> Client {
+        let mut client = self.client();
+        client.login(&self.token()).await;
+        client
+    }
+}
+
+pub fn put_secret(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+fn configuration(root: &Path, clock: Arc<ManualClock>) -> BrokerConfig {
+    let mut config = BrokerConfig::new(vec![root.join("config")], root.join("state"));
+    config.secrets_dir = Some(root.join("secrets"));
+    config.identity = Identity {
+        labels: [("tier".to_owned(), "one".to_owned())].into(),
+        ..Identity::default()
+    };
+    config.clock = clock;
+    config
+}
