@@ -5,6 +5,9 @@
 //! and nothing else: every other use could answer a question about it. What cannot be told is refused as long
 //! as any column mask holds.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use super::analysis::{Output, Source, Statement, StatementKind};

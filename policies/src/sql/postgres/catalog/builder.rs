@@ -37,9 +37,6 @@ pub enum CatalogError {
     /// Too many rows.
     #[error("catalog section `{0}` has too many rows")]
     TooLarge(String),
-    /// The views could not be bound because no thread could be started.
-    #[error("no thread for binding views")]
-    Thread,
 }
 
 /// One row as the server sent it.
@@ -96,7 +93,7 @@ impl CatalogBuilder {
         }
         self.routines(&mut catalog)?;
         self.kinds(&mut catalog)?;
-        super::views::bind_all(&mut catalog)?;
+        catalog.views = super::views::bind_all(&catalog);
         Ok(catalog)
     }
 
