@@ -22,6 +22,7 @@ pub mod keeper;
 pub mod local_cluster;
 pub mod lockdown;
 pub mod pins;
+pub mod records;
 pub mod report;
 pub mod secrets;
 pub mod server;

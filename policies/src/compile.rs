@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::bundle::Bundle;
 use crate::engine::PolicySet;
 
+mod policies;
+mod targets;
+
 /// One problem in a configuration, located as well as its source allows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -54,9 +57,35 @@ impl fmt::Display for Problem {
 }
 
 /// Compiles a bundle. Every problem is reported; with any problem nothing compiles.
+///
+/// References to Targets that the bundle does not hold are no problem: the policy simply is about fewer Targets.
 pub fn compile(bundle: &Bundle) -> Result<PolicySet, Vec<Problem>> {
-    let _ = bundle;
-    Ok(PolicySet::default())
+    let mut problems = Vec::new();
+    let targets = targets::compile(&bundle.targets, &mut problems);
+    let policies = policies::compile(bundle, &mut problems);
+    if problems.is_empty() {
+        Ok(PolicySet {
+            version: "".into(),
+            targets,
+            policies,
+        })
+    } else {
+        problems.sort();
+        problems.dedup();
+        Err(problems)
+    }
+}
+
+/// A problem of one object.
+pub(crate) fn problem(object: &str, field: impl Into<String>, message: impl Into<String>) -> Problem {
+    Problem {
+        file: None,
+        line: None,
+        column: None,
+        object: Some(object.to_owned()),
+        field: field.into(),
+        message: message.into(),
+    }
 }
 
 /// Compiles the exact body bytes of a bundle; the set carries their version.

@@ -5,14 +5,18 @@
 //! another language is held against this one on test vectors.
 //! Invariant: nothing stored is ever serialised again to check it; hashes are over stored bytes.
 
+pub mod certificate;
 pub mod chain;
 pub mod footer;
 pub mod frame;
 pub mod kind;
+pub mod layout;
 pub mod merkle;
 pub mod payload;
 pub mod session_key;
 pub mod stream;
+pub mod summary;
+pub mod tlog;
 
 pub use frame::{Frame, FrameError, Hash, Header};
 pub use kind::Kind;

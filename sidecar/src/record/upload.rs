@@ -123,6 +123,8 @@ struct Source<'a> {
     keys: VecDeque<(u64, Uuid)>,
     /// Frames of running operations wait until then, so that many share one chunk.
     soon: Option<Instant>,
+    /// Where the collector said it stands, when it refused.
+    resume: Option<u64>,
 }
 
 /// Uploads the running log until it is finished and acknowledged.
@@ -134,6 +136,7 @@ pub(super) async fn current(log: &Log, sink: &dyn RecordSink, cancel: &Cancellat
         place: None,
         keys: VecDeque::new(),
         soon: None,
+        resume: None,
     };
     let mut attempt = 0usize;
     let work = async {
@@ -166,6 +169,7 @@ pub(super) async fn earlier(log: &Log, sink: &dyn RecordSink, cancel: &Cancellat
             place: None,
             keys: VecDeque::new(),
             soon: None,
+            resume: None,
         };
         let mut attempt = 0usize;
         loop {
@@ -226,7 +230,8 @@ impl Source<'_> {
     /// After a lost stream: back to the first frame that is not acknowledged.
     fn rewind(&mut self) {
         if self.earlier.is_none() {
-            self.next = self.log.status().received;
+            let received = self.log.status().received;
+            self.next = self.resume.take().map_or(received, |resume| resume.min(received));
         } else if let Some(first) = self.earlier.and_then(|old| old.pieces.first()) {
             self.next = first.first;
         }
@@ -368,6 +373,7 @@ impl Source<'_> {
             RecordAck::Refused { upto, message } => {
                 self.log.refused.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(upto, message, "the collector refused a record");
+                self.resume = Some(upto.wrapping_add(1));
                 Err(SinkError(message))
             }
         }

@@ -1,4 +1,32 @@
-//! The PostgreSQL room.
+//! The PostgreSQL room: every statement is parsed with the server's own grammar, resolved, decided, and only then sent;
+//! every value that comes back passes a mask plan.
+//!
+//! One agent connection is one server connection until it closes. It refuses what it cannot judge.
+//! Invariant: after login nothing leaves for the server but what the gate admitted.
+
+mod agent;
+mod auth;
+mod cancel;
+mod catalog;
+mod codec;
+mod conversation;
+mod facts;
+mod hold;
+mod login;
+mod mask;
+mod params;
+mod planner;
+mod queue;
+mod refuse;
+mod relay;
+mod reply;
+mod rows;
+mod serve;
+mod server;
+mod startup;
+mod stream;
+mod values;
+mod work;
 
 use std::sync::Arc;
 
@@ -9,6 +37,8 @@ use sidegate_policies::api::target::TargetProtocol;
 use super::{Conn, Room, RoomContext};
 use crate::gate::Gate;
 use crate::session::Session;
+
+pub(self) use serve::send_cancel;
 
 /// PostgreSQL.
 pub struct Postgres;
@@ -22,7 +52,15 @@ impl Room for Postgres {
         "postgres"
     }
 
-    fn serve(&self, conn: Conn, _session: Arc<Session>, _gate: Gate, _ctx: RoomContext) -> BoxFuture<'static, ()> {
-        async move { drop(conn) }.boxed()
+    fn serve(&self, conn: Conn, session: Arc<Session>, gate: Gate, ctx: RoomContext) -> BoxFuture<'static, ()> {
+        serve::serve(conn, session, gate, ctx).boxed()
     }
+}
+
+/// What connections of one running sidecar share.
+#[derive(Default)]
+struct Shared {
+    keys: Arc<cancel::Keys>,
+    snapshots: catalog::Snapshots,
+    plans: Arc<facts::PlanCache>,
 }

@@ -1,0 +1,235 @@
+//! The record store: collects frames from sidecars, keeps them, and signs checkpoints over what it keeps.
+//!
+//! Owns everything below `<state>/records`: the store proper (`v1/…`, public, may be copied away) and `private/`
+//! (key-encryption key, wrapped session keys, checkpoint key). It decides nothing and opens no sealed payload.
+//! Refuses gaps, forks and hashes that do not chain, with an alarm.
+//! Invariant: an object is created once, synced, and never overwritten; an acknowledgement follows the sync.
+
+mod checkpoint;
+mod collector;
+mod keys;
+mod objects;
+mod upload;
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sidegate_policies::record::certificate::Ring;
+use sidegate_policies::record::layout::LogPath;
+use sidegate_policies::record::summary::SessionSummary;
+use tokio_util::sync::CancellationToken;
+
+use checkpoint::TileLog;
+use collector::LogState;
+use keys::Keys;
+use objects::Objects;
+
+pub use keys::SessionKeys;
+
+/// Alarms kept for status.
+const ALARMS: usize = 100;
+/// Session summaries kept in memory for lists.
+const LISTED: usize = 10_000;
+
+/// What a record store needs.
+#[derive(Debug, Clone)]
+pub struct RecordsOptions {
+    /// `<state>/records`.
+    pub root: PathBuf,
+    /// The cluster's name.
+    pub cluster: String,
+    /// How often a checkpoint is signed, if something moved.
+    pub checkpoint_every: Duration,
+    /// Silence after which a log's open sessions are sealed as orphans.
+    pub orphan_after: Duration,
+}
+
+impl RecordsOptions {
+    /// The defaults for a store at `root`.
+    pub fn new(root: PathBuf, cluster: &str) -> RecordsOptions {
+        RecordsOptions {
+            root,
+            cluster: cluster.to_owned(),
+            checkpoint_every: Duration::from_secs(10),
+            orphan_after: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Who uploads, as attested. The broker's authentication puts it into the request's extensions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Namespace.
+    pub namespace: String,
+    /// Service account.
+    pub service_account: String,
+    /// Pod UID.
+    pub pod_uid: String,
+    /// Container instance now; logs of earlier ones may be uploaded too.
+    pub instance: u64,
+}
+
+/// Something that must not happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alarm {
+    /// RFC 3339.
+    pub at: String,
+    /// The log.
+    pub log: String,
+    /// What.
+    pub message: String,
+}
+
+/// Why the store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordsError {
+    /// The directory failed.
+    #[error("the record store at {path} failed: {error}")]
+    Io {
+        /// Where.
+        path: String,
+        /// What.
+        error: std::io::Error,
+    },
+    /// An object exists with other bytes.
+    #[error("{0} exists with other content; a record object is never overwritten")]
+    Differs(String),
+    /// A key is unusable or could not be made.
+    #[error("a key of the record store is not usable: {0}")]
+    Key(&'static str),
+    /// What is stored cannot be read back.
+    #[error("what is stored of log {log} does not read back: {why}")]
+    Damaged {
+        /// The log.
+        log: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// The record store.
+pub struct Records {
+    options: RecordsOptions,
+    objects: Objects,
+    keys: Keys,
+    ring: Mutex<Ring>,
+    logs: Mutex<HashMap<LogPath, Arc<Mutex<LogState>>>>,
+    tiles: Mutex<TileLog>,
+    finished: Mutex<VecDeque<SessionSummary>>,
+    alarms: Mutex<VecDeque<Alarm>>,
+}
+
+impl Records {
+    /// Opens, or makes, the store.
+    pub fn open(options: RecordsOptions) -> Result<Arc<Records>, RecordsError> {
+        let objects = Objects::open(&options.root, &options.cluster)?;
+        let keys = Keys::open(&objects, &options.cluster)?;
+        let tiles = TileLog::open(&objects)?;
+        let records = Records {
+            ring: Mutex::default(),
+            logs: Mutex::default(),
+            tiles: Mutex::new(tiles),
+            finished: Mutex::new(objects.summaries(LISTED)?.into()),
+            alarms: Mutex::default(),
+            objects,
+            keys,
+            options,
+        };
+        records.load_landings()?;
+        Ok(Arc::new(records))
+    }
+
+    /// The public keys (JWKs) that certify record keys. They are kept in the store for ever.
+    pub fn set_ring(&self, jwks: &[serde_json::Value]) -> Result<(), RecordsError> {
+        let mut ring = Ring::default();
+        for jwk in jwks {
+            if !ring.add_jwk(jwk) {
+                return Err(RecordsError::Key("a record ring key is no P-256 JWK"));
+            }
+            self.keys.publish(&self.objects, jwk)?;
+        }
+        *lock(&self.ring) = ring;
+        Ok(())
+    }
+
+    /// Checkpoints and orphans until `cancel`; then one last checkpoint.
+    pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
+        let mut tick = tokio::time::interval(self.options.checkpoint_every);
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                _ = tick.tick() => {}
+            }
+            self.clone().keep().await;
+        }
+        self.keep().await;
+    }
+
+    async fn keep(self: Arc<Self>) {
+        let work = tokio::task::spawn_blocking(move || {
+            self.seal_orphans();
+            match self.checkpoint() {
+                Ok(_) => self.forget_done(),
+                Err(error) => self.alarm("checkpoint", &error.to_string()),
+            }
+        });
+        if work.await.is_err() {
+            tracing::error!("the record store's keeper panicked");
+        }
+    }
+
+    /// Sessions, oldest first: finished ones and those that are open now.
+    pub fn sessions(&self) -> Vec<SessionSummary> {
+        let mut sessions: Vec<SessionSummary> = lock(&self.finished).iter().cloned().collect();
+        for log in self.all_logs() {
+            sessions.extend(lock(&log).open_sessions());
+        }
+        sessions.sort_by(|a, b| (a.started_us, &a.id).cmp(&(b.started_us, &b.id)));
+        sessions
+    }
+
+    /// What must not happen and did, oldest first.
+    pub fn alarms(&self) -> Vec<Alarm> {
+        lock(&self.alarms).iter().cloned().collect()
+    }
+
+    pub(crate) fn alarm(&self, log: &str, message: &str) {
+        tracing::error!(target: "alarm", log, message, "record alarm");
+        let mut alarms = lock(&self.alarms);
+        if alarms.len() >= ALARMS {
+            alarms.pop_front();
+        }
+        alarms.push_back(Alarm {
+            at: sidegate_policies::record::summary::rfc3339(wall_us()),
+            log: log.to_owned(),
+            message: message.to_owned(),
+        });
+    }
+
+    fn all_logs(&self) -> Vec<Arc<Mutex<LogState>>> {
+        lock(&self.logs).values().cloned().collect()
+    }
+
+    fn finish(&self, summary: SessionSummary) {
+        let mut finished = lock(&self.finished);
+        finished.retain(|other| other.id != summary.id);
+        if finished.len() >= LISTED {
+            finished.pop_front();
+        }
+        finished.push_back(summary);
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn wall_us() -> u64 {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,162 @@
+//! `POST /v1/records`: one long request per log, frames up, acknowledgements down as JSON lines.
+//!
+//! The answer's body drives the request's body, so no task is spawned and back-pressure is HTTP/2's own. The
+//! first item announces the log; it must be of the attested pod, this instance or an earlier one.
+//! Refused: silence beyond 30 s, items beyond a frame's length, whatever the collector refuses (then the stream
+//! ends with a `refused` line). Invariant: one chunk is in work at a time.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream};
+use axum::extract::{Extension, State};
+use axum::http::{header, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::Router;
+use bytes::Bytes;
+use futures_util::{stream as streams, StreamExt};
+use sidegate_policies::record::layout::LogPath;
+use sidegate_policies::record::stream::{self, Item, MAX_ITEM};
+use sidegate_policies::wire::RecordAck;
+
+use super::collector::LogState;
+use super::{lock, Caller, Records};
+
+/// A sidecar that sends no heartbeat for so long is gone.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Bytes gathered before they are worked on, at most.
+const BUFFER: usize = MAX_ITEM + (1 << 20);
+
+impl Records {
+    /// The collector's route. The caller must be in the request's extensions.
+    pub fn router(self: Arc<Self>) -> Router {
+        Router::new().route("/v1/records", post(upload)).with_state(self)
+    }
+}
+
+struct Upload {
+    records: Arc<Records>,
+    caller: Caller,
+    body: BodyDataStream,
+    buffer: Vec<u8>,
+    log: Option<(String, Arc<Mutex<LogState>>)>,
+    over: bool,
+}
+
+async fn upload(State(records): State<Arc<Records>>, caller: Option<Extension<Caller>>, body: Body) -> Response {
+    let Some(Extension(caller)) = caller else {
+        return StatusCode::UNAUTHORIZED.into_response();
+    };
+    let upload = Upload {
+        records,
+        caller,
+        body: body.into_data_stream(),
+        buffer: Vec::new(),
+        log: None,
+        over: false,
+    };
+    let lines = streams::unfold(upload, |mut upload| async move {
+        let line = upload.next_lines().await?;
+        Some((Ok::<Bytes, Infallible>(line), upload))
+    });
+    (
+        [(header::CONTENT_TYPE, "application/x-ndjson")],
+        Body::from_stream(lines),
+    )
+        .into_response()
+}
+
+impl Upload {
+    /// The next acknowledgements; `None` ends the answer.
+    async fn next_lines(&mut self) -> Option<Bytes> {
+        while !self.over {
+            let chunk = tokio::time::timeout(SILENCE, self.body.next()).await.ok()??.ok()?;
+            self.buffer.extend_from_slice(&chunk);
+            if self.buffer.len() > BUFFER {
+                return None;
+            }
+            let acks = self.work().await?;
+            if !acks.is_empty() {
+                return Some(lines(&acks));
+            }
+        }
+        None
+    }
+
+    async fn work(&mut self) -> Option<Vec<RecordAck>> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut acks = Vec::new();
+        if self.log.is_none() {
+            let Ok(announced) = announced(&buffer, &self.records, &self.caller) else {
+                self.records.alarm(
+                    &self.caller.pod_uid,
+                    "a record stream did not announce a log of its pod",
+                );
+                return None;
+            };
+            let Some((path, used)) = announced else {
+                self.buffer = buffer;
+                return Some(acks);
+            };
+            buffer.drain(..used);
+            self.open(path, &mut acks).await?;
+        }
+        let (name, log) = self.log.as_ref().map(|(name, log)| (name.clone(), Arc::clone(log)))?;
+        let records = Arc::clone(&self.records);
+        let work = tokio::task::spawn_blocking(move || {
+            let (used, acks, refusal) = lock(&log).take(&records, &buffer);
+            buffer.drain(..used);
+            let upto = lock(&log).next().wrapping_sub(1);
+            (buffer, acks, refusal.map(|refusal| (refusal.to_string(), upto)))
+        });
+        let (buffer, taken, refusal) = work.await.ok()?;
+        self.buffer = buffer;
+        acks.extend(taken);
+        if let Some((message, upto)) = refusal {
+            self.records.alarm(&name, &message);
+            self.over = true;
+            acks.push(RecordAck::Refused { upto, message });
+        }
+        Some(acks)
+    }
+
+    async fn open(&mut self, path: LogPath, acks: &mut Vec<RecordAck>) -> Option<()> {
+        let name = path.to_string();
+        let records = Arc::clone(&self.records);
+        let opened = tokio::task::spawn_blocking(move || records.log(&path)).await.ok()?;
+        let log = opened
+            .inspect_err(|error| self.records.alarm(&name, &error.to_string()))
+            .ok()?;
+        if let Some(upto) = lock(&log).next().checked_sub(1) {
+            acks.push(RecordAck::Received { upto });
+        }
+        self.log = Some((name, log));
+        Some(())
+    }
+}
+
+/// The log a stream announces, once its first item is whole.
+fn announced(buffer: &[u8], records: &Records, caller: &Caller) -> Result<Option<(LogPath, usize)>, ()> {
+    let (instance, used) = match stream::parse(buffer) {
+        Ok(None) => return Ok(None),
+        Ok(Some((Item::Announce { instance, .. }, used))) => (instance, used),
+        _ => return Err(()),
+    };
+    if instance > caller.instance {
+        return Err(());
+    }
+    let path = LogPath::new(&records.options.cluster, &caller.namespace, &caller.pod_uid, instance);
+    path.map(|path| Some((path, used))).ok_or(())
+}
+
+fn lines(acks: &[RecordAck]) -> Bytes {
+    let mut out = Vec::new();
+    for ack in acks {
+        if serde_json::to_writer(&mut out, ack).is_ok() {
+            out.push(b'\n');
+        }
+    }
+    out.into()
+}

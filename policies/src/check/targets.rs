@@ -1,0 +1,256 @@
+//! Targets: addresses, ports, logins that can work, and what two Targets cannot share.
+//!
+//! Refuses combinations that could only fail at run time or that would reveal a credential (a token without TLS).
+//! A missing ConfigMap is a warning: it may still come.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{hosts, Checked, Report};
+use crate::api::target::{CaBundle, Credential, TargetProtocol, TlsMode, WeakLogin};
+use crate::api::{Target, TargetSpec};
+use crate::objects::Objects;
+
+/// Variables one Target may set.
+const MAX_ENV: usize = 16;
+/// Longest value of a variable.
+const MAX_ENV_VALUE: usize = 4096;
+
+pub(super) fn check(objects: &Objects, checked: &mut Checked) {
+    let mut ports: HashMap<i32, String> = HashMap::new();
+    let mut variables: HashMap<String, (String, String)> = HashMap::new();
+    for located in &objects.targets {
+        let target = &located.object;
+        let mut report = Report::new(&located.origin, format!("Target {}", target.full_name()), checked);
+        report.metadata(&target.metadata);
+        let spec = &target.spec;
+        place(spec, &mut report);
+        login(spec, &mut report);
+        match spec.protocol {
+            TargetProtocol::Postgres => postgres(spec, &mut report),
+            TargetProtocol::Tcp => raw(spec, &mut report),
+        }
+        authorities(objects, target, &mut report);
+        if let Some(allowed) = &spec.allowed_namespaces {
+            report.selector("spec.allowedNamespaces.selector", &allowed.selector);
+        }
+        if let Some(first) = ports.get(&spec.listen.port) {
+            let message = format!("Target {first} already listens on port {}", spec.listen.port);
+            report.problem("spec.listen.port", message);
+        } else {
+            ports.insert(spec.listen.port, target.full_name());
+        }
+        environment(target, &mut variables, &mut report);
+    }
+}
+
+fn place(spec: &TargetSpec, report: &mut Report<'_>) {
+    if let Some(message) = hosts::wrong(&spec.address.host) {
+        report.problem("spec.address.host", message);
+    }
+    for (field, port) in [
+        ("spec.address.port", spec.address.port),
+        ("spec.listen.port", spec.listen.port),
+    ] {
+        if !(1..=65_535).contains(&port) {
+            report.problem(field, format!("{port} is not a port; 1 to 65535"));
+        }
+    }
+    if let Some(name) = &spec.tls.server_name {
+        if let Some(message) = hosts::wrong(name) {
+            report.problem("spec.tls.serverName", message);
+        }
+    }
+    if spec.tls.mode == TlsMode::Disabled {
+        if spec.tls.server_name.is_some() {
+            report.problem("spec.tls.serverName", "without TLS no name is checked; remove it");
+        }
+        if spec.tls.ca_bundle.is_some() {
+            report.problem("spec.tls.caBundle", "without TLS no certificate is checked; remove it");
+        }
+    }
+}
+
+fn login(spec: &TargetSpec, report: &mut Report<'_>) {
+    match &spec.credential {
+        Credential::Secret(secret) => {
+            report.reference("spec.credential.secret.name".to_owned(), &secret.name);
+            for (field, key) in [
+                ("usernameKey", &secret.username_key),
+                ("passwordKey", &secret.password_key),
+            ] {
+                if !is_key(key) {
+                    let message = format!("`{key}` is not a key: letters, digits, `-`, `_` and `.`");
+                    report.problem(format!("spec.credential.secret.{field}"), message);
+                }
+            }
+        }
+        Credential::Token(token) => {
+            if token.issuer != "sidegate" {
+                let message = "not built yet: issuers other than `sidegate` come with TokenIssuer";
+                report.problem("spec.credential.token.issuer", message);
+            }
+            if token.audience.trim().is_empty() {
+                report.problem("spec.credential.token.audience", "name the audience the target expects");
+            }
+            if spec.tls.mode == TlsMode::Disabled {
+                let message = "a token goes through verified TLS only, and tls.mode is Disabled";
+                report.problem("spec.credential.token", message);
+            }
+        }
+        Credential::None(_) => {}
+    }
+    if spec.weak_login == WeakLogin::InsideTls && spec.tls.mode == TlsMode::Disabled {
+        let message = "InsideTLS says nothing where tls.mode is Disabled; use VerifyFull, or Refuse for SCRAM";
+        report.problem("spec.weakLogin", message);
+    }
+}
+
+fn postgres(spec: &TargetSpec, report: &mut Report<'_>) {
+    let mut seen = HashSet::new();
+    for (at, database) in spec.databases.iter().enumerate() {
+        let field = format!("spec.databases[{at}]");
+        if database.is_empty() || database.len() > 63 || database.contains('\0') {
+            report.problem(&field, "a database name has 1 to 63 bytes");
+        } else if !seen.insert(database) {
+            report.problem(&field, format!("`{database}` is listed twice"));
+        }
+    }
+    let (field, username) = match &spec.credential {
+        Credential::Token(token) => ("spec.credential.token.username", &token.username),
+        Credential::None(none) => ("spec.credential.none.username", &none.username),
+        Credential::Secret(_) => return carries_nothing(spec, report),
+    };
+    match username.as_deref() {
+        None => report.problem(field, "PostgreSQL wants a role at login; name it here"),
+        Some(name) if name.is_empty() || name.len() > 63 || name.contains('\0') => {
+            report.problem(field, "a role's name has 1 to 63 bytes");
+        }
+        Some(_) => {}
+    }
+    carries_nothing(spec, report);
+}
+
+fn carries_nothing(spec: &TargetSpec, report: &mut Report<'_>) {
+    if !spec.carries.is_empty() {
+        report.problem("spec.carries", "only a TCP Target carries other protocols unread");
+    }
+}
+
+fn raw(spec: &TargetSpec, report: &mut Report<'_>) {
+    match &spec.credential {
+        Credential::None(none) if none.username.is_none() => {}
+        Credential::None(_) => {
+            report.problem(
+                "spec.credential.none.username",
+                "a raw TCP stream has no login; remove it",
+            );
+        }
+        Credential::Secret(_) | Credential::Token(_) => {
+            report.problem("spec.credential", "a raw TCP stream has no login; write `none: {}`");
+        }
+    }
+    if !spec.databases.is_empty() {
+        report.problem("spec.databases", "a raw TCP stream has no databases; remove them");
+    }
+    if spec.weak_login != WeakLogin::Refuse {
+        report.problem("spec.weakLogin", "a raw TCP stream has no login; remove it");
+    }
+    let mut seen = Vec::new();
+    for (at, carried) in spec.carries.iter().enumerate() {
+        if seen.contains(carried) {
+            report.problem(format!("spec.carries[{at}]"), "listed twice");
+        }
+        seen.push(*carried);
+    }
+}
+
+fn authorities(objects: &Objects, target: &Target, report: &mut Report<'_>) {
+    match &target.spec.tls.ca_bundle {
+        Some(CaBundle::Inline(pem)) if !pem.contains("-----BEGIN CERTIFICATE-----") => {
+            report.problem("spec.tls.caBundle.inline", "this holds no PEM certificate");
+        }
+        Some(CaBundle::ConfigMap(reference)) => {
+            let field = "spec.tls.caBundle.configMap";
+            report.reference(format!("{field}.name"), &reference.name);
+            if !is_key(&reference.key) {
+                report.problem(format!("{field}.key"), format!("`{}` is not a key", reference.key));
+            }
+            let namespace = target.metadata.namespace.as_deref().unwrap_or_default();
+            let found = objects.config_map(namespace, &reference.name);
+            match found.map(|map| map.data.get(&reference.key)) {
+                None => {
+                    let message = format!("there is no ConfigMap {namespace}/{} (yet)", reference.name);
+                    report.warning(format!("{field}.name"), message);
+                }
+                Some(None) => {
+                    let message = format!(
+                        "ConfigMap {namespace}/{} has no `{}` (yet)",
+                        reference.name, reference.key
+                    );
+                    report.warning(format!("{field}.key"), message);
+                }
+                Some(Some(pem)) if !pem.contains("-----BEGIN CERTIFICATE-----") => {
+                    report.problem(format!("{field}.key"), "that key holds no PEM certificate");
+                }
+                Some(Some(_)) => {}
+            }
+        }
+        Some(CaBundle::Inline(_)) | None => {}
+    }
+}
+
+fn environment(target: &Target, all: &mut HashMap<String, (String, String)>, report: &mut Report<'_>) {
+    let env = &target.spec.env;
+    if env.len() > MAX_ENV {
+        report.problem("spec.env", format!("at most {MAX_ENV} variables"));
+    }
+    let mut own = HashSet::new();
+    for (at, variable) in env.iter().enumerate() {
+        let field = |key: &str| format!("spec.env[{at}].{key}");
+        let name = variable.name.as_str();
+        let formed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        if name.is_empty()
+            || name.len() > 128
+            || !name.bytes().all(formed)
+            || name.starts_with(|c: char| c.is_ascii_digit())
+        {
+            report.problem(field("name"), format!("`{name}` is not a variable's name"));
+            continue;
+        }
+        if name.starts_with("SIDEGATE_") {
+            report.problem(field("name"), "names that begin with SIDEGATE_ are Sidegate's own");
+        }
+        if variable.value.contains("$(") {
+            report.problem(
+                field("value"),
+                "not built yet: placeholders in values; write the value itself",
+            );
+        }
+        if variable.value.len() > MAX_ENV_VALUE || variable.value.contains('\0') {
+            report.problem(
+                field("value"),
+                format!("a value has at most {MAX_ENV_VALUE} bytes and no NUL"),
+            );
+        }
+        if !own.insert(name) {
+            report.problem(field("name"), format!("`{name}` is set twice"));
+            continue;
+        }
+        match all.get(name) {
+            Some((value, first)) if *value != variable.value => {
+                let message = format!("Target {first} sets `{name}` to another value, and an agent may use both");
+                report.problem(field("value"), message);
+            }
+            Some(_) => {}
+            None => {
+                all.insert(name.to_owned(), (variable.value.clone(), target.full_name()));
+            }
+        }
+    }
+}
+
+/// A key of a Secret or ConfigMap: one file name, never a path.
+fn is_key(key: &str) -> bool {
+    let formed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=253).contains(&key.len()) && key.bytes().all(formed) && key != "." && !key.starts_with("..")
+}

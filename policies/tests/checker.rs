@@ -1,0 +1,282 @@
+//! What the checker promises: everything that could not work is a problem with its field, before anything starts.
+
+use std::path::Path;
+
+use sidegate_policies::check::{check, Checked};
+use sidegate_policies::yaml::{load, Source};
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+fn checked(text: &str) -> Checked {
+    let loaded = load(&[Source {
+        name: "a.yaml".to_owned(),
+        text: text.to_owned(),
+    }]);
+    assert_eq!(loaded.problems, [], "{text}");
+    check(&loaded.objects)
+}
+
+fn target(spec: &str) -> String {
+    format!(
+        "apiVersion: sidegate.dev/v1alpha1\nkind: Target\nmetadata: {{name: shop, namespace: data}}\nspec:\n  {}\n",
+        spec.replace('\n', "\n  ")
+    )
+}
+
+const POSTGRES: &str = "protocol: Postgres
+address: {host: db.data.svc, port: 5432}
+credential: {secret: {name: shop-agent}}
+listen: {port: 15432}";
+
+const TCP: &str = "protocol: TCP
+address: {host: 10.1.2.3, port: 9000}
+credential: {none: {}}
+listen: {port: 15432}";
+
+fn policy(spec: &str) -> String {
+    format!(
+        "apiVersion: sidegate.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {{name: p, namespace: data}}\nspec:\n  \
+         targetRefs: [{{name: shop}}]\n  subjects: [{{serviceAccount: {{namespace: data, name: bot}}}}]\n  {}\n",
+        spec.replace('\n', "\n  ")
+    )
+}
+
+/// The text has exactly one problem, and it is about this field.
+#[track_caller]
+fn one(text: &str, field: &str) {
+    let problems = checked(text).problems;
+    let fields: Vec<_> = problems.iter().map(|problem| problem.field.as_str()).collect();
+    assert_eq!(fields, [field], "{problems:#?}\n{text}");
+    assert!(problems[0].line.is_some() && problems[0].file.as_deref() == Some("a.yaml"));
+}
+
+#[track_caller]
+fn changed(base: &str, from: &str, to: &str, field: &str) {
+    assert!(base.contains(from), "{from}");
+    one(&target(&base.replace(from, to)), field);
+}
+
+#[test]
+fn good_targets_have_no_problems() {
+    assert_eq!(checked(&target(POSTGRES)).problems, []);
+    assert_eq!(checked(&target(TCP)).problems, []);
+}
+
+#[test]
+fn places_that_cannot_be_are_refused() {
+    changed(POSTGRES, "5432}\ncred", "0}\ncred", "spec.address.port");
+    changed(POSTGRES, "15432", "65536", "spec.listen.port");
+    changed(POSTGRES, "db.data.svc", "0177.0.0.1", "spec.address.host");
+    changed(POSTGRES, "db.data.svc", "'127.1'", "spec.address.host");
+    changed(POSTGRES, "db.data.svc", "169.254.169.254", "spec.address.host");
+}
+
+#[test]
+fn logins_that_cannot_work_are_refused() {
+    let token = POSTGRES.replace("secret: {name: shop-agent}", "token: {audience: a, username: u}");
+    assert_eq!(checked(&target(&token)).problems, []);
+    changed(
+        &token,
+        "protocol: Postgres",
+        "protocol: Postgres\ntls: {mode: Disabled}",
+        "spec.credential.token",
+    );
+    changed(&token, ", username: u", "", "spec.credential.token.username");
+    changed(
+        &token,
+        "audience: a",
+        "audience: a, issuer: corp",
+        "spec.credential.token.issuer",
+    );
+    let bare = "protocol: Postgres\ntls: {mode: Disabled}";
+    changed(
+        POSTGRES,
+        "protocol: Postgres",
+        &format!("{bare}\nweakLogin: InsideTLS"),
+        "spec.weakLogin",
+    );
+    changed(
+        POSTGRES,
+        "name: shop-agent",
+        "name: shop-agent, passwordKey: ../x",
+        "spec.credential.secret.passwordKey",
+    );
+    changed(
+        POSTGRES,
+        "secret: {name: shop-agent}",
+        "none: {}",
+        "spec.credential.none.username",
+    );
+    changed(
+        POSTGRES,
+        "protocol: Postgres",
+        "protocol: Postgres\ncarries: [TLS]",
+        "spec.carries",
+    );
+    changed(
+        POSTGRES,
+        "protocol: Postgres",
+        "protocol: Postgres\ndatabases: [a, a]",
+        "spec.databases[1]",
+    );
+}
+
+#[test]
+fn raw_streams_take_no_login_statements_or_masks() {
+    changed(TCP, "none: {}", "secret: {name: x}", "spec.credential");
+    changed(TCP, "protocol: TCP", "protocol: TCP\ndatabases: [a]", "spec.databases");
+    let with = |spec: &str| format!("{}---\n{}", target(TCP), policy(spec));
+    assert_eq!(checked(&with("rules: [{name: a, effect: Allow}]")).problems, []);
+    let ask = "rules: [{name: a, effect: Ask, ask: {approvers: [{user: a}]}}]";
+    assert_eq!(
+        checked(&with(ask)).problems,
+        [],
+        "a raw stream may be held when it opens"
+    );
+    one(
+        &with("rules: [{name: a, effect: Allow, sql: {commands: [Select]}}]"),
+        "spec.rules[0].sql",
+    );
+    one(&with("masks: [{detect: [Email], as: {redact: {}}}]"), "spec.masks");
+    one(&with("limits: {rows: 5}"), "spec.limits.rows");
+}
+
+#[test]
+fn targets_that_cannot_live_together_are_refused() {
+    let other = target(POSTGRES).replace("name: shop,", "name: other,");
+    one(&format!("{}---\n{other}", target(POSTGRES)), "spec.listen.port");
+    let env = |value: &str| format!("{POSTGRES}\nenv: [{{name: PGHOST, value: \"{value}\"}}]");
+    let second = target(&env("b"))
+        .replace("name: shop,", "name: other,")
+        .replace("15432", "15433");
+    one(&format!("{}---\n{second}", target(&env("a"))), "spec.env[0].value");
+    let same = second.replace("value: \"b\"", "value: \"a\"");
+    assert_eq!(checked(&format!("{}---\n{same}", target(&env("a")))).problems, []);
+}
+
+#[test]
+fn variables_are_checked() {
+    let env = |entry: &str| target(&format!("{POSTGRES}\nenv: [{entry}]"));
+    one(&env("{name: 1A, value: x}"), "spec.env[0].name");
+    one(&env("{name: SIDEGATE_X, value: x}"), "spec.env[0].name");
+    one(&env("{name: A, value: $(B)}"), "spec.env[0].value");
+    one(&env("{name: A, value: x}, {name: A, value: y}"), "spec.env[1].name");
+}
+
+#[test]
+fn lockdowns_are_readable() {
+    let lockdown = |spec: &str| {
+        format!("apiVersion: sidegate.dev/v1alpha1\nkind: Lockdown\nmetadata: {{name: l}}\nspec: {{{spec}}}\n")
+    };
+    one(&lockdown("reason: r, freeze: []"), "spec.freeze");
+    one(
+        &lockdown("reason: r, until: tomorrow, freeze: [{everything: {}}]"),
+        "spec.until",
+    );
+    one(&lockdown("reason: '', freeze: [{everything: {}}]"), "spec.reason");
+}
+
+#[test]
+fn what_may_still_come_is_a_warning() {
+    let lonely = checked(&policy("rules: [{name: a, effect: Deny}]"));
+    assert_eq!(lonely.problems, []);
+    assert_eq!(lonely.warnings[0].field, "spec.targetRefs[0].name");
+    let ca = "protocol: Postgres\ntls: {caBundle: {configMap: {name: ca, key: ca.crt}}}";
+    let missing = checked(&target(&POSTGRES.replace("protocol: Postgres", ca)));
+    assert_eq!((missing.problems.len(), missing.warnings.len()), (0, 1));
+    let foreign =
+        policy("rules: [{name: a, effect: Deny}]").replace("namespace: data, name: bot", "namespace: x, name: bot");
+    let foreign = checked(&format!("{}---\n{foreign}", target(POSTGRES)));
+    assert_eq!(foreign.warnings[0].field, "spec.subjects[0].serviceAccount.namespace");
+}
+
+#[test]
+fn nothing_the_design_names_is_ignored() {
+    let loaded = |text: &str| {
+        let source = Source {
+            name: "a.yaml".into(),
+            text: text.to_owned(),
+        };
+        load(&[source]).problems
+    };
+    for (text, field) in [
+        (target(&POSTGRES.replace("Postgres", "MySQL")), "spec.protocol"),
+        (
+            target(&POSTGRES.replace("secret: {name: shop-agent}", "vault: {role: x}")),
+            "spec.credential.vault",
+        ),
+        (
+            target(&POSTGRES.replace("15432", "15432, hostnames: [a.b]")),
+            "spec.listen.hostnames",
+        ),
+        (
+            target(&format!("{POSTGRES}\nrecording: {{durability: Synced}}")),
+            "spec.recording.durability",
+        ),
+        (policy("rows: [{table: a.b, where: x}]"), "spec.rows"),
+        (
+            policy("masks: [{columns: [a.b.c], as: {redact: {}}, at: Read}]"),
+            "spec.masks[0].at",
+        ),
+        (
+            policy("rules: [{name: a, effect: Allow, http: {methods: [GET]}}]"),
+            "spec.rules[0].http",
+        ),
+        (
+            policy("rules: [{name: a, effect: Ask, ask: {approvers: [{user: a}], grant: {shape: {maxUses: 2}}}}]"),
+            "spec.rules[0].ask.grant",
+        ),
+        (
+            "apiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {name: x}\n".to_owned(),
+            "kind",
+        ),
+    ] {
+        let problems = loaded(&text);
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+        assert_eq!(problems[0].field, field);
+        assert!(problems[0].message.starts_with("not built yet: "), "{}", problems[0]);
+    }
+    let floor = "apiVersion: sidegate.dev/v1alpha1\nkind: ClusterAccessPolicy\nmetadata: {name: c}\nspec: {rows: []}\n";
+    assert!(loaded(floor)[0].message.starts_with("not built yet"));
+}
+
+#[test]
+fn every_example_loads_clean() {
+    let mut sources = Vec::new();
+    for entry in std::fs::read_dir(root().join("examples/quickstart")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            sources.push(Source {
+                name: path.display().to_string(),
+                text: std::fs::read_to_string(&path).unwrap(),
+            });
+        }
+    }
+    assert!(sources.len() >= 4);
+    let loaded = load(&sources);
+    assert_eq!(loaded.problems, []);
+    let checked = check(&loaded.objects);
+    assert_eq!((checked.problems, checked.warnings), (Vec::new(), Vec::new()));
+    assert_eq!(loaded.objects.targets.len(), 1);
+    assert_eq!(loaded.objects.cluster_policies.len(), 1);
+}
+
+#[test]
+fn the_policy_guide_loads_clean() {
+    let guide = std::fs::read_to_string(root().join("docs/policies.md")).unwrap();
+    let blocks: Vec<&str> = guide
+        .split("```yaml\n")
+        .skip(1)
+        .map(|block| block.split("```").next().unwrap())
+        .collect();
+    assert!(blocks.len() >= 5);
+    let source = Source {
+        name: "docs/policies.md".to_owned(),
+        text: blocks.join("---\n"),
+    };
+    let loaded = load(&[source]);
+    assert_eq!(loaded.problems, []);
+    assert_eq!(check(&loaded.objects).problems, []);
+}

@@ -1,0 +1,268 @@
+//! From a text to a plan: parsed, resolved, decided by structure, with a mask plan per statement.
+//!
+//! Plans are cached by the full text and everything that can change its meaning; the cache compares whole keys, under
+//! a hash keyed per process, so that no crafted text borrows another's verdict. What looks at session objects
+//! (EXECUTE, FETCH) is never cached.
+
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, OnceLock};
+
+use sidegate_policies::engine::{Decision, Facts, MaskSet, Operation, RuleRef, Verb};
+use sidegate_policies::reason::Reason;
+use sidegate_policies::sql::postgres::catalog::Catalog;
+use sidegate_policies::sql::postgres::plan::{PlanRefusal, ResultPlan};
+use sidegate_policies::sql::postgres::{Analysis, StatementKind, TransactionVerb};
+use sidegate_policies::sql::SqlFacts;
+
+use crate::refusal::Refusal;
+
+/// Texts above this are not cached.
+const MAX_CACHED_TEXT: usize = 64 * 1024;
+/// Bytes of plans kept.
+const CACHE_BYTES: u64 = 32 << 20;
+/// What one plan counts at least: 4,096 of them fill the cache.
+const LEAST_WEIGHT: u32 = 8 * 1024;
+
+/// Everything besides the text that a plan depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Scope {
+    /// The target's UID and address.
+    pub target: String,
+    /// The database.
+    pub database: Arc<str>,
+    /// The role at the server.
+    pub role: Arc<str>,
+    /// The search_path in order.
+    pub search_path: Vec<Arc<str>>,
+    /// Who acts.
+    pub subject: String,
+    /// The server's major version.
+    pub major: u32,
+    /// The bundle.
+    pub generation: u64,
+    /// The catalog snapshot.
+    pub epoch: u64,
+}
+
+/// One text, planned.
+pub struct Planned {
+    /// The text.
+    pub text: Arc<str>,
+    /// What it does.
+    pub analysis: Analysis,
+    /// A mask plan for each statement; empty where the text is refused by it.
+    pub plans: Vec<ResultPlan>,
+    /// The masks these are made of.
+    pub masks: Arc<MaskSet>,
+    /// The decision by structure.
+    pub structure: Decision,
+    /// The final decision, once made, where it may be kept.
+    pub decided: OnceLock<Decision>,
+    /// The catalog it was resolved in.
+    pub catalog: Arc<Catalog>,
+    /// What it depends on.
+    pub scope: Arc<Scope>,
+}
+
+impl Planned {
+    /// The operation with the facts of the text alone.
+    pub fn operation(&self) -> Operation<'_> {
+        operation(&self.analysis, &self.analysis.facts)
+    }
+
+    /// Whether errors of this text may quote hidden values.
+    pub fn scrubs(&self) -> bool {
+        !self.masks.columns.is_empty()
+            && (self.plans.len() != self.analysis.statements.len() || self.plans.iter().any(ResultPlan::scrubs_errors))
+    }
+
+    /// Whether answers pass untouched.
+    pub fn passes(&self) -> bool {
+        self.masks.is_empty() || (!self.plans.is_empty() && self.plans.iter().all(ResultPlan::is_pass))
+    }
+
+    /// Whether later messages must wait for its reply: it may change what text or names mean, or what the maps hold.
+    pub fn is_barrier(&self) -> bool {
+        self.analysis.statements.iter().any(|statement| match &statement.kind {
+            StatementKind::Plain => defines(&statement.facts),
+            StatementKind::Explain { .. } | StatementKind::Show | StatementKind::Execute { .. } => false,
+            StatementKind::Fetch { .. } => false,
+            StatementKind::Copy(copy) => copy.from,
+            StatementKind::Transaction(verb) => matches!(verb, TransactionVerb::TwoPhase),
+            _ => true,
+        })
+    }
+
+    /// Whether it changes the catalog.
+    pub fn defines(&self) -> bool {
+        self.analysis
+            .statements
+            .iter()
+            .any(|statement| defines(&statement.facts))
+    }
+
+    /// Whether it copies from the agent.
+    pub fn copies_in(&self) -> bool {
+        let copy_in = |kind: &StatementKind| matches!(kind, StatementKind::Copy(copy) if copy.from);
+        self.analysis
+            .statements
+            .iter()
+            .any(|statement| copy_in(&statement.kind))
+    }
+
+    /// Whether names in it did not resolve, so that a fresher snapshot might help.
+    pub fn unresolved(&self) -> bool {
+        unresolved(&self.analysis)
+    }
+}
+
+/// Whether some relation or column of the text is unknown.
+pub fn unresolved(analysis: &Analysis) -> bool {
+    let facts = &analysis.facts;
+    !analysis.statements.is_empty() && (facts.tables.known().is_none() || facts.columns.known().is_none())
+}
+
+fn defines(facts: &SqlFacts) -> bool {
+    use sidegate_policies::api::access_policy::SqlCommand;
+    use sidegate_policies::sql::Effects;
+    facts.effects.contains(Effects::DEFINE)
+        || [
+            SqlCommand::Create,
+            SqlCommand::Alter,
+            SqlCommand::Drop,
+            SqlCommand::Do,
+            SqlCommand::Call,
+        ]
+        .into_iter()
+        .any(|command| facts.commands.contains(command))
+}
+
+/// The operation of a text with the given facts.
+pub fn operation<'a>(analysis: &'a Analysis, facts: &'a SqlFacts) -> Operation<'a> {
+    let action = match analysis.statements.as_slice() {
+        [] => "",
+        [only] => &*only.action,
+        [first, ..] => &*first.action,
+    };
+    Operation {
+        verb: Verb::Statement,
+        action,
+        completeness: analysis.completeness,
+        facts: Facts::Sql(facts),
+    }
+}
+
+/// Mask plans of every statement, or why the text may not run.
+pub fn mask_plans(
+    masks: &Arc<MaskSet>,
+    analysis: &Analysis,
+    catalog: &Catalog,
+) -> Result<Vec<ResultPlan>, PlanRefusal> {
+    let plan = |statement: &Arc<_>| ResultPlan::build(masks, statement, catalog);
+    if analysis.statements.is_empty() && analysis.problem.is_some() && !masks.columns.is_empty() {
+        // Nothing is known of it: its answer could hold anything.
+        return Err(PlanRefusal::UnknownOutput);
+    }
+    analysis.statements.iter().map(plan).collect()
+}
+
+/// The refusal of a text whose masks stand in the way.
+pub fn mask_refusal(refused: &PlanRefusal, analysis: &Analysis) -> Refusal {
+    let reason = match (refused, &analysis.problem) {
+        (PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse, Some(_)) => Reason::NotUnderstood,
+        (PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse, None) => Reason::Unresolved,
+        _ => Reason::Denied,
+    };
+    let rule = refused.policy().map(|policy| RuleRef {
+        policy: policy.clone(),
+        rule: "masks".into(),
+    });
+    let text = match &analysis.problem {
+        Some(problem) if reason == Reason::NotUnderstood => problem.clone(),
+        _ => refused.to_string(),
+    };
+    Refusal::new(reason, "statement").because(text).by(rule)
+}
+
+/// A plan's key.
+#[derive(Clone)]
+struct Key {
+    text: Arc<str>,
+    scope: Arc<Scope>,
+    in_transaction: bool,
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        let scope = Arc::ptr_eq(&self.scope, &other.scope) || self.scope == other.scope;
+        self.in_transaction == other.in_transaction && self.text == other.text && scope
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+        self.in_transaction.hash(state);
+        (self.scope.generation, self.scope.epoch, &self.scope.database).hash(state);
+    }
+}
+
+/// Plans of this sidecar's sessions.
+pub struct PlanCache {
+    plans: moka::sync::Cache<Key, Arc<Planned>>,
+}
+
+impl Default for PlanCache {
+    fn default() -> Self {
+        let weigh = |key: &Key, _: &Arc<Planned>| {
+            u32::try_from(key.text.len().saturating_mul(8))
+                .unwrap_or(u32::MAX)
+                .max(LEAST_WEIGHT)
+        };
+        PlanCache {
+            plans: moka::sync::Cache::builder()
+                .max_capacity(CACHE_BYTES)
+                .weigher(weigh)
+                .build(),
+        }
+    }
+}
+
+impl PlanCache {
+    /// A plan for this text under this scope.
+    pub fn get(&self, text: &str, scope: &Arc<Scope>, in_transaction: bool) -> Option<Arc<Planned>> {
+        if text.len() > MAX_CACHED_TEXT {
+            return None;
+        }
+        self.plans.get(&Key {
+            text: text.into(),
+            scope: scope.clone(),
+            in_transaction,
+        })
+    }
+
+    /// Keeps a plan, unless it depends on objects of one session.
+    pub fn put(&self, planned: &Arc<Planned>, in_transaction: bool) {
+        let own = |kind: &StatementKind| {
+            !matches!(
+                kind,
+                StatementKind::Plain
+                    | StatementKind::Transaction(_)
+                    | StatementKind::Set { .. }
+                    | StatementKind::Reset(_)
+                    | StatementKind::Show
+            )
+        };
+        let bound = planned.analysis.statements.iter().any(|statement| own(&statement.kind));
+        if planned.text.len() <= MAX_CACHED_TEXT && !bound {
+            let key = Key {
+                text: planned.text.clone(),
+                scope: planned.scope.clone(),
+                in_transaction,
+            };
+            self.plans.insert(key, planned.clone());
+        }
+    }
+}

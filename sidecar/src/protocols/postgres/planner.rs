@@ -1,0 +1,212 @@
+//! From a message's text to a plan or a refusal: catalog, cache, analysis, structure, masks, in this order.
+//!
+//! A missing name may be a table made a moment ago: one fresh snapshot is fetched before the text is judged unresolved.
+//! Whatever is refused here has been recorded.
+
+use std::sync::{Arc, OnceLock};
+
+use sidegate_policies::engine::{Decision, Effect};
+use sidegate_policies::reason::Reason;
+use sidegate_policies::sql::postgres::catalog::Catalog;
+use sidegate_policies::sql::postgres::prescan::Limit;
+use sidegate_policies::sql::postgres::{analyse, Options, SessionView};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::catalog::Snapshot;
+use super::codec::{Frame, MAX_TEXT};
+use super::facts::{self, PlanCache, Planned, Scope};
+use super::relay::Relay;
+use super::work::Work;
+use crate::refusal::Refusal;
+use crate::target::TargetState;
+
+/// What planning needs besides the conversation.
+pub struct Planner {
+    /// Plans of all sessions.
+    pub cache: Arc<PlanCache>,
+    /// The catalog of this database.
+    pub snapshot: Arc<Snapshot>,
+    /// The target.
+    pub target: Arc<TargetState>,
+    /// Who acts, for the scope.
+    pub subject: String,
+    /// The server's major version.
+    pub major: u32,
+    /// The scope plans were made in last.
+    pub scope: Option<Arc<Scope>>,
+}
+
+impl<A, S> Relay<A, S>
+where
+    A: AsyncRead + AsyncWrite + Unpin + Send,
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    /// The scope in force.
+    pub(super) fn scope(&mut self) -> Arc<Scope> {
+        let (generation, epoch) = (self.gate.generation(), self.planner.snapshot.epoch());
+        let search_path = self.conversation.search_path();
+        if let Some(scope) = &self.planner.scope {
+            if scope.generation == generation && scope.epoch == epoch && scope.search_path == search_path {
+                return scope.clone();
+            }
+        }
+        let scope = Arc::new(Scope {
+            target: format!("{} {}", self.planner.target.uid, self.planner.target.address()),
+            database: self.conversation.database().clone(),
+            role: self.conversation.role().clone(),
+            search_path: search_path.to_vec(),
+            subject: self.planner.subject.clone(),
+            major: self.planner.major,
+            generation,
+            epoch,
+        });
+        self.planner.scope = Some(scope.clone());
+        scope
+    }
+
+    /// Whether a plan still holds.
+    pub(super) fn is_current(&mut self, plan: &Planned) -> bool {
+        let scope = self.scope();
+        let same = Arc::ptr_eq(&scope, &plan.scope) || *scope == *plan.scope;
+        same && !self.planner.snapshot.is_stale()
+            && plan.analysis.facts.in_transaction == self.conversation.in_transaction()
+    }
+
+    /// Plans a text, or refuses it.
+    pub(super) async fn judge(&mut self, frame: &Frame, text: &[u8]) -> Result<Arc<Planned>, Refusal> {
+        if text.len() > MAX_TEXT {
+            return Err(self.gate.refused(Refusal::new(Reason::TooLarge, "statement"), None));
+        }
+        let Ok(text) = std::str::from_utf8(text) else {
+            let refusal = Refusal::new(Reason::NotUnderstood, "statement").because("its text is not valid UTF-8");
+            return Err(self.gate.refused(refusal, None));
+        };
+        self.fresh_catalog(text).await?;
+        let (scope, in_transaction) = (self.scope(), self.conversation.in_transaction());
+        if !self.conversation.has_temporary_tables() {
+            if let Some(plan) = self.planner.cache.get(text, &scope, in_transaction) {
+                return Ok(plan);
+            }
+        }
+        let plan = Arc::new(self.plan_text(frame, text).await?);
+        if !self.conversation.has_temporary_tables() {
+            self.planner.cache.put(&plan, in_transaction);
+        }
+        Ok(plan)
+    }
+
+    async fn fresh_catalog(&mut self, text: &str) -> Result<(), Refusal> {
+        let snapshot = self.planner.snapshot.clone();
+        if snapshot.is_stale() {
+            return self.fetch_catalog(text).await;
+        }
+        if snapshot.is_old() {
+            let (target, ctx) = (self.planner.target.clone(), self.ctx.clone());
+            let database = self.conversation.database().clone();
+            self.ctx.tasks.spawn("catalog", async move {
+                if let Err(error) = snapshot.fetch(&target, &ctx, &database).await {
+                    tracing::warn!(target = %target.id, %error, "the catalog could not be refreshed");
+                }
+            });
+        }
+        Ok(())
+    }
+
+    pub(super) async fn fetch_catalog(&mut self, text: &str) -> Result<(), Refusal> {
+        let database = self.conversation.database().clone();
+        let fetched = self
+            .planner
+            .snapshot
+            .fetch(&self.planner.target, &self.ctx, &database)
+            .await;
+        fetched.map_err(|error| {
+            tracing::warn!(target = %self.planner.target.id, %error, "the catalog could not be read");
+            let refusal =
+                Refusal::new(Reason::Unavailable, "statement").because("the target's catalog could not be read");
+            self.gate.refused(refusal, Some(text))
+        })
+    }
+
+    async fn plan_text(&mut self, frame: &Frame, text: &str) -> Result<Planned, Refusal> {
+        let mut plan = self.analyse(text)?;
+        if plan.unresolved() && self.planner.snapshot.may_refetch() {
+            self.fetch_catalog(text).await?;
+            plan = self.analyse(text)?;
+        }
+        if plan.structure.effect == Effect::Deny {
+            return Err(self.denied(frame, plan));
+        }
+        match facts::mask_plans(&plan.masks, &plan.analysis, &plan.catalog) {
+            Ok(plans) => {
+                plan.plans = plans;
+                Ok(plan)
+            }
+            Err(refused) => {
+                let refusal = facts::mask_refusal(&refused, &plan.analysis);
+                self.count_unparsable(&plan);
+                Err(self.gate.refused(refusal, Some(text)))
+            }
+        }
+    }
+
+    /// Parses, resolves and decides by structure.
+    fn analyse(&mut self, text: &str) -> Result<Planned, Refusal> {
+        let catalog: Arc<Catalog> = self.planner.snapshot.catalog().unwrap_or_default();
+        let options = Options {
+            server_major: self.planner.major,
+            standard_conforming_strings: true,
+            ..Options::default()
+        };
+        let analysis = analyse(text, &options, &catalog, &self.conversation);
+        if let Some(limit) = analysis.limit {
+            let reason = if limit == Limit::Busy {
+                Reason::Unavailable
+            } else {
+                Reason::TooLarge
+            };
+            let refusal = Refusal::new(reason, "statement").because(limit.to_string());
+            return Err(self.gate.refused(refusal, Some(text)));
+        }
+        let operation = facts::operation(&analysis, &analysis.facts);
+        let structure = self.gate.structure(&operation)?;
+        let masks = self.gate.masks();
+        self.masks.update(&masks);
+        Ok(Planned {
+            text: text.into(),
+            analysis,
+            plans: Vec::new(),
+            masks,
+            structure,
+            decided: OnceLock::new(),
+            catalog,
+            scope: self.scope(),
+        })
+    }
+
+    fn denied(&mut self, frame: &Frame, plan: Planned) -> Refusal {
+        self.count_unparsable(&plan);
+        let plan = Arc::new(plan);
+        let work = Work::query(frame, &plan, &self.conversation);
+        let mut refusal = self.gate.deny(&work, &plan.structure);
+        explain(&mut refusal, &plan, &plan.structure);
+        refusal
+    }
+
+    fn count_unparsable(&mut self, plan: &Planned) {
+        if plan.analysis.problem.is_some() {
+            self.unparsable = self.unparsable.saturating_add(1);
+        }
+    }
+}
+
+/// Says why, where the decision alone does not: the grammar's message, or the names that did not resolve.
+pub fn explain(refusal: &mut Refusal, plan: &Planned, decision: &Decision) {
+    if let Some(problem) = &plan.analysis.problem {
+        refusal.reason = Reason::NotUnderstood;
+        refusal.message = Some(problem.as_str().into());
+        return;
+    }
+    if decision.message.is_none() && plan.unresolved() {
+        refusal.message = Some("it names a table or column that does not exist or cannot be resolved".into());
+    }
+}

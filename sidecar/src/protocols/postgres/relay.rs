@@ -1,0 +1,437 @@
+//! The relay of one session: one task that polls both directions.
+//!
+//! It owns the streams, the queue of expectations and the order of everything. It refuses to read more from the agent
+//! than it can answer, and to write anything that the recorder has not taken. Messages of the agent are handled in
+//! `agent`, those of the server in `server`, refusals in `refuse`, approvals in `hold`.
+//! Invariant: bytes reach the server through `Upstream` only, and the agent only after the scan for the lease's secret.
+
+use std::future::{poll_fn, Future};
+use std::pin::{pin, Pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use sidegate_policies::reason::Reason;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::sync::oneshot;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use super::cancel;
+use super::codec::{write, AgentScanner, CodecError, Frame, ServerScanner};
+use super::conversation::{Conversation, Prepared};
+use super::hold::Parked;
+use super::mask::cells::MaskKit;
+use super::mask::echo::Echo;
+use super::planner::Planner;
+use super::queue::Queue;
+use super::reply::{self, Severity};
+use crate::gate::Gate;
+use crate::protocols::RoomContext;
+use crate::refusal::Refusal;
+use crate::session::Session;
+use crate::upstream::Upstream;
+
+/// Bytes that may wait for a peer before the other side is not read any more.
+const HIGH: usize = 256 * 1024;
+/// What is read at once.
+const CHUNK: usize = 32 * 1024;
+/// A peer that takes nothing for this long is gone.
+const STALLED: Duration = Duration::from_secs(60);
+/// The last words to an agent may take this long.
+const CLOSE: Duration = Duration::from_secs(2);
+
+/// How a session ends.
+#[derive(Debug)]
+pub enum End {
+    /// The agent said goodbye or went away.
+    Client,
+    /// The server ended the connection.
+    Target,
+    /// The session was cut.
+    Cut(Reason),
+    /// The agent broke the protocol.
+    Violation(String),
+    /// The server broke the protocol.
+    Server(String),
+    /// The session is over with these words.
+    Refused(Box<Refusal>),
+    /// The lease's secret was on its way to the agent.
+    Echo,
+}
+
+impl From<CodecError> for End {
+    fn from(error: CodecError) -> End {
+        End::Violation(error.to_string())
+    }
+}
+
+/// The relay of one session.
+pub struct Relay<A, S> {
+    pub(super) agent: A,
+    pub(super) agent_in: AgentScanner,
+    pub(super) out: BytesMut,
+    scanned: usize,
+    pub(super) upstream: Upstream<S>,
+    pub(super) server_in: ServerScanner,
+    pub(super) gate: Gate,
+    pub(super) session: Arc<Session>,
+    pub(super) ctx: RoomContext,
+    pub(super) conversation: Conversation,
+    pub(super) queue: Queue,
+    pub(super) planner: Planner,
+    pub(super) masks: MaskKit,
+    /// The agent's messages are void until its Sync.
+    pub(super) skip: bool,
+    /// That Sync is answered by us: the server saw nothing of its batch.
+    pub(super) local_sync: bool,
+    /// Extended messages were forwarded since the last Sync.
+    pub(super) unsynced: bool,
+    /// Later messages wait until everything is answered.
+    pub(super) barrier: bool,
+    /// COPY data of the agent is expected, or what remains of it after an error.
+    pub(super) copy_in: bool,
+    /// Parses that wait for their Bind.
+    pub(super) withheld: Vec<Arc<Prepared>>,
+    pub(super) parked: Option<Parked>,
+    pub(super) unparsable: u32,
+    pub(super) key: Option<cancel::Held>,
+    pub(super) server_key: Option<(i32, Bytes)>,
+    pub(super) cancelling: Option<oneshot::Receiver<()>>,
+    pub(super) generation: u64,
+    echo: Echo,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// What a relay starts with.
+pub struct Parts<A, S> {
+    /// The agent's stream.
+    pub agent: A,
+    /// Bytes it sent behind its start-up packet.
+    pub rest: BytesMut,
+    /// The server.
+    pub upstream: Upstream<S>,
+    /// Bytes it sent behind its login.
+    pub server_in: ServerScanner,
+    /// The gate.
+    pub gate: Gate,
+    /// The context.
+    pub ctx: RoomContext,
+    /// State after login.
+    pub conversation: Conversation,
+    /// Plans.
+    pub planner: Planner,
+    /// Masks.
+    pub masks: MaskKit,
+    /// Our cancel key.
+    pub key: Option<cancel::Held>,
+    /// The server's.
+    pub server_key: Option<(i32, Bytes)>,
+    /// The lease's secrets.
+    pub echo: Echo,
+}
+
+impl<A, S> Relay<A, S>
+where
+    A: AsyncRead + AsyncWrite + Unpin + Send,
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    /// A relay after both logins.
+    pub fn new(parts: Parts<A, S>) -> Self {
+        let session = parts.gate.session().clone();
+        let mut agent_in = AgentScanner::default();
+        agent_in.buffer().extend_from_slice(&parts.rest);
+        Relay {
+            cut: Box::pin(session.cut.clone().cancelled_owned()),
+            agent: parts.agent,
+            agent_in,
+            out: BytesMut::new(),
+            scanned: 0,
+            upstream: parts.upstream,
+            server_in: parts.server_in,
+            gate: parts.gate,
+            session,
+            ctx: parts.ctx,
+            conversation: parts.conversation,
+            queue: Queue::default(),
+            planner: parts.planner,
+            masks: parts.masks,
+            skip: false,
+            local_sync: false,
+            unsynced: false,
+            barrier: false,
+            copy_in: false,
+            withheld: Vec::new(),
+            parked: None,
+            unparsable: 0,
+            key: parts.key,
+            server_key: parts.server_key,
+            cancelling: None,
+            generation: 0,
+            echo: parts.echo,
+        }
+    }
+
+    /// Runs until the session ends, and says the last words.
+    pub async fn run(mut self) {
+        let end = loop {
+            if let Err(end) = self.turn().await {
+                break end;
+            }
+        };
+        self.close(end).await;
+    }
+
+    /// One round: what the server said, what the agent said, then wait for either.
+    pub(super) async fn turn(&mut self) -> Result<(), End> {
+        self.pump_server()?;
+        if self.parked.is_some() && self.queue.is_empty() {
+            self.hold().await?;
+        }
+        self.pump_agent().await?;
+        self.mark_flight();
+        self.seal()?;
+        self.wait().await
+    }
+
+    /// Whether the agent's next message must wait.
+    fn blocked(&mut self) -> bool {
+        if self.barrier && self.queue.is_empty() {
+            self.barrier = false;
+        }
+        self.barrier
+            || self.parked.is_some()
+            || self.cancelling.is_some()
+            || self.queue.is_full()
+            || self.upstream.unsent() > HIGH
+            || self.out.len() > HIGH
+    }
+
+    async fn pump_agent(&mut self) -> Result<(), End> {
+        while !self.blocked() {
+            if !self.agent_step().await? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the cancel key which statement is in flight: a request counts for that one only.
+    pub(super) fn mark_flight(&mut self) {
+        if let Some(key) = &self.key {
+            let flying = !self.queue.is_empty() || self.parked.is_some();
+            key.mailbox.in_flight(flying.then_some(self.generation));
+        }
+    }
+
+    /// Makes intents durable; what cannot be recorded ends the session, because its bytes cannot be taken back out of
+    /// the order they stand in.
+    pub(super) fn seal(&mut self) -> Result<(), End> {
+        if self.upstream.seal(self.gate.recorder()).is_err() {
+            self.upstream.discard();
+            return Err(End::Refused(Box::new(Refusal::new(Reason::CannotRecord, "statement"))));
+        }
+        Ok(())
+    }
+
+    /// Appends our own or judged bytes for the agent.
+    pub(super) fn tell(&mut self, bytes: &[u8]) {
+        self.out.extend_from_slice(bytes);
+    }
+
+    /// Queues bytes that are no operation of their own.
+    pub(super) fn forward(&mut self, frame: Frame) -> Result<(), End> {
+        match self.gate.passive(frame) {
+            Ok(admitted) => {
+                self.upstream.queue(admitted);
+                Ok(())
+            }
+            Err(refusal) => Err(End::Refused(Box::new(refusal))),
+        }
+    }
+
+    fn scan_out(&mut self) -> Result<(), End> {
+        let fresh = self.out.get(self.scanned..).unwrap_or_default();
+        if self.echo.found(fresh) {
+            return Err(End::Echo);
+        }
+        self.scanned = self.out.len();
+        Ok(())
+    }
+
+    async fn wait(&mut self) -> Result<(), End> {
+        self.scan_out()?;
+        let writing = !self.out.is_empty() || self.upstream.has_unsent();
+        let ready = poll_fn(|cx| self.poll_io(cx));
+        if !writing {
+            return ready.await;
+        }
+        match tokio::time::timeout(STALLED, ready).await {
+            Ok(result) => result,
+            Err(_) => Err(End::Client),
+        }
+    }
+
+    /// Ends first, then writes, then reads.
+    fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(End::Cut(self.session.cut_reason().unwrap_or(Reason::Internal))));
+        }
+        let mut progress = self.poll_cancel(cx);
+        progress |= match self.poll_out(cx) {
+            Ok(progress) => progress,
+            Err(end) => return Poll::Ready(Err(end)),
+        };
+        if self.upstream.has_unsent() {
+            match self.upstream.poll_send(cx) {
+                Poll::Ready(Ok(())) => progress = true,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Target)),
+                Poll::Pending => {}
+            }
+        }
+        match self.poll_reads(cx) {
+            Ok(read) if read || progress => Poll::Ready(Ok(())),
+            Ok(_) => Poll::Pending,
+            Err(end) => Poll::Ready(Err(end)),
+        }
+    }
+
+    fn poll_cancel(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        if let Some(done) = &mut self.cancelling {
+            if Pin::new(done).poll(cx).is_ready() {
+                self.cancelling = None;
+                progress = true;
+            }
+        }
+        let asked = self.key.as_ref().map(|key| key.mailbox.poll(cx));
+        if let Some(Poll::Ready(generation)) = asked {
+            if generation == self.generation && !self.queue.is_empty() {
+                self.cancel_upstream();
+                progress = true;
+            }
+        }
+        progress
+    }
+
+    pub(super) fn poll_out(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut progress = false;
+        while self.scanned > 0 {
+            let ready = self.out.get(..self.scanned).unwrap_or_default();
+            match Pin::new(&mut self.agent).poll_write(cx, ready) {
+                Poll::Ready(Ok(0) | Err(_)) => return Err(End::Client),
+                Poll::Ready(Ok(written)) => {
+                    self.out.advance(written.min(self.scanned));
+                    self.scanned = self.scanned.saturating_sub(written);
+                    progress = true;
+                }
+                Poll::Pending => return Ok(progress),
+            }
+        }
+        if progress {
+            if self.out.capacity() > HIGH && self.out.is_empty() {
+                self.out = BytesMut::new();
+            }
+            match Pin::new(&mut self.agent).poll_flush(cx) {
+                Poll::Ready(Err(_)) => return Err(End::Client),
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        Ok(progress)
+    }
+
+    fn poll_reads(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let mut read = false;
+        if self.out.len() <= HIGH {
+            let buffer = self.server_in.buffer();
+            buffer.reserve(CHUNK);
+            match pin!(self.upstream.read_buf(buffer)).poll(cx) {
+                Poll::Ready(Ok(0) | Err(_)) => return Err(End::Target),
+                Poll::Ready(Ok(_)) => read = true,
+                Poll::Pending => {}
+            }
+        }
+        if !self.blocked() {
+            let buffer = self.agent_in.buffer();
+            buffer.reserve(CHUNK / 4);
+            match pin!(self.agent.read_buf(buffer)).poll(cx) {
+                Poll::Ready(Ok(0) | Err(_)) => return Err(End::Client),
+                Poll::Ready(Ok(_)) => read = true,
+                Poll::Pending => {}
+            }
+        }
+        Ok(read)
+    }
+
+    /// Writes everything that waits for the agent.
+    pub(super) async fn flush_agent(&mut self) -> Result<(), End> {
+        self.scan_out()?;
+        let all = poll_fn(|cx| match self.poll_out(cx) {
+            Ok(_) if self.out.is_empty() => Poll::Ready(Ok(())),
+            Ok(_) => Poll::Pending,
+            Err(end) => Poll::Ready(Err(end)),
+        });
+        tokio::time::timeout(STALLED, all).await.unwrap_or(Err(End::Client))
+    }
+
+    /// Writes everything that waits for the server.
+    pub(super) async fn flush_server(&mut self) -> Result<(), End> {
+        self.seal()?;
+        self.upstream.send().await.map_err(|_| End::Target)
+    }
+
+    async fn close(mut self, end: End) {
+        self.abandon();
+        let last = self.last_words(end);
+        if let Some(fields) = last {
+            // The middle of a row cannot be followed by words.
+            if !self.server_in.inside_frame() {
+                fields.write(&mut self.out, b'E');
+            }
+        }
+        let _ = tokio::time::timeout(CLOSE, self.flush_agent()).await;
+        // Locks must not outlive the agent: the server is told, and the socket closes whether it hears it or not.
+        if let Ok(admitted) = self.gate.passive(write::terminate()) {
+            self.upstream.queue(admitted);
+            let _ = tokio::time::timeout(CLOSE, self.upstream.flush(self.gate.recorder())).await;
+        }
+        let _ = self.upstream.shutdown().await;
+        let _ = tokio::time::timeout(CLOSE, tokio::io::AsyncWriteExt::shutdown(&mut self.agent)).await;
+    }
+
+    /// What the agent is told at the end, and what the record says.
+    fn last_words(&mut self, end: End) -> Option<super::codec::error::Fields> {
+        let refusal = match end {
+            End::Client => {
+                self.gate.closing("client");
+                return None;
+            }
+            End::Target => {
+                self.gate.closing("target");
+                return None;
+            }
+            End::Cut(reason) => Refusal::new(reason, "session"),
+            End::Refused(refusal) => *refusal,
+            End::Violation(what) => {
+                let refusal = Refusal::new(Reason::ProtocolViolation, "message").because(what);
+                self.gate.closing("protocol_violation");
+                self.gate.refused(refusal, None)
+            }
+            End::Server(what) => {
+                tracing::warn!(session = %self.session.id, what, "the server broke the protocol");
+                self.gate.closing("target");
+                Refusal::new(Reason::UpstreamRefused, "session").because("the target broke the protocol")
+            }
+            End::Echo => {
+                // What holds the secret must not leave.
+                self.out.truncate(self.scanned);
+                self.session.end(Reason::Internal);
+                tracing::error!(session = %self.session.id, "the lease's secret was on its way to the agent");
+                let refusal = Refusal::new(Reason::Internal, "session").because("the answer held a credential");
+                self.gate.refused(refusal, None)
+            }
+        };
+        self.gate.closing(refusal.reason.as_str());
+        Some(reply::error(&refusal, Severity::Session))
+    }
+}

@@ -1,0 +1,481 @@
+//! Messages of the server: each must be what the queue expects; rows pass their mask plan, errors are scrubbed.
+//!
+//! It refuses a reply that fits nothing by ending the session. An error of an extended message makes everything up to
+//! its Sync void, here as at the server.
+
+use std::sync::Arc;
+
+use sidegate_policies::sql::postgres::StatementKind;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::codec::error::Fields;
+use super::codec::{row_description, Frame, Piece};
+use super::conversation::Prepared;
+use super::mask::scrub;
+use super::queue::{Copying, Execution, Expect, Progress, Run};
+use super::relay::{End, Relay};
+use crate::gate::Outcome;
+
+impl<A, S> Relay<A, S>
+where
+    A: AsyncRead + AsyncWrite + Unpin + Send,
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    /// Handles what the server said, as long as the agent takes it.
+    pub(super) fn pump_server(&mut self) -> Result<(), End> {
+        const HIGH: usize = 256 * 1024;
+        while self.out.len() <= HIGH {
+            let bulk = self.passes_rows()?;
+            match self
+                .server_in
+                .next(bulk)
+                .map_err(|error| End::Server(error.to_string()))?
+            {
+                Piece::More => return Ok(()),
+                Piece::Run { tag, frames, bytes } => self.on_run(tag, frames, &bytes)?,
+                Piece::Frame(frame) => self.on_server(frame)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether rows that come now pass without a look: no mask, no cap.
+    fn passes_rows(&mut self) -> Result<bool, End> {
+        if self.server_in.inside_frame() {
+            return Ok(true);
+        }
+        let free = |progress: &Progress| {
+            let unmasked = !matches!(progress.copy, Some(Copying::Out(Some(_))));
+            unmasked && progress.stopped.is_none() && progress.row_limit.is_none() && progress.byte_limit.is_none()
+        };
+        Ok(match self.queue.front() {
+            Some(Expect::Simple(run)) => run.masker.is_none() && free(&run.progress),
+            Some(Expect::Execute(execution)) => {
+                let masked = match execution.portal.masker.get() {
+                    Some(masker) => masker.is_some(),
+                    None => !execution.portal.plan.passes(),
+                };
+                !masked && free(&execution.progress)
+            }
+            _ => false,
+        })
+    }
+
+    fn on_run(&mut self, tag: u8, frames: u64, bytes: &[u8]) -> Result<(), End> {
+        self.tell(bytes);
+        let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let (op, progress) = match self.queue.front_mut() {
+            Some(Expect::Simple(run)) => (run.op, &mut run.progress),
+            Some(Expect::Execute(execution)) => (execution.portal.op, &mut execution.progress),
+            _ => return Err(End::Server("rows out of place".to_owned())),
+        };
+        if (tag == b'd') != matches!(progress.copy, Some(Copying::Out(_))) {
+            return Err(End::Server("rows out of place".to_owned()));
+        }
+        progress.rows = progress.rows.saturating_add(frames);
+        progress.bytes = progress.bytes.saturating_add(size);
+        self.gate.recorder().body(op.get(), bytes);
+        Ok(())
+    }
+
+    fn on_server(&mut self, frame: Frame) -> Result<(), End> {
+        match frame.tag() {
+            b'N' => self.on_notice(&frame),
+            b'A' => self.on_notification(&frame),
+            b'S' => self.on_parameter(&frame),
+            b'E' => self.on_error(&frame),
+            _ => {
+                let expected = self.queue.pop();
+                let rest = self.on_reply(frame, expected)?;
+                if let Some(rest) = rest {
+                    self.queue.unpop(rest);
+                }
+                self.locals();
+                Ok(())
+            }
+        }
+    }
+
+    /// A reply to the expectation at the front; what is returned is not complete yet.
+    fn on_reply(&mut self, frame: Frame, expected: Option<Expect>) -> Result<Option<Expect>, End> {
+        let tag = frame.tag();
+        match (expected, tag) {
+            (Some(Expect::Simple(run)), _) => Ok(self.on_simple(run, frame)?.map(Expect::Simple)),
+            (Some(Expect::Execute(execution)), _) => Ok(self.on_executed(execution, frame)?.map(Expect::Execute)),
+            (Some(Expect::Parse { visible, .. }), b'1') => {
+                if visible {
+                    self.tell(frame.bytes());
+                }
+                Ok(None)
+            }
+            (Some(Expect::Bind { .. }), b'2') | (Some(Expect::Close), b'3') => {
+                self.tell(frame.bytes());
+                Ok(None)
+            }
+            (Some(Expect::DescribeStatement { prepared, visible }), b't' | b'T' | b'n') => {
+                self.on_described(&prepared, visible, &frame)?;
+                Ok((tag == b't').then_some(Expect::DescribeStatement { prepared, visible }))
+            }
+            (Some(Expect::DescribePortal { .. }), b'T' | b'n') => {
+                self.tell(frame.bytes());
+                Ok(None)
+            }
+            (Some(Expect::Sync), b'Z') => {
+                self.on_ready(&frame)?;
+                Ok(None)
+            }
+            (
+                Some(Expect::Poison {
+                    simple: true,
+                    told: true,
+                    ..
+                }),
+                b'Z',
+            ) => {
+                self.on_ready(&frame)?;
+                Ok(None)
+            }
+            (_, tag) => Err(End::Server(format!(
+                "message {:?} fits nothing that was asked",
+                char::from(tag)
+            ))),
+        }
+    }
+
+    fn on_described(&mut self, prepared: &Arc<Prepared>, visible: bool, frame: &Frame) -> Result<(), End> {
+        let broken = |error: super::codec::CodecError| End::Server(error.to_string());
+        match frame.tag() {
+            b't' => {
+                let _ = prepared
+                    .parameters
+                    .set(row_description::decode_parameters(frame).map_err(broken)?);
+            }
+            b'T' => {
+                let _ = prepared.fields.set(row_description::decode(frame).map_err(broken)?);
+            }
+            _ => {
+                let _ = prepared.fields.set(Vec::new());
+            }
+        }
+        if visible {
+            self.tell(frame.bytes());
+        }
+        Ok(())
+    }
+
+    fn on_simple(&mut self, mut run: Box<Run>, frame: Frame) -> Result<Option<Box<Run>>, End> {
+        let told = run.progress.stopped.is_some();
+        match frame.tag() {
+            b'Z' => {
+                self.end_run(&run);
+                self.on_ready(&frame)?;
+                return Ok(None);
+            }
+            b'T' => {
+                match self.simple_masker(&run, &frame) {
+                    Ok(masker) => run.masker = masker,
+                    Err(stopped) => self.stop(&mut run.progress, &stopped),
+                }
+                if run.progress.stopped.is_none() {
+                    self.tell(frame.bytes());
+                }
+            }
+            b'D' => self.on_row(&mut run.progress, run.masker.as_mut(), &frame, run.op, 0),
+            b'C' => {
+                run.progress.tag = text_of(&frame);
+                if !told {
+                    self.tell(frame.bytes());
+                }
+                self.statement_done(&run.plan, run.statement);
+                run.statement = run.statement.saturating_add(1);
+                (run.masker, run.progress.copy) = (None, None);
+            }
+            b'I' if !told => self.tell(frame.bytes()),
+            b'I' => {}
+            b'G' | b'H' | b'd' | b'c' => {
+                let plan = run.plan.clone();
+                self.on_copy_reply(&mut run.progress, &plan, run.statement, &frame, run.op)?;
+            }
+            tag => {
+                return Err(End::Server(format!(
+                    "message {:?} in answer to a query",
+                    char::from(tag)
+                )))
+            }
+        }
+        Ok(Some(run))
+    }
+
+    fn end_run(&mut self, run: &Run) {
+        let (rows, bytes) = (run.progress.rows, run.progress.bytes);
+        self.outcome(run.op, &run.progress, rows, bytes);
+        if run.plan.defines() {
+            self.planner.snapshot.mark_stale();
+        }
+        self.copy_in = false;
+    }
+
+    /// A statement completed: our maps follow the server's.
+    fn statement_done(&mut self, plan: &Arc<super::facts::Planned>, index: usize) {
+        if let Some(statement) = plan.analysis.statements.get(index) {
+            self.conversation.completed(statement);
+        }
+        if self.conversation.status != b'I' {
+            self.conversation.ran(&plan.text);
+        }
+    }
+
+    fn on_executed(&mut self, mut execution: Box<Execution>, frame: Frame) -> Result<Option<Box<Execution>>, End> {
+        use std::sync::atomic::Ordering;
+        let portal = execution.portal.clone();
+        let told = execution.progress.stopped.is_some();
+        match frame.tag() {
+            b'D' => {
+                let earlier = portal.rows.load(Ordering::Relaxed);
+                let progress = &mut execution.progress;
+                match self.portal_masker(&portal) {
+                    Err(stopped) => self.stop(progress, &stopped),
+                    Ok(()) => {
+                        let masker = portal.masker.get().and_then(Option::as_ref);
+                        let mut masker =
+                            masker.map(|masker| masker.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+                        self.on_row(progress, masker.as_deref_mut(), &frame, portal.op, earlier);
+                    }
+                }
+                return Ok(Some(execution));
+            }
+            b'G' | b'H' | b'd' | b'c' => {
+                self.on_copy_reply(&mut execution.progress, &portal.plan, 0, &frame, portal.op)?;
+                return Ok(Some(execution));
+            }
+            b'C' | b'I' | b's' => {}
+            tag => {
+                return Err(End::Server(format!(
+                    "message {:?} in answer to Execute",
+                    char::from(tag)
+                )))
+            }
+        }
+        portal.rows.fetch_add(execution.progress.rows, Ordering::Relaxed);
+        portal.bytes.fetch_add(execution.progress.bytes, Ordering::Relaxed);
+        if !told {
+            self.tell(frame.bytes());
+        }
+        if frame.tag() == b'C' {
+            execution.progress.tag = text_of(&frame);
+            self.statement_done(&portal.plan, 0);
+            if portal.plan.defines() {
+                self.planner.snapshot.mark_stale();
+            }
+        }
+        if frame.tag() != b's' || told {
+            self.finish_portal(&portal, Some(&execution.progress));
+        }
+        self.copy_in = false;
+        if told {
+            // The agent has heard an error: nothing more of this batch reaches it.
+            self.void(None);
+        }
+        Ok(None)
+    }
+
+    fn on_ready(&mut self, frame: &Frame) -> Result<(), End> {
+        let status = match frame.payload() {
+            [status @ (b'I' | b'T' | b'E')] => *status,
+            _ => return Err(End::Server("a status that is none".to_owned())),
+        };
+        for portal in self.conversation.ready(status) {
+            self.finish_portal(&portal, None);
+        }
+        self.tell(frame.bytes());
+        Ok(())
+    }
+
+    fn on_error(&mut self, frame: &Frame) -> Result<(), End> {
+        let mut fields = Fields::decode(frame).map_err(|error| End::Server(error.to_string()))?;
+        let fatal = fields.fatal();
+        self.clean(&mut fields);
+        if fatal {
+            fields.write(&mut self.out, b'E');
+            return Ok(());
+        }
+        match self.queue.pop() {
+            Some(Expect::Simple(mut run)) => {
+                let told = run.progress.stopped.is_some();
+                run.progress.error = Some((fields.text(b'C'), fields.text(b'M')));
+                self.copy_in = false;
+                self.queue.unpop(Expect::Simple(run));
+                if !told {
+                    fields.write(&mut self.out, b'E');
+                }
+            }
+            Some(Expect::Poison {
+                error,
+                simple: true,
+                told: false,
+            }) => {
+                error.write(&mut self.out, b'E');
+                self.queue.unpop(Expect::Poison {
+                    error,
+                    simple: true,
+                    told: true,
+                });
+            }
+            Some(Expect::Sync) => {
+                // An error at commit: the server tells it, then ReadyForQuery.
+                fields.write(&mut self.out, b'E');
+                self.queue.unpop(Expect::Sync);
+            }
+            Some(other) => self.on_extended_error(other, &fields),
+            None => return Err(End::Server("an error nobody asked for".to_owned())),
+        }
+        Ok(())
+    }
+
+    fn on_extended_error(&mut self, failed: Expect, fields: &Fields) {
+        let told = matches!(&failed, Expect::Execute(execution) if execution.progress.stopped.is_some());
+        match &failed {
+            Expect::Poison { error, .. } => error.write(&mut self.out, b'E'),
+            _ if told => {}
+            _ => fields.write(&mut self.out, b'E'),
+        }
+        self.copy_in = false;
+        self.void(Some((failed, fields)));
+    }
+
+    /// Everything up to the next Sync is void, the failed message included; what it would have made is undone, the last
+    /// first.
+    fn void(&mut self, failed: Option<(Expect, &Fields)>) {
+        let mut voided = self.queue.void_to_sync();
+        if !self.queue.has_sync() {
+            self.skip = true;
+        }
+        for prepared in std::mem::take(&mut self.withheld) {
+            self.conversation.undo_statement(&prepared, None);
+        }
+        while let Some(expect) = voided.pop() {
+            self.undo(expect, ("25P02", "skipped after an earlier error"));
+        }
+        if let Some((failed, fields)) = failed {
+            self.undo(failed, (&fields.text(b'C'), &fields.text(b'M')));
+        }
+    }
+
+    fn undo(&mut self, expect: Expect, (code, text): (&str, &str)) {
+        let failed = |progress: Progress| Progress {
+            error: Some((code.to_owned(), text.to_owned())),
+            ..progress
+        };
+        match expect {
+            Expect::Parse { prepared, before, .. } => self.conversation.undo_statement(&prepared, before),
+            Expect::Bind { portal } => {
+                self.conversation.undo_portal(&portal);
+                self.finish_portal(&portal, Some(&failed(Progress::default())));
+            }
+            Expect::Execute(execution) => {
+                let portal = execution.portal.clone();
+                self.finish_portal(&portal, Some(&failed(execution.progress)));
+            }
+            Expect::Simple(run) => {
+                let outcome = Outcome {
+                    error: Some(code),
+                    message: Some(text),
+                    ..Outcome::default()
+                };
+                self.gate.outcome(run.op, outcome);
+            }
+            _ => {}
+        }
+    }
+
+    /// Removes from an error or notice what its statement may not tell.
+    fn clean(&self, fields: &mut Fields) {
+        let plan = match self.queue.front() {
+            Some(Expect::Simple(run)) => Some(run.plan.clone()),
+            Some(Expect::Parse { prepared, .. } | Expect::DescribeStatement { prepared, .. }) => Some(prepared.plan()),
+            Some(Expect::Bind { portal } | Expect::DescribePortal { portal }) => Some(portal.plan.clone()),
+            Some(Expect::Execute(execution)) => Some(execution.portal.plan.clone()),
+            _ => None,
+        };
+        let hide = match &plan {
+            Some(plan) => plan.scrubs(),
+            // Deferred triggers speak at Sync, and nobody tells of which statement.
+            None => self.masks.has_columns(),
+        };
+        if hide {
+            scrub::replace(fields);
+        } else if let Some(detectors) = self.masks.detectors() {
+            scrub::detect(fields, &*detectors);
+        }
+    }
+
+    fn on_notice(&mut self, frame: &Frame) -> Result<(), End> {
+        let mut fields = Fields::decode(frame).map_err(|error| End::Server(error.to_string()))?;
+        self.clean(&mut fields);
+        fields.write(&mut self.out, b'N');
+        Ok(())
+    }
+
+    /// A notification: its payload is text like any other.
+    fn on_notification(&mut self, frame: &Frame) -> Result<(), End> {
+        let broken = |error: super::codec::CodecError| End::Server(error.to_string());
+        let Some(detectors) = self.masks.detectors() else {
+            self.tell(frame.bytes());
+            return Ok(());
+        };
+        let mut reader = frame.reader();
+        let pid = reader.i32().map_err(broken)?;
+        let (channel, payload) = (reader.cstr().map_err(broken)?, reader.cstr().map_err(broken)?);
+        let mut clean = Vec::new();
+        let payload = if detectors.replace(payload, &mut clean) {
+            clean.as_slice()
+        } else {
+            payload
+        };
+        super::codec::write::frame(&mut self.out, b'A', |out| {
+            bytes::BufMut::put_i32(out, pid);
+            super::codec::write::cstr(out, channel);
+            super::codec::write::cstr(out, payload);
+        });
+        Ok(())
+    }
+
+    /// A setting changed. One that fixes what text means must not.
+    fn on_parameter(&mut self, frame: &Frame) -> Result<(), End> {
+        let broken = |error: super::codec::CodecError| End::Server(error.to_string());
+        let mut reader = frame.reader();
+        let (name, value) = (reader.text().map_err(broken)?, reader.text().map_err(broken)?);
+        let held = match name {
+            "client_encoding" => value == "UTF8",
+            "standard_conforming_strings" => value == "on",
+            _ => true,
+        };
+        if name == "search_path" {
+            self.conversation.set_search_path(value);
+        }
+        if !held {
+            return Err(End::Server(format!(
+                "{name} changed, which would change what SQL text means"
+            )));
+        }
+        self.tell(frame.bytes());
+        Ok(())
+    }
+}
+
+/// Text of a CommandComplete.
+fn text_of(frame: &Frame) -> String {
+    frame
+        .reader()
+        .cstr()
+        .map(|text| String::from_utf8_lossy(text).into_owned())
+        .unwrap_or_default()
+}
+
+/// Whether this is a COPY, and how its data looks.
+pub fn copy_of(plan: &super::facts::Planned, index: usize) -> Option<&sidegate_policies::sql::postgres::CopyStatement> {
+    match &plan.analysis.statements.get(index)?.kind {
+        StatementKind::Copy(copy) => Some(copy),
+        _ => None,
+    }
+}

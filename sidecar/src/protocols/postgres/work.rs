@@ -1,0 +1,201 @@
+//! One statement string with its values and surroundings, as the gate sees it, together with the bytes that will leave.
+//!
+//! Invariant: what describes itself here and what is sent are one value; nothing can be exchanged in between.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sidegate_policies::engine::{Fact, Operation};
+use sidegate_policies::sql::SqlFacts;
+
+use super::codec::bind::Bind;
+use super::codec::Frame;
+use super::conversation::{Conversation, Prepared};
+use super::facts::{self, Planned};
+use super::values;
+use crate::gate::{Described, OpId};
+
+/// The longest hold inside an open transaction: its locks and snapshot wait with it.
+const IN_TRANSACTION: Duration = Duration::from_secs(5);
+
+/// One operation.
+pub struct Work {
+    bytes: Bytes,
+    plan: Arc<Planned>,
+    /// Facts with values, where there are any.
+    facts: Option<Box<SqlFacts>>,
+    values: Option<(Arc<Prepared>, Bind)>,
+    in_transaction: bool,
+    earlier: Vec<Arc<str>>,
+    earlier_digest: [u8; 32],
+    repeats: Option<OpId>,
+}
+
+impl Work {
+    /// A string of statements without values.
+    pub fn query(frame: &Frame, plan: &Arc<Planned>, conversation: &Conversation) -> Self {
+        let mut work = Work {
+            bytes: frame.bytes().clone(),
+            plan: plan.clone(),
+            facts: None,
+            values: None,
+            in_transaction: conversation.status != b'I',
+            earlier: Vec::new(),
+            earlier_digest: conversation.earlier_digest(),
+            repeats: None,
+        };
+        if work.in_transaction {
+            work.earlier = conversation.earlier().to_vec();
+        }
+        // Where no values can come, there are none.
+        if work.plan.analysis.facts.params == Fact::Later {
+            work.set_params(Vec::new());
+        }
+        work
+    }
+
+    /// A bound statement. `bytes` is what leaves now; `typed`: rules look at values.
+    pub fn bound(
+        bytes: Bytes,
+        plan: &Arc<Planned>,
+        values: (Arc<Prepared>, Bind),
+        typed: bool,
+        conversation: &Conversation,
+    ) -> Self {
+        let frame = Frame::whole(bytes);
+        let mut work = Work::query(&frame, plan, conversation);
+        if typed {
+            work.set_params(values::all_typed(&values.0, &values.1));
+        }
+        work.values = Some(values);
+        work
+    }
+
+    /// The same text ran before in this session as this operation.
+    #[must_use]
+    pub fn repeating(mut self, op: Option<OpId>) -> Self {
+        self.repeats = op;
+        self
+    }
+
+    fn set_params(&mut self, params: Vec<sidegate_policies::sql::ParamValue>) {
+        let mut facts = self.plan.analysis.facts.clone();
+        facts.params = Fact::Known(params);
+        self.facts = Some(Box::new(facts));
+    }
+
+    fn hides_values(&self) -> bool {
+        self.plan.scrubs()
+    }
+}
+
+impl From<Work> for Bytes {
+    fn from(work: Work) -> Bytes {
+        work.bytes
+    }
+}
+
+impl crate::gate::Frame for Work {
+    fn operation(&self) -> Operation<'_> {
+        let facts = self.facts.as_deref().unwrap_or(&self.plan.analysis.facts);
+        facts::operation(&self.plan.analysis, facts)
+    }
+
+    fn described(&self) -> Described<'_> {
+        let hidden = self.hides_values();
+        let mut described = Described {
+            text: Cow::Borrowed(&self.plan.text),
+            earlier: self.earlier.iter().map(|text| Cow::Borrowed(&**text)).collect(),
+            masks: mask_words(&self.plan),
+            ..Described::default()
+        };
+        if let Some((prepared, bind)) = &self.values {
+            described.params = bind
+                .values
+                .iter()
+                .enumerate()
+                .map(|(index, value)| {
+                    let value = value.as_ref()?;
+                    Some(if hidden {
+                        Cow::Borrowed("***")
+                    } else {
+                        values::shown(value, prepared.parameter_type(index), bind.binary(index))
+                    })
+                })
+                .collect();
+            if hidden {
+                described.hidden_values = i32::try_from(bind.values.len()).unwrap_or(i32::MAX);
+            }
+        }
+        described
+    }
+
+    fn digest_fields(&self) -> Vec<Cow<'_, [u8]>> {
+        let scope = &self.plan.scope;
+        let mut fields: Vec<Cow<'_, [u8]>> = vec![
+            Cow::Borrowed(self.plan.text.as_bytes()),
+            Cow::Borrowed(scope.role.as_bytes()),
+            Cow::Borrowed(scope.database.as_bytes()),
+            Cow::Borrowed(&self.earlier_digest),
+            Cow::Owned(vec![u8::from(self.in_transaction)]),
+        ];
+        fields.extend(scope.search_path.iter().map(|schema| Cow::Borrowed(schema.as_bytes())));
+        fields.extend(
+            mask_words(&self.plan)
+                .into_iter()
+                .map(|word| Cow::Owned(word.into_owned().into_bytes())),
+        );
+        let Some((prepared, bind)) = &self.values else {
+            return fields;
+        };
+        for (index, value) in bind.values.iter().enumerate() {
+            fields.push(Cow::Owned(prepared.parameter_type(index).to_be_bytes().to_vec()));
+            fields.push(Cow::Owned(vec![
+                u8::from(bind.binary(index)),
+                u8::from(value.is_some()),
+            ]));
+            fields.push(Cow::Borrowed(value.as_deref().unwrap_or_default()));
+        }
+        fields.extend(
+            bind.results
+                .iter()
+                .map(|format| Cow::Owned(format.to_be_bytes().to_vec())),
+        );
+        fields
+    }
+
+    fn repeats(&self) -> Option<OpId> {
+        self.repeats
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        self.in_transaction.then_some(IN_TRANSACTION)
+    }
+}
+
+/// The masks a plan applies, such as `app.customers.email redact`.
+fn mask_words(plan: &Planned) -> Vec<Cow<'_, str>> {
+    use sidegate_policies::sql::postgres::plan::ColumnPlan;
+    let mut words: Vec<Cow<'_, str>> = Vec::new();
+    for column in plan.plans.iter().filter_map(|plan| plan.columns()).flatten() {
+        if let ColumnPlan::Mask(mask) = column {
+            words.push(format!("{} {}", mask.column, mask_name(&mask.how)).into());
+        }
+    }
+    words
+}
+
+fn mask_name(how: &sidegate_policies::api::access_policy::MaskAs) -> &'static str {
+    use sidegate_policies::api::access_policy::MaskAs;
+    match how {
+        MaskAs::Null(_) => "null",
+        MaskAs::Redact(_) => "redact",
+        MaskAs::Hash(_) => "hash",
+        MaskAs::Token(_) => "token",
+        MaskAs::DateTrunc(_) => "dateTrunc",
+        MaskAs::KeepFirst(_) => "keepFirst",
+        MaskAs::KeepLast(_) => "keepLast",
+    }
+}
