@@ -9,14 +9,15 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream};
+use axum::body::Body;
 use axum::extract::{Extension, State};
 use axum::http::{header, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::Router;
 use bytes::Bytes;
-use futures_util::{stream as streams, StreamExt};
+use futures_util::stream::{BoxStream, Stream};
+use futures_util::{stream as streams, StreamExt, TryStreamExt};
 use sidegate_policies::record::layout::LogPath;
 use sidegate_policies::record::stream::{self, Item, MAX_ITEM};
 use sidegate_policies::wire::RecordAck;
@@ -34,12 +35,32 @@ impl Records {
     pub fn router(self: Arc<Self>) -> Router {
         Router::new().route("/v1/records", post(upload)).with_state(self)
     }
+
+    /// Takes one upload stream of an attested caller: chunks up, acknowledgement lines down.
+    pub fn accept<E: Send + 'static>(
+        self: Arc<Self>,
+        caller: Caller,
+        body: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+    ) -> impl Stream<Item = Bytes> + Send {
+        let upload = Upload {
+            records: self,
+            caller,
+            body: body.map_err(drop).boxed(),
+            buffer: Vec::new(),
+            log: None,
+            over: false,
+        };
+        streams::unfold(upload, |mut upload| async move {
+            let line = upload.next_lines().await?;
+            Some((line, upload))
+        })
+    }
 }
 
 struct Upload {
     records: Arc<Records>,
     caller: Caller,
-    body: BodyDataStream,
+    body: BoxStream<'static, Result<Bytes, ()>>,
     buffer: Vec<u8>,
     log: Option<(String, Arc<Mutex<LogState>>)>,
     over: bool,
@@ -49,18 +70,9 @@ async fn upload(State(records): State<Arc<Records>>, caller: Option<Extension<Ca
     let Some(Extension(caller)) = caller else {
         return StatusCode::UNAUTHORIZED.into_response();
     };
-    let upload = Upload {
-        records,
-        caller,
-        body: body.into_data_stream(),
-        buffer: Vec::new(),
-        log: None,
-        over: false,
-    };
-    let lines = streams::unfold(upload, |mut upload| async move {
-        let line = upload.next_lines().await?;
-        Some((Ok::<Bytes, Infallible>(line), upload))
-    });
+    let lines = records
+        .accept(caller, body.into_data_stream())
+        .map(Ok::<Bytes, Infallible>);
     (
         [(header::CONTENT_TYPE, "application/x-ndjson")],
         Body::from_stream(lines),

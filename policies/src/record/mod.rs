@@ -13,10 +13,12 @@ pub mod kind;
 pub mod layout;
 pub mod merkle;
 pub mod payload;
+pub mod replay;
 pub mod session_key;
 pub mod stream;
 pub mod summary;
 pub mod tlog;
+pub mod verify;
 
 pub use frame::{Frame, FrameError, Hash, Header};
 pub use kind::Kind;

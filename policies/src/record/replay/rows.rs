@@ -1,0 +1,159 @@
+//! Recorded PostgreSQL replies as rows: the masked values, as the agent saw them.
+//!
+//! Reads backend messages from what was kept of a reply; what was not kept is told as such. It only shows: text
+//! cells as they are, common binary types as text, anything else in hex. Refused: lengths beyond the bytes.
+//! Invariant: bounded output, whatever the bytes say.
+
+use crate::record::replay::escape::escape;
+
+/// Rows shown of one reply.
+const ROWS: usize = 200;
+/// Characters shown of one cell.
+const CELL: usize = 200;
+
+/// A column of a result.
+struct Column {
+    name: String,
+    type_oid: u32,
+    binary: bool,
+}
+
+/// Lines that tell a recorded reply, escaped; `total` is the whole reply's length.
+pub(super) fn tell(bytes: &[u8]) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut columns: Vec<Column> = Vec::new();
+    let mut shown = 0usize;
+    let mut more = 0u64;
+    let mut left = bytes;
+    while let Some((kind, body, rest)) = message(left) {
+        left = rest;
+        match kind {
+            b'T' => {
+                columns = describe(body).unwrap_or_default();
+                let names: Vec<String> = columns.iter().map(|column| escape(&column.name)).collect();
+                lines.push(names.join(" | "));
+            }
+            b'D' if shown < ROWS => {
+                shown = shown.saturating_add(1);
+                lines.push(row(body, &columns).unwrap_or_else(|| "(a row that cannot be read)".into()));
+            }
+            b'd' if shown < ROWS => {
+                shown = shown.saturating_add(1);
+                lines.push(escape(clip(&String::from_utf8_lossy(body)).trim_end()));
+            }
+            b'D' | b'd' => more = more.saturating_add(1),
+            _ => {}
+        }
+    }
+    if more > 0 {
+        lines.push(format!("… {more} more rows kept"));
+    }
+    lines
+}
+
+fn message(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (kind, rest) = bytes.split_first()?;
+    let (length, rest) = rest.split_first_chunk::<4>()?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).ok()?.checked_sub(4)?;
+    let (body, rest) = rest.split_at_checked(length)?;
+    Some((*kind, body, rest))
+}
+
+fn describe(body: &[u8]) -> Option<Vec<Column>> {
+    let (count, mut left) = body.split_first_chunk::<2>()?;
+    let mut columns = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let end = left.iter().position(|byte| *byte == 0)?;
+        let (name, rest) = left.split_at_checked(end)?;
+        let (fields, rest) = rest.get(1..)?.split_first_chunk::<18>()?;
+        let type_oid: [u8; 4] = fields.get(6..10)?.try_into().ok()?;
+        columns.push(Column {
+            name: String::from_utf8_lossy(name).into_owned(),
+            type_oid: u32::from_be_bytes(type_oid),
+            binary: fields.last() == Some(&1),
+        });
+        left = rest;
+    }
+    Some(columns)
+}
+
+fn row(body: &[u8], columns: &[Column]) -> Option<String> {
+    let (count, mut left) = body.split_first_chunk::<2>()?;
+    let mut cells = Vec::new();
+    for index in 0..usize::from(u16::from_be_bytes(*count)) {
+        let (length, rest) = left.split_first_chunk::<4>()?;
+        let length = i32::from_be_bytes(*length);
+        if length < 0 {
+            cells.push("NULL".to_owned());
+            left = rest;
+            continue;
+        }
+        let (cell, rest) = rest.split_at_checked(usize::try_from(length).ok()?)?;
+        cells.push(escape(&clip(&show(cell, columns.get(index)))));
+        left = rest;
+    }
+    Some(cells.join(" | "))
+}
+
+fn show(cell: &[u8], column: Option<&Column>) -> String {
+    let binary = column.filter(|column| column.binary);
+    let Some(column) = binary else {
+        return String::from_utf8_lossy(cell).into_owned();
+    };
+    let number = match (column.type_oid, cell) {
+        (16, [flag]) => Some(if *flag == 0 { "f" } else { "t" }.to_owned()),
+        (21, [a, b]) => Some(i16::from_be_bytes([*a, *b]).to_string()),
+        (23, [a, b, c, d]) => Some(i32::from_be_bytes([*a, *b, *c, *d]).to_string()),
+        (20, _) => cell
+            .try_into()
+            .ok()
+            .map(i64::from_be_bytes)
+            .map(|value| value.to_string()),
+        (701, _) => cell
+            .try_into()
+            .ok()
+            .map(f64::from_be_bytes)
+            .map(|value| value.to_string()),
+        (18 | 19 | 25 | 114 | 1042 | 1043, _) => Some(String::from_utf8_lossy(cell).into_owned()),
+        _ => None,
+    };
+    number.unwrap_or_else(|| format!("\\x{}", crate::record::frame::hex(cell)))
+}
+
+fn clip(text: &str) -> String {
+    match text.char_indices().nth(CELL) {
+        Some((at, _)) => format!("{}…", text.get(..at).unwrap_or_default()),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len()).unwrap_or(0).saturating_add(4);
+        [&[kind][..], &length.to_be_bytes(), body].concat()
+    }
+
+    #[test]
+    fn rows_are_told_as_the_agent_saw_them() {
+        let mut describe = vec![0, 2];
+        for (name, oid, format) in [("id", 23u32, 1u8), ("email", 25, 0)] {
+            describe.extend_from_slice(name.as_bytes());
+            describe.extend_from_slice(&[0, 0, 0, 0, 1, 0, 1]);
+            describe.extend_from_slice(&oid.to_be_bytes());
+            describe.extend_from_slice(&[0, 4, 255, 255, 255, 255, 0, format]);
+        }
+        let row = [&[0, 2, 0, 0, 0, 4, 0, 0, 0, 7, 0, 0, 0, 6][..], b"a***@\x1b"].concat();
+        let null = [0, 2, 255, 255, 255, 255, 255, 255, 255, 255];
+        let reply = [
+            framed(b'T', &describe),
+            framed(b'D', &row),
+            framed(b'D', &null),
+            vec![b'D', 0],
+        ]
+        .concat();
+        assert_eq!(tell(&reply), ["id | email", "7 | a***@\\x1b", "NULL | NULL"]);
+    }
+}
