@@ -5,6 +5,7 @@ use std::fmt;
 
 pub mod decide;
 pub mod lock;
+pub mod policy;
 pub mod requests;
 pub mod sessions;
 pub mod status;

@@ -56,6 +56,9 @@ enum Command {
     Deny(commands::decide::DecideArgs),
     /// List recorded sessions
     Sessions(commands::sessions::SessionsArgs),
+    /// Check policies, or run their test cases
+    #[command(subcommand)]
+    Policy(commands::policy::PolicyCommand),
     /// Freeze a subject, a target, a secret or everything, at once
     Lock(commands::lock::LockArgs),
     /// Lift a freeze
@@ -97,6 +100,7 @@ fn run(command: Command, out: &Out) -> anyhow::Result<ExitCode> {
         Command::Approve(args) => commands::decide::run(args, true, out),
         Command::Deny(args) => commands::decide::run(args, false, out),
         Command::Sessions(args) => commands::sessions::run(args, out),
+        Command::Policy(command) => commands::policy::run(command, out),
         Command::Lock(args) => commands::lock::run(args, out),
         Command::Unlock(args) => commands::lock::lift(args, out),
         Command::Completions { shell } => {

@@ -19,7 +19,7 @@ WRAPPED = {
     "cel": ["policies/src/engine/expr.rs"],
     "hickory_resolver": ["sidecar/src/dial.rs", "sidecar/src/dial/"],
     "serde_saphyr": ["policies/src/yaml.rs", "policies/src/yaml/"],
-    "netlink_packet_sock_diag": ["sidecar/src/accept.rs", "sidecar/src/accept/"],
+    "netlink_packet_sock_diag": ["sidecar/src/owner.rs"],
     "kube": ["policies/src/api/", "policies/src/bin/crdgen.rs"],
 }
 

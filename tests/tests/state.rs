@@ -21,71 +21,74 @@ fn direct(major: Major) -> Postgres {
 const REFUSED: &str = "DROP TABLE app.items";
 const BROKEN: &str = "DROP TABL app.items";
 
-/// Conversations: each entry is one write of the client; `{}` stands for the bad statement.
-fn conversations(bad: &str) -> Vec<(&'static str, Vec<Vec<Vec<u8>>>)> {
-    let insert = |n: i32| query(&format!("INSERT INTO app.items (id) VALUES ({n})"));
-    let run = |sql: &str| [parse("", sql), bind("", "", &[], 0), describe(b'P', ""), execute("", 0)].concat();
+/// What a client sends in one conversation: writes, each a list of messages.
+type Writes = Vec<Vec<Vec<u8>>>;
+
+fn insert(n: i32) -> Vec<u8> {
+    query(&format!("INSERT INTO app.items (id) VALUES ({n})"))
+}
+
+/// Parse, Bind, Describe and Execute of the unnamed statement and portal.
+fn extended(sql: &str) -> Vec<u8> {
+    [parse("", sql), bind("", "", &[], 0), describe(b'P', ""), execute("", 0)].concat()
+}
+
+fn count() -> Vec<Vec<u8>> {
+    vec![query("SELECT count(*) FROM app.items")]
+}
+
+fn simple(bad: &str) -> Vec<(&'static str, Writes)> {
+    let one = |sql: &str| vec![query(sql)];
     vec![
-        ("simple, idle", vec![vec![query(bad)], vec![query("SELECT 1")]]),
+        ("simple, idle", vec![one(bad), one("SELECT 1")]),
         (
             "simple, in a transaction",
             vec![
-                vec![query("BEGIN")],
+                one("BEGIN"),
                 vec![insert(1)],
-                vec![query(bad)],
-                vec![query("SELECT 1")],
-                vec![query("COMMIT")],
-                vec![query("SELECT count(*) FROM app.items")],
+                one(bad),
+                one("SELECT 1"),
+                one("COMMIT"),
+                count(),
             ],
         ),
         (
             "simple, savepoint",
             vec![
-                vec![query("BEGIN")],
-                vec![query("SAVEPOINT a")],
-                vec![query(bad)],
-                vec![query("ROLLBACK TO a")],
+                one("BEGIN"),
+                one("SAVEPOINT a"),
+                one(bad),
+                one("ROLLBACK TO a"),
                 vec![insert(2)],
-                vec![query("COMMIT")],
-                vec![query("DELETE FROM app.items WHERE id = 2")],
+                one("COMMIT"),
+                one("DELETE FROM app.items WHERE id = 2"),
             ],
         ),
-        (
-            "extended, idle",
-            vec![vec![run(bad), sync()], vec![run("SELECT 1"), sync()]],
-        ),
+    ]
+}
+
+fn pipelined(bad: &str) -> Vec<(&'static str, Writes)> {
+    let run = |sql: &str| vec![extended(sql), sync()];
+    let good = "INSERT INTO app.items (id) VALUES (3)";
+    vec![
+        ("extended, idle", vec![run(bad), run("SELECT 1")]),
         (
             "pipeline: good, bad, good, one Sync",
             vec![
-                vec![
-                    run("INSERT INTO app.items (id) VALUES (3)"),
-                    run(bad),
-                    run("SELECT 1"),
-                    sync(),
-                ],
-                vec![run("SELECT count(*) FROM app.items"), sync()],
+                vec![extended(good), extended(bad), extended("SELECT 1"), sync()],
+                count(),
             ],
         ),
         (
             "pipeline: a Sync after each",
-            vec![
-                vec![run("SELECT 1"), sync(), run(bad), sync(), run("SELECT 2"), sync()],
-                vec![],
-                vec![],
-            ],
+            vec![[run("SELECT 1"), run(bad), run("SELECT 2")].concat(), vec![], vec![]],
         ),
         (
             "extended in a transaction",
-            vec![
-                vec![run("BEGIN"), sync()],
-                vec![run("INSERT INTO app.items (id) VALUES (4)"), sync()],
-                vec![run(bad), sync()],
-                vec![run("COMMIT"), sync()],
-                vec![run("SELECT count(*) FROM app.items"), sync()],
-            ],
+            vec![run("BEGIN"), run(good), run(bad), run("COMMIT"), count()],
         ),
         (
-            "named statement, then a bad one under its name",
+            "named statement, then a bad one under another name",
             vec![
                 vec![parse("s", "SELECT 1"), sync()],
                 vec![parse("t", bad), sync()],
@@ -94,7 +97,7 @@ fn conversations(bad: &str) -> Vec<(&'static str, Vec<Vec<Vec<u8>>>)> {
             ],
         ),
         (
-            "the unnamed statement survives nothing",
+            "the unnamed statement does not survive a bad one",
             vec![
                 vec![parse("", "SELECT 1"), sync()],
                 vec![parse("", bad), sync()],
@@ -104,7 +107,12 @@ fn conversations(bad: &str) -> Vec<(&'static str, Vec<Vec<Vec<u8>>>)> {
     ]
 }
 
-/// Runs every conversation on one connection each; an empty write reads one more ReadyForQuery.
+/// An empty write reads one more ReadyForQuery.
+fn conversations(bad: &str) -> Vec<(&'static str, Writes)> {
+    [simple(bad), pipelined(bad)].concat()
+}
+
+/// Runs every conversation on a connection of its own.
 fn run(port: u16, bad: &str) -> Vec<(&'static str, Vec<Vec<String>>)> {
     let mut all = Vec::new();
     for (name, writes) in conversations(bad) {
