@@ -6,10 +6,12 @@ use std::fmt;
 pub mod decide;
 pub mod lock;
 pub mod policy;
+pub mod replay;
 pub mod requests;
 pub mod sessions;
 pub mod status;
 pub mod up;
+pub mod verify;
 
 mod source;
 

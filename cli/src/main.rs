@@ -56,6 +56,10 @@ enum Command {
     Deny(commands::decide::DecideArgs),
     /// List recorded sessions
     Sessions(commands::sessions::SessionsArgs),
+    /// Show what happened in a session, as the agent saw it
+    Replay(commands::replay::ReplayArgs),
+    /// Check a record store offline, with public keys only
+    Verify(commands::verify::VerifyArgs),
     /// Check policies, or run their test cases
     #[command(subcommand)]
     Policy(commands::policy::PolicyCommand),
@@ -100,6 +104,8 @@ fn run(command: Command, out: &Out) -> anyhow::Result<ExitCode> {
         Command::Approve(args) => commands::decide::run(args, true, out),
         Command::Deny(args) => commands::decide::run(args, false, out),
         Command::Sessions(args) => commands::sessions::run(args, out),
+        Command::Replay(args) => commands::replay::run(args, out),
+        Command::Verify(args) => commands::verify::run(args, out),
         Command::Policy(command) => commands::policy::run(command, out),
         Command::Lock(args) => commands::lock::run(args, out),
         Command::Unlock(args) => commands::lock::lift(args, out),

@@ -124,27 +124,4 @@ impl Out {
 
 /// Makes control and bidirectional characters visible, once, at display: no text from a record or a request can
 /// forge a line or drive a terminal (REC-4).
-pub fn visible(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        let hidden =
-            matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        if c.is_control() || hidden {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
-}
-
-#[cfg(test)]
-mod tests {
-    use super::visible;
-
-    #[test]
-    fn rec_4_no_text_drives_the_terminal() {
-        assert_eq!(visible("a\x1b[2Jb\u{202e}c\nd"), "a\\u{1b}[2Jb\\u{202e}c\\nd");
-        assert_eq!(visible("Grüße, 世界"), "Grüße, 世界");
-    }
-}
+pub use sidegate_policies::record::replay::escape as visible;
