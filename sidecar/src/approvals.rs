@@ -12,7 +12,13 @@ pub enum ApproverError {
     /// Unreachable, overloaded or not making sense: later.
     #[error("the broker is not reachable")]
     Unavailable,
-    /// The broker refuses to open a request: too many, or the rule does not ask.
+    /// Too many requests of this subject wait already.
+    #[error("too many requests wait for people")]
+    TooMany,
+    /// A lockdown freezes subject or target.
+    #[error("access is frozen")]
+    Locked,
+    /// The broker refuses: its rules do not ask, or the claim does not fit.
     #[error("the broker refuses the request")]
     Refused,
 }

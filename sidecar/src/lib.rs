@@ -28,5 +28,7 @@ pub mod secret;
 pub mod session;
 pub mod target;
 pub mod task;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod upstream;

@@ -153,16 +153,8 @@ impl<F: Frame> Held<F> {
         let asked = gate.authority.approver.ask(self.request(gate));
         let state = match timeout(BROKER, asked).await {
             Ok(Ok(state)) => state,
-            Ok(Err(ApproverError::Refused)) => {
-                let refusal = self
-                    .refusal(Reason::Limit)
-                    .because("too many requests already wait for people");
-                return Err(self.denied(gate, refusal));
-            }
-            Ok(Err(ApproverError::Unavailable)) | Err(_) => {
-                let refusal = self.refusal(Reason::Unavailable);
-                return Err(self.denied(gate, refusal));
-            }
+            Ok(Err(error)) => return Err(self.denied(gate, self.not_asked(&error))),
+            Err(_) => return Err(self.denied(gate, self.refusal(Reason::Unavailable))),
         };
         let event = events::held(
             &state.name,
@@ -354,6 +346,21 @@ impl<F: Frame> Held<F> {
             Err(self
                 .refusal(Reason::ApprovalExpired)
                 .because("what asked for the approval changed meanwhile"))
+        }
+    }
+
+    /// What the agent is told where no request could be opened.
+    fn not_asked(&self, error: &ApproverError) -> Refusal {
+        match error {
+            ApproverError::Unavailable => self.refusal(Reason::Unavailable),
+            ApproverError::Locked => self.refusal(Reason::Locked),
+            ApproverError::TooMany => self
+                .refusal(Reason::Limit)
+                .because("too many requests already wait for people"),
+            // Broker and sidecar judge by different bundles for a moment.
+            ApproverError::Refused => self
+                .refusal(Reason::Unavailable)
+                .because("the broker does not open a request for it"),
         }
     }
 

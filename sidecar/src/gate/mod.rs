@@ -543,3 +543,7 @@ pub(super) fn ticket(state: &sidegate_policies::wire::ApprovalState) -> Ticket {
         until_ms: state.until_ms,
     }
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,383 @@
+//! What the gate promises: denied unless allowed, recorded before it passes, cut at once, approved exactly once.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use bytes::Bytes;
+use serde_json::json;
+use sidegate_policies::api::access_policy::SqlCommand;
+use sidegate_policies::api::access_request::RequestState;
+use sidegate_policies::api::lockdown::{Everything, Freeze, LockdownAction};
+use sidegate_policies::engine::TargetId;
+use sidegate_policies::sql::facts::PartRelation;
+use sidegate_policies::sql::{CommandSet, Part, RelationName, SqlFacts};
+use sidegate_policies::wire::{DenyEntry, DenySet};
+
+use super::*;
+use crate::testing::{policy, target, Bench};
+use crate::upstream::Upstream;
+
+/// A statement as a room would resolve it.
+#[derive(Clone)]
+struct Statement {
+    facts: SqlFacts,
+    text: String,
+    patience: Option<Duration>,
+}
+
+fn statement(command: SqlCommand, text: &str) -> Statement {
+    let part = Part {
+        command,
+        relation: PartRelation::Known(RelationName::new("app", "orders")),
+        rides_along: false,
+    };
+    let relation = RelationName::new("app", "orders");
+    let known = sidegate_policies::engine::Fact::Known(vec![relation]);
+    let facts = SqlFacts {
+        statements: 1,
+        parts: vec![part],
+        commands: CommandSet::from_iter([command]),
+        tables: known,
+        ..SqlFacts::default()
+    };
+    Statement {
+        facts,
+        text: text.to_owned(),
+        patience: None,
+    }
+}
+
+impl Frame for Statement {
+    fn operation(&self) -> Operation<'_> {
+        Operation {
+            verb: Verb::Statement,
+            action: "Query",
+            completeness: Completeness::Exact,
+            facts: Facts::Sql(&self.facts),
+        }
+    }
+
+    fn described(&self) -> Described<'_> {
+        Described {
+            text: self.text.as_str().into(),
+            ..Described::default()
+        }
+    }
+
+    fn digest_fields(&self) -> Vec<Cow<'_, [u8]>> {
+        vec![self.text.as_bytes().into()]
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        self.patience
+    }
+}
+
+impl From<Statement> for Bytes {
+    fn from(statement: Statement) -> Bytes {
+        statement.text.into()
+    }
+}
+
+fn ask() -> serde_json::Value {
+    json!({"approvers": [{"anyone": {}}], "holdFor": "60s", "validFor": "15m"})
+}
+
+fn rules() -> serde_json::Value {
+    json!([
+        {"name": "read", "effect": "Allow", "sql": {"commands": ["Select"], "tables": ["app.*"]}},
+        {"name": "refunds", "effect": "Ask", "sql": {"commands": ["Update"], "tables": ["app.orders"]}, "ask": ask()},
+        {"name": "never", "effect": "Deny", "sql": {"commands": ["Delete"]}, "message": "Deleting is not for agents."},
+    ])
+}
+
+fn bench(limits: serde_json::Value) -> Bench {
+    let bench = Bench::new();
+    bench.enforce(json!([target("Postgres", 1, 1)]), json!([policy(rules(), limits)]));
+    bench
+}
+
+fn gate(bench: &Bench) -> (Gate, crate::session::Entered) {
+    let bundle = bench.authority.in_force().unwrap();
+    let target = bundle.targets[&TargetId::new("data", "shop")].clone();
+    let sessions = &bench.authority.sessions;
+    let subject = bench.authority.subject().unwrap();
+    let session = Arc::new(Session::new(sessions.next_number(), subject, target, None));
+    let entered = sessions.enter(session.clone());
+    (Gate::new(session, bench.authority.clone()), entered)
+}
+
+fn connected(bench: &Bench) -> (Gate, crate::session::Entered) {
+    let (mut gate, entered) = gate(bench);
+    gate.connect(&ConnectFacts::default()).unwrap_or_else(|refusal| panic!("{}", refusal.text()));
+    (gate, entered)
+}
+
+fn refused<F>(admission: Admission<F>) -> Refusal {
+    match admission {
+        Admission::No(refusal) => refusal,
+        Admission::Go(_) => panic!("admitted"),
+        Admission::Hold(_) => panic!("held"),
+    }
+}
+
+fn gone<F>(admission: Admission<F>) -> Admitted<F> {
+    match admission {
+        Admission::Go(admitted) => admitted,
+        Admission::No(refusal) => panic!("{}", refusal.text()),
+        Admission::Hold(_) => panic!("held"),
+    }
+}
+
+fn held<F>(admission: Admission<F>) -> Held<F> {
+    match admission {
+        Admission::Hold(held) => held,
+        Admission::Go(_) => panic!("admitted"),
+        Admission::No(refusal) => panic!("{}", refusal.text()),
+    }
+}
+
+fn freeze_everything(bench: &Bench, revision: u64) {
+    let entry = DenyEntry {
+        lockdown: "incident".into(),
+        freeze: Freeze::Everything(Everything {}),
+        action: LockdownAction::Close,
+        until_ms: None,
+    };
+    let set = DenySet {
+        revision,
+        entries: vec![entry],
+    };
+    drop(bench.enforcer.deny(set).unwrap());
+}
+
+#[tokio::test]
+async fn allowed_denied_and_unmatched_operations_get_their_answers() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    let admitted = gone(gate.admit(statement(SqlCommand::Select, "select 1")));
+    assert_eq!(admitted.op().get(), 1);
+    let refusal = refused(gate.admit(statement(SqlCommand::Delete, "delete")));
+    assert_eq!(refusal.reason, Reason::Denied);
+    assert_eq!(&*refusal.rule.clone().unwrap().rule, "never");
+    assert!(refusal.text().contains("Deleting is not for agents."), "{}", refusal.text());
+    let refusal = refused(gate.admit(statement(SqlCommand::Drop, "drop table app.orders")));
+    assert_eq!(refusal.reason, Reason::Denied);
+}
+
+#[tokio::test]
+async fn rec_1_the_intent_is_recorded_before_a_byte_leaves() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    gate.recorder().opened().await.unwrap();
+    let (near, mut far) = tokio::io::duplex(64);
+    let mut upstream = Upstream::after_login(near);
+    let admitted = gone(gate.admit(statement(SqlCommand::Select, "select 1")));
+    let op = admitted.op();
+    upstream.queue(admitted);
+    assert!(upstream.has_unsent());
+    upstream.flush(gate.recorder()).await.unwrap();
+    let mut seen = [0u8; 8];
+    tokio::io::AsyncReadExt::read_exact(&mut far, &mut seen).await.unwrap();
+    assert_eq!(&seen, b"select 1");
+    gate.outcome(op, Outcome::default());
+    drop(gate);
+    bench.until_recorded(Kind::Close).await;
+    let kinds = bench.recorded.lock().unwrap().clone();
+    let order: Vec<Kind> = kinds.into_iter().filter(|kind| !kind.of_log()).collect();
+    assert_eq!(order, [Kind::Open, Kind::Intent, Kind::Outcome, Kind::Close]);
+}
+
+#[tokio::test]
+async fn rec_1_without_a_log_nothing_opens_and_nothing_is_sent() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = gate(&bench);
+    let (near, _far) = tokio::io::duplex(64);
+    let mut upstream = Upstream::after_login(near);
+    // Never opened: there is no record, so the bytes stay.
+    let admitted = gate.passive(Bytes::from_static(b"x"));
+    upstream.queue(admitted.unwrap());
+    assert!(upstream.flush(gate.recorder()).await.is_err());
+}
+
+#[tokio::test]
+async fn nothing_opens_before_the_broker_spoke_or_once_it_is_silent() {
+    let bench = bench(json!({}));
+    let stale = Authority::new(
+        Arc::new(bench.people.clone()),
+        bench.authority.tasks.clone(),
+        bench.authority.separation,
+    );
+    stale.records_to(bench.authority.log().unwrap());
+    let bundle = bench.authority.in_force().unwrap();
+    let target = bundle.targets[&TargetId::new("data", "shop")].clone();
+    let session = Session::new(1, crate::session::tests::subject(), target, None);
+    let mut gate = Gate::new(Arc::new(session), Arc::new(stale));
+    let refusal = gate.connect(&ConnectFacts::default()).unwrap_err();
+    assert_eq!(refusal.reason, Reason::Unavailable);
+}
+
+#[tokio::test]
+async fn id_6_a_lockdown_refuses_the_next_operation_and_cuts_the_session() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    gone(gate.admit(statement(SqlCommand::Select, "select 1")));
+    freeze_everything(&bench, 1);
+    assert_eq!(gate.session().cut_reason(), Some(Reason::Locked));
+    let refusal = refused(gate.admit(statement(SqlCommand::Select, "select 1")));
+    assert_eq!(refusal.reason, Reason::Locked);
+    assert_eq!(gate.passive(Bytes::new()).err().unwrap().reason, Reason::Locked);
+    let (mut new, _entered) = self::gate(&bench);
+    assert_eq!(new.connect(&ConnectFacts::default()).unwrap_err().reason, Reason::Locked);
+}
+
+#[tokio::test]
+async fn pol_11_a_new_bundle_governs_the_next_operation() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    let select = statement(SqlCommand::Select, "select 1");
+    let admitted = gone(gate.admit(select.clone()));
+    let (decision, generation) = (admitted.decision().unwrap().clone(), gate.generation());
+    gone(gate.admit_decided(select.clone(), &decision, generation));
+    let denying = json!([
+        {"name": "connect", "effect": "Allow", "sql": {"commands": ["Insert"], "tables": ["app.*"]}},
+    ]);
+    bench.enforce(json!([target("Postgres", 1, 1)]), json!([policy(denying, json!({}))]));
+    assert_ne!(gate.generation(), generation);
+    let refusal = refused(gate.admit_decided(select, &decision, generation));
+    assert_eq!(refusal.reason, Reason::Denied);
+    assert_eq!(gate.session().cut_reason(), None, "the session itself is still allowed");
+}
+
+#[tokio::test]
+async fn pol_11_a_target_or_grant_that_goes_away_cuts_its_sessions() {
+    let bench = bench(json!({}));
+    let (gate, _entered) = connected(&bench);
+    bench.enforce(json!([target("Postgres", 1, 1)]), json!([]));
+    assert_eq!(gate.session().cut_reason(), Some(Reason::PolicyGone));
+
+    let bench = self::bench(json!({}));
+    let (gate, _entered) = connected(&bench);
+    bench.enforce(json!([target("Postgres", 2, 1)]), json!([policy(rules(), json!({}))]));
+    assert_eq!(gate.session().cut_reason(), Some(Reason::PolicyGone), "another address");
+}
+
+#[tokio::test]
+async fn more_operations_than_a_minute_allows_are_refused() {
+    let bench = bench(json!({"perMinute": 2}));
+    let (mut gate, _entered) = connected(&bench);
+    gone(gate.admit(statement(SqlCommand::Select, "select 1")));
+    gone(gate.admit(statement(SqlCommand::Select, "select 2")));
+    let refusal = refused(gate.admit(statement(SqlCommand::Select, "select 3")));
+    assert_eq!(refusal.reason, Reason::Limit);
+}
+
+#[tokio::test]
+async fn apr_2_a_granted_operation_is_claimed_once_and_settled() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    let mut waiting = held(gate.admit(statement(SqlCommand::Update, "update app.orders set x = 1")));
+    waiting.ask(&mut gate).await.unwrap();
+    assert_eq!(&*waiting.ticket().unwrap().name, "ar-test01");
+    bench.people.say(RequestState::Granted);
+    let admitted = waiting.wait(&mut gate).await.unwrap_or_else(|refusal| panic!("{}", refusal.text()));
+    gate.outcome(admitted.op(), Outcome::default());
+    let claims = bench.people.claims.lock().unwrap().clone();
+    assert_eq!(claims.len(), 1);
+    assert_eq!(claims[0].digest, bench.people.asked.lock().unwrap()[0].digest);
+    // The same again asks again: the grant is spent.
+    let again = held(gate.admit(statement(SqlCommand::Update, "update app.orders set x = 1")));
+    let refusal = again.wait(&mut gate).await.err().unwrap();
+    assert_eq!(refusal.reason, Reason::ApprovalExpired);
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bench.people.outcomes.lock().unwrap()[0].state, RequestState::Done);
+}
+
+#[tokio::test]
+async fn apr_1_another_byte_is_another_digest() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    for text in ["update app.orders set x = 1", "update app.orders set x = 2", "update app.orders set x = 1"] {
+        let mut waiting = held(gate.admit(statement(SqlCommand::Update, text)));
+        waiting.ask(&mut gate).await.unwrap();
+    }
+    let asked = bench.people.asked.lock().unwrap();
+    assert_ne!(asked[0].digest, asked[1].digest);
+    assert_eq!(asked[0].digest, asked[2].digest);
+    assert_eq!(asked[0].approver_sets[0].rule, "data/support/refunds");
+    assert_eq!(asked[0].valid_for_seconds, 900);
+}
+
+#[tokio::test(start_paused = true)]
+async fn apr_6_patience_ends_in_a_ticket_and_silence_in_a_refusal() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    let mut impatient = statement(SqlCommand::Update, "update");
+    impatient.patience = Some(Duration::from_secs(1));
+    let started = tokio::time::Instant::now();
+    let refusal = held(gate.admit(impatient)).wait(&mut gate).await.err().unwrap();
+    assert_eq!(refusal.reason, Reason::ApprovalRequired);
+    assert_eq!(&*refusal.ticket.unwrap().name, "ar-test01");
+    assert!(started.elapsed() < Duration::from_secs(2));
+
+    bench.people.down.store(true, std::sync::atomic::Ordering::SeqCst);
+    let waiting = held(gate.admit(statement(SqlCommand::Update, "update")));
+    assert_eq!(waiting.wait(&mut gate).await.err().unwrap().reason, Reason::Unavailable);
+}
+
+#[tokio::test]
+async fn apr_6_a_no_is_a_no_and_a_lockdown_ends_the_hold() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    bench.people.say(RequestState::Denied);
+    let waiting = held(gate.admit(statement(SqlCommand::Update, "update")));
+    assert_eq!(waiting.wait(&mut gate).await.err().unwrap().reason, Reason::ApprovalDenied);
+
+    bench.people.say(RequestState::Pending);
+    let waiting = held(gate.admit(statement(SqlCommand::Update, "update")));
+    let lock = async {
+        tokio::task::yield_now().await;
+        freeze_everything(&bench, 1);
+    };
+    let (answer, ()) = tokio::join!(waiting.wait(&mut gate), lock);
+    assert_eq!(answer.err().unwrap().reason, Reason::Locked);
+    assert!(bench.people.claims.lock().unwrap().is_empty());
+    assert_eq!(bench.authority.metrics.held.get(), 0);
+}
+
+#[tokio::test]
+async fn apr_1_a_policy_change_while_waiting_voids_the_hold() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    let mut waiting = held(gate.admit(statement(SqlCommand::Update, "update")));
+    waiting.ask(&mut gate).await.unwrap();
+    let mut changed = rules();
+    changed[1]["ask"]["count"] = json!(2);
+    bench.enforce(json!([target("Postgres", 1, 1)]), json!([policy(changed, json!({}))]));
+    bench.people.say(RequestState::Granted);
+    let refusal = waiting.wait(&mut gate).await.err().unwrap();
+    assert_eq!(refusal.reason, Reason::ApprovalExpired);
+    assert!(bench.people.claims.lock().unwrap().is_empty(), "never claimed, so never sent");
+}
+
+#[tokio::test]
+async fn a_withdrawn_request_is_taken_back() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    let mut waiting = held(gate.admit(statement(SqlCommand::Update, "update")));
+    waiting.ask(&mut gate).await.unwrap();
+    let ticket = waiting.ticket().unwrap();
+    drop(waiting);
+    gate.withdraw(&ticket).await;
+    assert_eq!(*bench.people.withdrawn.lock().unwrap(), ["ar-test01"]);
+}
+
+#[tokio::test]
+async fn what_is_too_long_to_show_cannot_be_approved() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    let long = "x".repeat(65 * 1024);
+    let refusal = refused(gate.admit(statement(SqlCommand::Update, &long)));
+    assert_eq!(refusal.reason, Reason::TooLarge);
+}
