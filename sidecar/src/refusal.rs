@@ -260,7 +260,7 @@ fn explanation(reason: Reason) -> &'static str {
         Reason::CannotRecord => "it cannot be recorded",
         Reason::Unavailable => "a part Sidegate needs is not reachable",
         Reason::Stale => "Sidegate has not heard from its broker",
-        Reason::Locked => "access is frozen",
+        Reason::Locked => "a lockdown is in force",
         Reason::CredentialRefused => "Sidegate's own login was refused",
         Reason::LeaseEnded => "Sidegate's credential ended",
         Reason::MaxSession => "the session reached its longest life",

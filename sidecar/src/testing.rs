@@ -217,7 +217,7 @@ impl Bench {
         let authority = Arc::new(Authority::new(approver, tasks.clone(), Separation::None));
         let journal = tempfile::tempdir().unwrap();
         let log = Log::start(LogOptions {
-            volume: Arc::new(DirectoryVolume::open(journal.path()).unwrap()),
+            volume: Arc::new(DirectoryVolume::open(&journal.path().join("journal")).unwrap()),
             identity: LogIdentity::default(),
             clock: Arc::new(SystemClock::default()),
         });
