@@ -4,6 +4,8 @@
 //! Accepting never waits for a session. Refuses, before a byte, connections of other users where one is named.
 //! Invariant: the address a connection arrived on names its target; there is no pass-through.
 
+mod owner;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -21,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
 use crate::gate::Gate;
-use crate::owner::owner;
 use crate::protocols::{self, Conn, RoomContext};
 use crate::session::Session;
 use crate::target::TargetState;
@@ -248,7 +249,7 @@ impl Door {
         let Ok(local) = stream.local_addr() else {
             return;
         };
-        let uid = owner(peer, local);
+        let uid = owner::owner(peer, local);
         if listeners.is_foreign(&uid) {
             authority.metrics.foreign.up();
             tracing::warn!(%peer, uid = ?uid.ok(), "closed a connection that is not the agent's");
@@ -386,3 +387,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // What is inside is whole between any two statements.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,6 @@ pub mod dial;
 pub mod gate;
 pub mod identity;
 pub mod metrics;
-pub mod owner;
 pub mod protocols;
 pub mod rate;
 pub mod record;

@@ -24,7 +24,7 @@ pub const ENTRY_LIMIT: usize = 10_000;
 #[derive(Default)]
 pub struct Revocations {
     set: ArcSwap<DenySet>,
-    /// Bumped with every set; starts at 1, so that a gate that has seen none looks at once.
+    /// Bumped with every set, after the set is in place.
     generation: AtomicU64,
     swap: Mutex<()>,
 }
@@ -39,6 +39,11 @@ pub struct Frozen {
 }
 
 impl Frozen {
+    /// Whether nothing touches the session: the common case, which needs no clock.
+    pub fn is_free(&self) -> bool {
+        self.any_until.is_none()
+    }
+
     /// Whether open sessions are frozen at this time.
     pub fn closes(&self, now_ms: i64) -> bool {
         self.close_until.is_some_and(|until| now_ms < until)

@@ -5,7 +5,19 @@
 
 use zeroize::Zeroizing;
 
-/// Secret text.
+/// Secret text. It cannot be printed:
+///
+/// ```compile_fail
+/// let secret = sidegate_sidecar::secret::Secret::new(String::new());
+/// println!("{secret:?}");
+/// ```
+///
+/// nor copied:
+///
+/// ```compile_fail
+/// let secret = sidegate_sidecar::secret::Secret::new(String::new());
+/// let _copy = secret.clone();
+/// ```
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
@@ -63,11 +75,4 @@ mod tests {
         assert_eq!(secret.fingerprint(), "f52fbd32");
         assert_eq!(secret.expose(), "hunter2");
     }
-
-    /// ```compile_fail
-    /// let secret = sidegate_sidecar::secret::Secret::new(String::new());
-    /// println!("{secret:?}");
-    /// ```
-    #[allow(dead_code)]
-    struct SecretsCannotBePrinted;
 }

@@ -2,7 +2,12 @@
 //!
 //! Everything else in these tests is the real thing.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing
+)]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -319,4 +324,26 @@ pub fn policy(rules: serde_json::Value, limits: serde_json::Value) -> serde_json
             "rules": rules, "limits": limits,
         },
     })
+}
+
+/// A port nobody has right now, on any family.
+pub fn free_port() -> u16 {
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    probe.local_addr().unwrap().port()
+}
+
+/// A server that sends back what it gets and closes when its peer does.
+pub async fn echo() -> std::net::SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    Tasks::default().spawn("echo", async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            Tasks::default().spawn("echo connection", async move {
+                let (mut read, mut write) = stream.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = tokio::io::AsyncWriteExt::shutdown(&mut write).await;
+            });
+        }
+    });
+    address
 }

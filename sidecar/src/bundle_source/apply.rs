@@ -1,4 +1,7 @@
 //! Putting into force what the stream brought: deny sets and bundles, and what they mean for open sessions.
+//!
+//! A bundle is taken only if its body is what its version says, is no older than the one in force, and compiles whole.
+//! Invariant: when a deny set or bundle is acknowledged, the sessions it ends are gone or two seconds have passed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,7 @@
 //! One HTTP/2 request for as long as it lives: JSON lines both ways, reopened with a jittered pause.
+//!
+//! Compiling runs beside the stream, so deny frames never wait for it; of several bundles the latest is compiled.
+//! Refuses a broker of another protocol version, and one that calls this process somebody else.
 
 use std::future::Future;
 use std::pin::Pin;

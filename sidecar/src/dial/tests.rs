@@ -180,7 +180,14 @@ fn ups_3_special_addresses_are_refused_in_every_form() {
         // Even where loopback literals may be dialled, only true loopback is.
         assert_eq!(guard::check(parsed, true, &own).is_ok(), parsed.is_loopback(), "{ip}");
     }
-    for ip in ["10.0.0.5", "192.168.1.1", "203.0.113.7", "2606:4700::1", "fd12:3456::1", "64:ff9b::8.8.8.8"] {
+    for ip in [
+        "10.0.0.5",
+        "192.168.1.1",
+        "203.0.113.7",
+        "2606:4700::1",
+        "fd12:3456::1",
+        "64:ff9b::8.8.8.8",
+    ] {
         assert!(guard::check(ip.parse().unwrap(), false, &own).is_ok(), "{ip}");
     }
 }
@@ -193,14 +200,34 @@ fn ups_3_own_interfaces_are_refused_and_unreadable_ones_refuse_all() {
     let mapped = IpAddr::V6(Ipv4Addr::new(10, 1, 2, 3).to_ipv6_mapped());
     assert!(guard::check(mapped, false, &own).is_err());
     assert_eq!(guard::check(ip, false, &None), Err(Forbidden::Interfaces));
-    assert!(guard::own_addresses().unwrap().contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
+    assert!(guard::own_addresses()
+        .unwrap()
+        .contains(&IpAddr::V4(Ipv4Addr::LOCALHOST)));
 }
 
 #[test]
 fn ups_3_literals_follow_the_strict_grammar() {
     for bad in [
-        "127.1", "0177.0.0.1", "0x7f.0.0.1", "2130706433", "0x7f000001", "1.2.3", "1.2.3.4.5", "01.2.3.4", "[::1]",
-        "fe80::1%eth0", "", ".", "a..b", "-a.b", "a b", "a/b", "127.0.0.1.", "user@host", "host:1", "1.2.3.0x4",
+        "127.1",
+        "0177.0.0.1",
+        "0x7f.0.0.1",
+        "2130706433",
+        "0x7f000001",
+        "1.2.3",
+        "1.2.3.4.5",
+        "01.2.3.4",
+        "[::1]",
+        "fe80::1%eth0",
+        "",
+        ".",
+        "a..b",
+        "-a.b",
+        "a b",
+        "a/b",
+        "127.0.0.1.",
+        "user@host",
+        "host:1",
+        "1.2.3.0x4",
     ] {
         assert!(guard::host(bad).is_none(), "{bad}");
     }
@@ -216,10 +243,7 @@ async fn ups_3_loopback_needs_a_literal_the_target_states_and_a_process_that_all
     let port = listener.local_addr().unwrap().port();
     assert!(dial(&stated_loopback(port), &literal_context(true)).await.is_ok());
     // Each of the three by itself is not enough.
-    for (target, allow) in [
-        (stated_loopback(port), false),
-        (target("127.0.0.1", port), true),
-    ] {
+    for (target, allow) in [(stated_loopback(port), false), (target("127.0.0.1", port), true)] {
         let error = refused(&target, &literal_context(allow)).await;
         assert!(matches!(error, DialError::Forbidden(Forbidden::Loopback(_))), "{error}");
     }
@@ -244,7 +268,10 @@ async fn tls_server(names: &[&str]) -> (SocketAddr, String) {
     let issuer = rcgen::Issuer::new(ca, ca_key);
     let key = rcgen::KeyPair::generate().unwrap();
     let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
-    let leaf = rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    let leaf = rcgen::CertificateParams::new(names)
+        .unwrap()
+        .signed_by(&key, &issuer)
+        .unwrap();
     let config = rustls::ServerConfig::builder_with_provider(crate::tls::provider())
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -358,7 +385,10 @@ async fn ups_9_the_peer_is_the_checked_address_and_not_our_own_listener() {
     context.own_listener(address);
     assert!(context.verify_peer(&stream, address).is_err());
     let error = refused(&stated_loopback(address.port()), &context).await;
-    assert!(matches!(error, DialError::Forbidden(Forbidden::OwnListener(_))), "{error}");
+    assert!(
+        matches!(error, DialError::Forbidden(Forbidden::OwnListener(_))),
+        "{error}"
+    );
     context.forget_listener(&address);
     assert!(dial(&stated_loopback(address.port()), &context).await.is_ok());
 }
@@ -370,5 +400,9 @@ async fn a_name_server_that_never_answers_costs_ten_seconds_at_most() {
     let context = DialContext::new(names, false);
     let started = tokio::time::Instant::now();
     let error = refused(&target("db.example", 5432), &context).await;
-    assert!(started.elapsed() <= Duration::from_secs(10), "{:?} {error}", started.elapsed());
+    assert!(
+        started.elapsed() <= Duration::from_secs(10),
+        "{:?} {error}",
+        started.elapsed()
+    );
 }

@@ -63,6 +63,11 @@ pub trait Frame {
     fn repeats(&self) -> Option<OpId> {
         None
     }
+    /// The masks that the plan for its answer was made with. If the decision brings others (a new bundle came between
+    /// planning and admission), the frame is refused: an answer is never masked by yesterday's plan.
+    fn masks(&self) -> Option<&Arc<MaskSet>> {
+        None
+    }
     /// How long this frame may be held at most (5 s inside a transaction); absent: the rule's own time.
     fn patience(&self) -> Option<Duration> {
         None
@@ -150,9 +155,11 @@ pub struct Gate {
 impl Gate {
     /// A gate for one session.
     pub fn new(session: Arc<Session>, authority: Arc<Authority>) -> Self {
+        // The number first: a set that comes in between is then looked at once more, not missed.
+        let deny_generation = authority.deny.generation();
         let frozen = authority.deny.frozen(&session.subject, &session.target);
         let mut gate = Gate {
-            deny_generation: authority.deny.generation(),
+            deny_generation,
             session,
             authority,
             recorder: Ledger::default(),
@@ -282,9 +289,10 @@ impl Gate {
         Ok(Admitted::new(Seal(()), frame, None, OpId(0)))
     }
 
-    /// Number of the bundle in force: cached plans compare it.
-    pub fn generation(&self) -> u64 {
-        self.authority.generation()
+    /// Number of the bundle that the gate judges by from here on, the newest: cached plans compare it.
+    pub fn generation(&mut self) -> u64 {
+        self.rebind();
+        self.generation
     }
 
     /// Version of the bundle the gate last judged by.
@@ -343,6 +351,11 @@ impl Gate {
         match decision.effect {
             Effect::Deny => Admission::No(self.refuse(&frame, &decision)),
             Effect::Ask => self.hold(frame, decision),
+            Effect::Allow if !same_masks(&frame, &decision) => {
+                let refusal = Refusal::new(Reason::PlanMismatch, frame.what())
+                    .because("the policy changed while it was planned; send it again");
+                Admission::No(self.record_denied(refusal, Some(&frame.described())))
+            }
             Effect::Allow => {
                 if let Err(refusal) = self.take_rate(&frame, &decision) {
                     return Admission::No(self.record_denied(refusal, Some(&frame.described())));
@@ -431,7 +444,7 @@ impl Gate {
             return Err(Refusal::new(reason, what));
         }
         self.refresh_frozen();
-        if self.frozen.closes(jiff::Timestamp::now().as_millisecond()) {
+        if !self.frozen.is_free() && self.frozen.closes(jiff::Timestamp::now().as_millisecond()) {
             self.session.end(Reason::Locked);
             return Err(Refusal::new(Reason::Locked, what));
         }
@@ -534,6 +547,12 @@ impl Frame for Opening {
     fn what(&self) -> &'static str {
         "connection"
     }
+}
+
+/// Whether the plan of a frame was made with the masks of the decision.
+fn same_masks<F: Frame>(frame: &F, decision: &Decision) -> bool {
+    let planned = frame.masks();
+    planned.is_none_or(|planned| Arc::ptr_eq(planned, &decision.masks) || **planned == *decision.masks)
 }
 
 /// The ticket of an approval state.

@@ -22,6 +22,7 @@ struct Statement {
     facts: SqlFacts,
     text: String,
     patience: Option<Duration>,
+    masks: Option<Arc<MaskSet>>,
 }
 
 fn statement(command: SqlCommand, text: &str) -> Statement {
@@ -43,6 +44,7 @@ fn statement(command: SqlCommand, text: &str) -> Statement {
         facts,
         text: text.to_owned(),
         patience: None,
+        masks: None,
     }
 }
 
@@ -69,6 +71,10 @@ impl Frame for Statement {
 
     fn patience(&self) -> Option<Duration> {
         self.patience
+    }
+
+    fn masks(&self) -> Option<&Arc<MaskSet>> {
+        self.masks.as_ref()
     }
 }
 
@@ -108,7 +114,8 @@ fn gate(bench: &Bench) -> (Gate, crate::session::Entered) {
 
 fn connected(bench: &Bench) -> (Gate, crate::session::Entered) {
     let (mut gate, entered) = gate(bench);
-    gate.connect(&ConnectFacts::default()).unwrap_or_else(|refusal| panic!("{}", refusal.text()));
+    gate.connect(&ConnectFacts::default())
+        .unwrap_or_else(|refusal| panic!("{}", refusal.text()));
     (gate, entered)
 }
 
@@ -159,7 +166,11 @@ async fn allowed_denied_and_unmatched_operations_get_their_answers() {
     let refusal = refused(gate.admit(statement(SqlCommand::Delete, "delete")));
     assert_eq!(refusal.reason, Reason::Denied);
     assert_eq!(&*refusal.rule.clone().unwrap().rule, "never");
-    assert!(refusal.text().contains("Deleting is not for agents."), "{}", refusal.text());
+    assert!(
+        refusal.text().contains("Deleting is not for agents."),
+        "{}",
+        refusal.text()
+    );
     let refusal = refused(gate.admit(statement(SqlCommand::Drop, "drop table app.orders")));
     assert_eq!(refusal.reason, Reason::Denied);
 }
@@ -227,7 +238,10 @@ async fn id_6_a_lockdown_refuses_the_next_operation_and_cuts_the_session() {
     assert_eq!(refusal.reason, Reason::Locked);
     assert_eq!(gate.passive(Bytes::new()).err().unwrap().reason, Reason::Locked);
     let (mut new, _entered) = self::gate(&bench);
-    assert_eq!(new.connect(&ConnectFacts::default()).unwrap_err().reason, Reason::Locked);
+    assert_eq!(
+        new.connect(&ConnectFacts::default()).unwrap_err().reason,
+        Reason::Locked
+    );
 }
 
 #[tokio::test]
@@ -279,7 +293,10 @@ async fn apr_2_a_granted_operation_is_claimed_once_and_settled() {
     waiting.ask(&mut gate).await.unwrap();
     assert_eq!(&*waiting.ticket().unwrap().name, "ar-test01");
     bench.people.say(RequestState::Granted);
-    let admitted = waiting.wait(&mut gate).await.unwrap_or_else(|refusal| panic!("{}", refusal.text()));
+    let admitted = waiting
+        .wait(&mut gate)
+        .await
+        .unwrap_or_else(|refusal| panic!("{}", refusal.text()));
     gate.outcome(admitted.op(), Outcome::default());
     let claims = bench.people.claims.lock().unwrap().clone();
     assert_eq!(claims.len(), 1);
@@ -298,7 +315,11 @@ async fn apr_2_a_granted_operation_is_claimed_once_and_settled() {
 async fn apr_1_another_byte_is_another_digest() {
     let bench = bench(json!({}));
     let (mut gate, _entered) = connected(&bench);
-    for text in ["update app.orders set x = 1", "update app.orders set x = 2", "update app.orders set x = 1"] {
+    for text in [
+        "update app.orders set x = 1",
+        "update app.orders set x = 2",
+        "update app.orders set x = 1",
+    ] {
         let mut waiting = held(gate.admit(statement(SqlCommand::Update, text)));
         waiting.ask(&mut gate).await.unwrap();
     }
@@ -332,7 +353,10 @@ async fn apr_6_a_no_is_a_no_and_a_lockdown_ends_the_hold() {
     let (mut gate, _entered) = connected(&bench);
     bench.people.say(RequestState::Denied);
     let waiting = held(gate.admit(statement(SqlCommand::Update, "update")));
-    assert_eq!(waiting.wait(&mut gate).await.err().unwrap().reason, Reason::ApprovalDenied);
+    assert_eq!(
+        waiting.wait(&mut gate).await.err().unwrap().reason,
+        Reason::ApprovalDenied
+    );
 
     bench.people.say(RequestState::Pending);
     let waiting = held(gate.admit(statement(SqlCommand::Update, "update")));
@@ -358,7 +382,10 @@ async fn apr_1_a_policy_change_while_waiting_voids_the_hold() {
     bench.people.say(RequestState::Granted);
     let refusal = waiting.wait(&mut gate).await.err().unwrap();
     assert_eq!(refusal.reason, Reason::ApprovalExpired);
-    assert!(bench.people.claims.lock().unwrap().is_empty(), "never claimed, so never sent");
+    assert!(
+        bench.people.claims.lock().unwrap().is_empty(),
+        "never claimed, so never sent"
+    );
 }
 
 #[tokio::test]
@@ -380,4 +407,20 @@ async fn what_is_too_long_to_show_cannot_be_approved() {
     let long = "x".repeat(65 * 1024);
     let refusal = refused(gate.admit(statement(SqlCommand::Update, &long)));
     assert_eq!(refusal.reason, Reason::TooLarge);
+}
+
+#[tokio::test]
+async fn pol_10_an_answer_is_never_masked_by_the_plan_of_an_older_bundle() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    let mut planned = statement(SqlCommand::Select, "select ssn from app.orders");
+    planned.masks = Some(gate.masks());
+    gone(gate.admit(planned.clone()));
+    let mut masking = policy(rules(), json!({}));
+    masking["spec"]["masks"] = json!([{"columns": ["app.orders.ssn"], "as": {"redact": {}}}]);
+    bench.enforce(json!([target("Postgres", 1, 1)]), json!([masking]));
+    let refusal = refused(gate.admit(planned.clone()));
+    assert_eq!(refusal.reason, Reason::PlanMismatch);
+    planned.masks = Some(gate.masks());
+    gone(gate.admit(planned));
 }

@@ -11,11 +11,10 @@ mod sniff;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::FutureExt;
 use sidegate_policies::api::target::TargetProtocol;
-use sidegate_policies::engine::{Completeness, ConnectFacts, Facts, Operation, TcpFacts, Verb};
+use sidegate_policies::engine::{Completeness, ConnectFacts, Decision, Facts, Operation, TcpFacts, Verb};
 use sidegate_policies::reason::Reason;
 use sidegate_policies::record::payload;
 use sidegate_policies::record::Kind;
@@ -24,7 +23,7 @@ use tokio::net::TcpStream;
 
 use super::{Conn, Room, RoomContext};
 use crate::dial::{self, DialError};
-use crate::gate::{Admission, Described, Frame, Gate};
+use crate::gate::{Admission, Described, Frame, Gate, OpId};
 use crate::refusal::Refusal;
 use crate::session::Session;
 
@@ -50,7 +49,7 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// The whole stream as one operation. It carries no bytes itself.
+/// The whole stream as one operation. Its bytes follow, each batch admitted as part of it.
 struct StreamFrame {
     facts: TcpFacts,
     text: String,
@@ -82,12 +81,6 @@ impl Frame for StreamFrame {
     }
 }
 
-impl From<StreamFrame> for Bytes {
-    fn from(_: StreamFrame) -> Bytes {
-        Bytes::new()
-    }
-}
-
 async fn serve(mut conn: Conn, session: Arc<Session>, mut gate: Gate, ctx: RoomContext) {
     let done = tokio::select! {
         biased;
@@ -112,7 +105,9 @@ async fn serve(mut conn: Conn, session: Arc<Session>, mut gate: Gate, ctx: RoomC
 pub(super) struct Opened {
     target: Box<dyn Stream>,
     first: Vec<u8>,
-    stream: crate::admitted::Admitted<StreamFrame>,
+    op: OpId,
+    /// Bytes the target may send.
+    cap: u64,
 }
 
 async fn open(
@@ -121,13 +116,15 @@ async fn open(
     gate: &mut Gate,
     ctx: &RoomContext,
 ) -> Result<Option<Opened>, Refusal> {
-    match gate.open(ConnectFacts::default()) {
-        Admission::Go(_) => {}
+    // A connection that a person granted is the operation; any other gets one of its own below.
+    let granted = match gate.open(ConnectFacts::default()) {
+        Admission::Go(_) => None,
         Admission::No(refusal) => return Err(refusal),
         Admission::Hold(held) => {
-            held.wait(gate).await?;
+            let admitted = held.wait(gate).await?;
+            Some((admitted.op(), cap(admitted.decision())))
         }
-    }
+    };
     let Some((first, label)) = sniffed(conn, session, gate).await? else {
         return Ok(None);
     };
@@ -136,16 +133,29 @@ async fn open(
         .await
         .map_err(|_| refusal(Reason::CannotRecord))?;
     let target = connect(session, gate, ctx).await?;
+    let (op, cap) = match granted {
+        Some(granted) => granted,
+        None => stream_operation(session, gate, &label)?,
+    };
+    Ok(Some(Opened { target, first, op, cap }))
+}
+
+fn stream_operation(session: &Session, gate: &mut Gate, label: &str) -> Result<(OpId, u64), Refusal> {
     let frame = StreamFrame {
         facts: TcpFacts::default(),
         text: format!("raw stream to {}{label}", session.target.address()),
     };
     match gate.admit(frame) {
-        Admission::Go(stream) => Ok(Some(Opened { target, first, stream })),
+        Admission::Go(stream) => Ok((stream.op(), cap(stream.decision()))),
         Admission::No(refusal) => Err(refusal),
-        // Asks on raw TCP are about the connection, which was granted; admission checks nothing else may ask.
+        // Asks on raw TCP are about the connection; the loader refuses any other.
         Admission::Hold(_) => Err(gate.refused(refusal(Reason::Denied), None)),
     }
+}
+
+fn cap(decision: Option<&Decision>) -> u64 {
+    let limit = decision.and_then(|decision| decision.limits.bytes);
+    limit.map_or(u64::MAX, |size| size.0)
 }
 
 /// Looks at the agent's first bytes. None: it closed without any.
@@ -208,3 +218,6 @@ fn refusal(reason: Reason) -> Refusal {
 pub(super) fn reset(stream: &TcpStream) {
     let _ = socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO));
 }
+
+#[cfg(test)]
+mod tests;

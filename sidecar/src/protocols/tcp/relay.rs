@@ -110,18 +110,15 @@ struct Relay {
 
 /// Relays until the end, then records the outcome.
 pub(super) async fn run(agent: TcpStream, opened: Opened, session: &Session, gate: &mut Gate) {
-    let limits = opened.stream.decision().map(|decision| decision.limits);
-    let cap = limits.and_then(|limits| limits.bytes).map_or(u64::MAX, |size| size.0);
     let mut relay = Relay {
         agent,
         target: Upstream::after_login(opened.target),
         up: Flow::new(),
         down: Flow::new(),
         pending: 0..0,
-        op: opened.stream.op(),
-        cap,
+        op: opened.op,
+        cap: opened.cap,
     };
-    relay.target.queue(opened.stream);
     let end = match relay.upward(&opened.first, gate) {
         Err(end) => end,
         Ok(()) => tokio::select! {
