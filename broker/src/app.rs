@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::Router;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
 use sidegate_policies::compile::Problem;
@@ -34,6 +33,7 @@ use crate::keeper::{load, Keeper};
 use crate::local_cluster::LocalCluster;
 use crate::lockdown::Lockdowns;
 use crate::pins::Pins;
+use crate::records::{Records, RecordsError, RecordsOptions};
 use crate::report::{Findings, Reporter};
 use crate::secrets::{check_folder, SecretFolder};
 use crate::server::serve_tls;
@@ -65,6 +65,7 @@ pub struct Running {
     reporter: Arc<Reporter>,
     quit: CancellationToken,
     tasks: Tasks,
+    late: Tasks,
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -86,12 +87,14 @@ impl Broker {
         let cluster = Arc::new(cluster);
         let front = Arc::new(build_front(&config, &state, &listeners, &cluster, watcher)?);
         front.lockdowns.configure(front.index().lockdowns())?;
+        let records = open_records(&state, &front, &config.cluster)?;
         let subject = subject_of(&cluster);
         let reporter = Arc::new(Reporter {
             front: Arc::clone(&front),
             cluster: Arc::clone(&cluster),
             subject: subject.clone(),
             separation: config.identity.separation.clone(),
+            records: Arc::clone(&records),
             front_url: listeners.front_url.clone(),
             findings: Mutex::new(Findings {
                 problems: Vec::new(),
@@ -110,6 +113,8 @@ impl Broker {
         };
         let tasks = front.tasks.clone();
         tasks.spawn("keeper", keeper.run());
+        let late = Tasks::new();
+        late.spawn("records", Arc::clone(&records).run(late.stopping()));
         let quit = CancellationToken::new();
         let running = Running {
             front_addr: listeners.front_addr,
@@ -123,6 +128,7 @@ impl Broker {
             reporter: Arc::clone(&reporter),
             quit: quit.clone(),
             tasks,
+            late,
         };
         serve(listeners, &authority, reporter, quit);
         Ok(running)
@@ -155,9 +161,11 @@ impl Running {
         self.quit.cancelled().await;
     }
 
-    /// Tells streams to drain, ends every task, and waits for them.
+    /// Tells streams to drain, ends every task, and waits for them. The record store comes last: its checkpoint
+    /// covers what sidecars uploaded until their streams closed.
     pub async fn shutdown(self) {
         self.tasks.shutdown(PATIENCE).await;
+        self.late.shutdown(PATIENCE).await;
         let _ = std::fs::remove_file(&self.control_socket);
     }
 }
@@ -305,7 +313,7 @@ fn build_front(
 fn serve(listeners: Listeners, authority: &Authority, reporter: Arc<Reporter>, quit: CancellationToken) {
     let front = Arc::clone(&reporter.front);
     let tasks = front.tasks.clone();
-    let routes = front::router(Arc::clone(&front), Router::new());
+    let routes = front::router(Arc::clone(&front), Arc::clone(&reporter.records).router());
     tasks.spawn(
         "front",
         serve_tls(listeners.front, authority.tls(), routes, tasks.clone()),
@@ -317,6 +325,15 @@ fn serve(listeners: Listeners, authority: &Authority, reporter: Arc<Reporter>, q
     );
     let control = Arc::new(Control { reporter, quit });
     tasks.spawn("control", run_control(listeners.control, control));
+}
+
+/// The record store, which keeps the keys that certify record keys for ever.
+fn open_records(state: &StateDir, front: &Front, cluster: &str) -> Result<Arc<Records>, StartError> {
+    let options = RecordsOptions::new(state.dir("records")?, cluster);
+    let fail = |error: RecordsError| StartError::Records(error.to_string());
+    let records = Records::open(options).map_err(fail)?;
+    records.set_ring(&front.issuer.record_ring()).map_err(fail)?;
+    Ok(records)
 }
 
 /// The key of approval digests, made once.

@@ -61,6 +61,9 @@ pub struct Status {
     pub problems: Vec<Problem>,
     /// Things to look at that stop nothing (dangling references).
     pub warnings: Vec<Problem>,
+    /// What must not happen and did, from the record store.
+    #[serde(default)]
+    pub alarms: Vec<String>,
     /// Every connected sidecar, as its stream tells.
     #[serde(default)]
     pub connected: Vec<SidecarReport>,

@@ -1,4 +1,4 @@
-//! What the broker tells people about itself: status, and later sessions.
+//! What the broker tells people about itself: status and recorded sessions.
 //!
 //! Refuses nothing and reveals no secret: names, addresses, versions, reasons. The invariant: a report is read
 //! from what is in force at that moment, not from what was configured.
@@ -10,12 +10,14 @@ use sidegate_policies::api::target::{TlsMode, WeakLogin};
 use sidegate_policies::api::Target;
 use sidegate_policies::compile::Problem;
 use sidegate_policies::engine::Subject;
+use sidegate_policies::record::summary::SessionSummary;
 use sidegate_policies::wire::TargetStatus;
 
 use crate::config::Separation;
 use crate::control::{SessionRow, SidecarReport, Status};
 use crate::front::Front;
 use crate::local_cluster::LocalCluster;
+use crate::records::Records;
 
 /// Problems and warnings of the configuration as it is on disk now.
 #[derive(Debug, Clone, Default)]
@@ -36,6 +38,8 @@ pub struct Reporter {
     pub subject: Subject,
     /// What separates the agent.
     pub separation: Separation,
+    /// The record store.
+    pub records: Arc<Records>,
     /// URL of the front face.
     pub front_url: String,
     /// What the last look at the configuration found.
@@ -76,6 +80,12 @@ impl Reporter {
             deny_revision: denied.set.revision,
             problems: findings.problems,
             warnings: findings.warnings,
+            alarms: self
+                .records
+                .alarms()
+                .into_iter()
+                .map(|alarm| format!("{} {}: {}", alarm.at, alarm.log, alarm.message))
+                .collect(),
             front_url: self.front_url.clone(),
             issuer: front.issuer.url().to_owned(),
             pod_uid: self.subject.pod_uid.clone(),
@@ -118,7 +128,22 @@ impl Reporter {
 
     /// Sessions of the record store.
     pub fn sessions(&self) -> Vec<SessionRow> {
-        Vec::new()
+        self.records.sessions().into_iter().map(session_row).collect()
+    }
+}
+
+fn session_row(session: SessionSummary) -> SessionRow {
+    let reason = session.reason.filter(|reason| reason != "client");
+    let orphan = session.orphan.map(|_| "orphan".to_owned());
+    SessionRow {
+        id: session.id,
+        started: session.started,
+        ended: session.ended,
+        subject: session.subject,
+        target: session.target,
+        operations: session.operations,
+        denied: session.denied,
+        cut: reason.or(orphan),
     }
 }
 

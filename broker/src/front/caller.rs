@@ -45,6 +45,12 @@ pub async fn authenticate(State(front): State<Arc<Front>>, request: Request, nex
     match identify(&front, &parts).await {
         Ok(caller) => {
             let mut request = Request::from_parts(parts, body);
+            request.extensions_mut().insert(crate::records::Caller {
+                namespace: caller.subject().namespace.clone(),
+                service_account: caller.subject().service_account.clone(),
+                pod_uid: caller.subject().pod_uid.clone(),
+                instance: caller.workload.instance,
+            });
             request.extensions_mut().insert(caller);
             next.run(request).await
         }

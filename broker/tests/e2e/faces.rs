@@ -261,3 +261,21 @@ async fn a_broken_configuration_starts_nothing_and_lists_every_problem() {
         .iter()
         .all(|problem| problem.line.is_some() && problem.file.is_some()));
 }
+
+#[tokio::test]
+async fn records_are_taken_from_attested_callers_only_and_the_store_is_verifiable_by_its_ring() {
+    let world = World::start().await;
+    let mut stranger = world.client();
+    stranger.exchange("x").await;
+    let refused = stranger.call(Method::POST, "/v1/records", None).await;
+    assert_eq!(
+        (refused.status, refused.error()),
+        (StatusCode::UNAUTHORIZED, "invalid_client")
+    );
+    let mut sidecar = world.sidecar().await;
+    assert_eq!(
+        sidecar.call(Method::POST, "/v1/records", None).await.status,
+        StatusCode::OK
+    );
+    assert!(world.path("state/records").is_dir());
+}
