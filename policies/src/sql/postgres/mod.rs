@@ -5,8 +5,13 @@
 
 pub mod analysis;
 pub mod catalog;
+mod commands;
+mod effects;
 mod filtered;
+pub mod functions;
+pub mod guc;
 pub mod lineage;
+mod merge;
 pub mod names;
 pub mod parse;
 pub mod plan;
@@ -14,6 +19,7 @@ pub mod prescan;
 pub mod resolve;
 #[cfg(test)]
 mod shop;
+mod statements;
 pub mod walk;
 
 pub use analysis::{
@@ -22,32 +28,66 @@ pub use analysis::{
 };
 pub use catalog::{Catalog, CatalogBuilder};
 
-/// What the analysis must know of the server.
-#[derive(Debug, Clone, Copy)]
+use parse::ParseError;
+
+use crate::engine::operation::Completeness;
+
+/// What the analysis has to know about server and session beyond names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Options {
-    /// Its major version.
+    /// The server's major version, such as 15.
     pub server_major: u32,
-    /// Whether a backslash in a plain string is a backslash.
+    /// The session's `standard_conforming_strings`, as the server last reported it.
     pub standard_conforming_strings: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Options {
-            server_major: 15,
+            server_major: 18,
             standard_conforming_strings: true,
         }
     }
 }
 
-/// Parses, walks and resolves a text. Until the walk lands every text is Opaque, which passes only where no fact
-/// matters.
-pub fn analyse(_text: &str, _options: &Options, _catalog: &Catalog, _view: &dyn SessionView) -> Analysis {
-    Analysis {
-        statements: Vec::new(),
-        facts: crate::sql::SqlFacts::default(),
-        completeness: crate::engine::Completeness::Opaque,
-        problem: Some("statements are not understood yet".to_owned()),
-        limit: None,
+/// Analyses one statement string.
+pub fn analyse(text: &str, options: &Options, catalog: &Catalog, view: &dyn SessionView) -> Analysis {
+    let dialect = parse::Dialect {
+        standard_conforming_strings: options.standard_conforming_strings,
+    };
+    let analysed = parse::with_tree(text, dialect, |tree| {
+        statements::all(text, tree, options, catalog, view)
+    });
+    match analysed {
+        Ok(statements) => {
+            let problem = statements.iter().find_map(|(_, problem)| problem.clone());
+            let statements: Vec<_> = statements.into_iter().map(|(statement, _)| statement).collect();
+            let worst = statements.iter().map(|statement| statement.completeness).max();
+            Analysis {
+                facts: merge::string(&statements, view),
+                completeness: worst.unwrap_or(Completeness::Exact),
+                limit: problem.as_ref().and_then(|problem| problem.limit),
+                problem: problem.map(|problem| problem.message),
+                statements,
+            }
+        }
+        Err(error) => opaque(&error, view),
     }
 }
+
+/// A string the grammar or a limit turned away: nothing is known of it.
+fn opaque(error: &ParseError, view: &dyn SessionView) -> Analysis {
+    Analysis {
+        statements: Vec::new(),
+        facts: statements::unknown_facts(view),
+        completeness: Completeness::Opaque,
+        problem: Some(error.to_string()),
+        limit: match error {
+            ParseError::Limit(limit) => Some(*limit),
+            ParseError::Syntax(_) | ParseError::Nul | ParseError::Internal(_) => None,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests;

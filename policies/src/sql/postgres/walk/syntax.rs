@@ -3,6 +3,7 @@
 //! Nothing here is resolved. A name is only what the text says; what it means is decided against the catalog by
 //! whoever merges this with the binding.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::api::access_policy::SqlCommand;
@@ -19,7 +20,7 @@ pub struct Syntax {
     /// Every relation named.
     pub relations: Vec<RelationRef>,
     /// Every function, operator and type named.
-    pub functions: Vec<FunctionRef>,
+    pub functions: BTreeSet<FunctionRef>,
     /// Settings named, lower case, with what is done to them.
     pub settings: Vec<SettingRef>,
     /// LISTEN, UNLISTEN and NOTIFY channels.
@@ -34,6 +35,8 @@ pub struct Syntax {
     pub returning: bool,
     /// COPY's direction.
     pub copy: CopyDirection,
+    /// Commands that reach relations they do not name.
+    pub unnamed: CommandSet,
     /// Some query stands in the tree, so that a part without relation is a Select of nothing.
     pub query: bool,
     /// Cursors named by WHERE CURRENT OF.
@@ -50,7 +53,7 @@ impl Default for Syntax {
             commands: CommandSet::EMPTY,
             effects: Effects::default(),
             relations: Vec::new(),
-            functions: Vec::new(),
+            functions: BTreeSet::new(),
             settings: Vec::new(),
             channels: Vec::new(),
             objects: Vec::new(),
@@ -58,6 +61,7 @@ impl Default for Syntax {
             limit: Fact::Known(None),
             returning: false,
             copy: CopyDirection::None,
+            unnamed: CommandSet::EMPTY,
             query: false,
             current_of: Vec::new(),
             problem: None,
@@ -120,7 +124,7 @@ pub enum RelationRole {
 }
 
 /// A function, operator or type as written.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FunctionRef {
     /// What kind of name it is.
     pub kind: FunctionKind,
@@ -135,7 +139,7 @@ pub struct FunctionRef {
 }
 
 /// What kind of name a [`FunctionRef`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FunctionKind {
     /// A function, aggregate, window function or procedure.
     Call,
@@ -143,8 +147,10 @@ pub enum FunctionKind {
     Operator,
     /// A type: its input function, its casts and its domain checks count.
     Type,
-    /// A name nothing is known of: never listed.
-    Unknown,
+    /// A name after an expression, which calls a function of that name unless it is a field.
+    Attribute,
+    /// The same after one name: a column where the binder knows one.
+    ColumnOrAttribute,
 }
 
 /// A setting as written.
@@ -154,13 +160,17 @@ pub struct SettingRef {
     pub name: Arc<str>,
     /// What is done to it.
     pub verb: SettingVerb,
+    /// The value, where it is a constant.
+    pub value: Option<Arc<str>>,
 }
 
 /// What is done to a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SettingVerb {
-    /// SET, RESET or a function that sets, in this session.
+    /// SET or a function that sets, in this session.
     Set,
+    /// RESET, SET TO DEFAULT: back to what was pinned at login.
+    Reset,
     /// SHOW or current_setting.
     Read,
     /// ALTER ROLE, DATABASE, SYSTEM … SET, or attached to a function: outlives the session.
