@@ -242,7 +242,13 @@ where
         let name = Bytes::copy_from_slice(parsed.name);
         let plan = match self.judge(&frame, parsed.text).await {
             Ok(plan) => plan,
-            Err(refusal) => return self.refuse(refusal, Kind::Extended),
+            Err(refusal) => {
+                if name.is_empty() {
+                    // A Parse that fails leaves no unnamed statement behind.
+                    self.conversation.remove_statement(&name);
+                }
+                return self.refuse(refusal, Kind::Extended);
+            }
         };
         if !self.conversation.statement_fits(frame.bytes().len()) {
             let refusal = Refusal::new(Reason::TooLarge, "statement").because("too many prepared statements");

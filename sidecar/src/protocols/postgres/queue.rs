@@ -117,6 +117,8 @@ pub enum Expect {
     },
     /// Ours, in this place.
     Local(Bytes),
+    /// Our own `SHOW search_path`: nothing of its answer reaches the agent.
+    SearchPath,
 }
 
 /// The queue.

@@ -34,8 +34,8 @@ use crate::upstream::Upstream;
 
 /// Bytes that may wait for a peer before the other side is not read any more.
 const HIGH: usize = 256 * 1024;
-/// What is read at once.
-const CHUNK: usize = 32 * 1024;
+/// What is read at once: little from an idle peer, more from one that fills it.
+const CHUNKS: std::ops::RangeInclusive<usize> = 4 * 1024..=256 * 1024;
 /// A peer that takes nothing for this long is gone.
 const STALLED: Duration = Duration::from_secs(60);
 /// The last words to an agent may take this long.
@@ -99,6 +99,11 @@ pub struct Relay<A, S> {
     pub(super) server_key: Option<(i32, Bytes)>,
     pub(super) cancelling: Option<oneshot::Receiver<()>>,
     pub(super) generation: u64,
+    /// A statement changed search_path in this session, so that it may change back.
+    pub(super) path_touched: bool,
+    /// The search_path must be asked for before anything else is judged.
+    pub(super) path_dirty: bool,
+    chunk: usize,
     echo: Echo,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -168,6 +173,9 @@ where
             server_key: parts.server_key,
             cancelling: None,
             generation: 0,
+            path_touched: false,
+            path_dirty: false,
+            chunk: *CHUNKS.start(),
             echo: parts.echo,
         }
     }
@@ -191,6 +199,9 @@ where
         self.pump_agent().await?;
         self.mark_flight();
         self.seal()?;
+        if self.parked.is_some() && self.queue.is_empty() {
+            return Ok(());
+        }
         self.wait().await
     }
 
@@ -344,16 +355,24 @@ where
         let mut read = false;
         if self.out.len() <= HIGH {
             let buffer = self.server_in.buffer();
-            buffer.reserve(CHUNK);
+            buffer.reserve(self.chunk);
             match pin!(self.upstream.read_buf(buffer)).poll(cx) {
                 Poll::Ready(Ok(0) | Err(_)) => return Err(End::Target),
-                Poll::Ready(Ok(_)) => read = true,
+                Poll::Ready(Ok(count)) => {
+                    read = true;
+                    let wanted = if count >= self.chunk {
+                        self.chunk.saturating_mul(4)
+                    } else {
+                        *CHUNKS.start()
+                    };
+                    self.chunk = wanted.min(*CHUNKS.end());
+                }
                 Poll::Pending => {}
             }
         }
         if !self.blocked() {
             let buffer = self.agent_in.buffer();
-            buffer.reserve(CHUNK / 4);
+            buffer.reserve(*CHUNKS.start());
             match pin!(self.agent.read_buf(buffer)).poll(cx) {
                 Poll::Ready(Ok(0) | Err(_)) => return Err(End::Client),
                 Poll::Ready(Ok(_)) => read = true,

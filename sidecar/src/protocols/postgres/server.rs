@@ -124,6 +124,7 @@ where
                 self.on_ready(&frame)?;
                 Ok(None)
             }
+            (Some(Expect::SearchPath), _) => self.on_search_path(&frame),
             (
                 Some(Expect::Poison {
                     simple: true,
@@ -217,11 +218,31 @@ where
 
     /// A statement completed: our maps follow the server's.
     fn statement_done(&mut self, plan: &Arc<super::facts::Planned>, index: usize) {
-        if let Some(statement) = plan.analysis.statements.get(index) {
-            self.conversation.completed(statement);
+        match plan.analysis.statements.get(index) {
+            Some(statement) => {
+                self.conversation.completed(statement);
+                self.follow_path(&statement.kind);
+            }
+            // What was not understood may have done anything.
+            None if plan.analysis.problem.is_some() => (self.path_touched, self.path_dirty) = (true, true),
+            None => {}
         }
         if self.conversation.status != b'I' {
             self.conversation.ran(&plan.text);
+        }
+    }
+
+    fn follow_path(&mut self, kind: &StatementKind) {
+        let touches = match kind {
+            StatementKind::Set { name, .. } => &**name == "search_path",
+            StatementKind::Reset(name) => name.as_deref().is_none_or(|name| name == "search_path"),
+            StatementKind::Discard(_) => true,
+            StatementKind::Transaction(_) => self.path_touched,
+            _ => false,
+        };
+        // A server that reports it needs no question.
+        if touches && self.planner.major < 18 {
+            (self.path_touched, self.path_dirty) = (true, true);
         }
     }
 
@@ -288,7 +309,37 @@ where
             self.finish_portal(&portal, None);
         }
         self.tell(frame.bytes());
+        self.ask_search_path(status)
+    }
+
+    /// Before 18 the server does not report search_path: once a statement touched it, it is asked for whenever it may
+    /// have changed, before the next message of the agent is judged.
+    fn ask_search_path(&mut self, status: u8) -> Result<(), End> {
+        if !self.path_dirty || status == b'E' {
+            return Ok(());
+        }
+        self.path_dirty = false;
+        self.forward(super::codec::write::query("SHOW search_path"))?;
+        self.queue.push(Expect::SearchPath);
+        self.barrier = true;
         Ok(())
+    }
+
+    fn on_search_path(&mut self, frame: &Frame) -> Result<Option<Expect>, End> {
+        match frame.tag() {
+            b'Z' => return Ok(None),
+            b'D' => {
+                let mut cells = Vec::new();
+                let read = super::codec::data_row::cells(frame, 1, &mut cells);
+                read.map_err(|error| End::Server(error.to_string()))?;
+                let range = cells.into_iter().flatten().next().unwrap_or_default();
+                let shown = frame.bytes().get(range).unwrap_or_default();
+                self.conversation.set_search_path(&String::from_utf8_lossy(shown));
+            }
+            b'T' | b'C' => {}
+            _ => return Err(End::Server("search_path could not be read".to_owned())),
+        }
+        Ok(Some(Expect::SearchPath))
     }
 
     fn on_error(&mut self, frame: &Frame) -> Result<(), End> {
@@ -384,6 +435,7 @@ where
                 };
                 self.gate.outcome(run.op, outcome);
             }
+            Expect::SearchPath => self.path_dirty = true,
             _ => {}
         }
     }
