@@ -139,8 +139,9 @@ where
     async fn on_query(&mut self, frame: Frame) -> Result<(), End> {
         self.release_withheld()?;
         let text = parse::decode_query(&frame)?;
-        let plan = match self.judge(&frame, text).await {
-            Ok(plan) => plan,
+        let text = text.to_vec();
+        let (frame, plan) = match self.judge_sent(frame, &text).await {
+            Ok(judged) => judged,
             Err(refusal) => return self.refuse(refusal, Kind::Simple),
         };
         let work = Work::query(&frame, &plan, &self.conversation);
@@ -240,8 +241,9 @@ where
             return self.native("42602", "statement names beginning with \"sidegate.\" are reserved");
         }
         let name = Bytes::copy_from_slice(parsed.name);
-        let plan = match self.judge(&frame, parsed.text).await {
-            Ok(plan) => plan,
+        let (types, text) = (parsed.types, parsed.text.to_vec());
+        let (frame, plan) = match self.judge_sent(frame, &text).await {
+            Ok(judged) => judged,
             Err(refusal) => {
                 if name.is_empty() {
                     // A Parse that fails leaves no unnamed statement behind.
@@ -256,7 +258,6 @@ where
             return self.refuse(refusal, Kind::Extended);
         }
         let waits = plan.structure.effect == Effect::Ask || (plan.structure.open && !plan.structure.cacheable);
-        let types = parsed.types;
         let prepared = Arc::new(Prepared::new(name, frame, types, plan));
         if waits {
             self.conversation.put_statement(prepared.clone());

@@ -4,6 +4,7 @@
 //! credential is exchanged for a fresh one once.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,7 +20,7 @@ use super::codec::error::Fields;
 use super::codec::{data_row, startup, write, CodecError, Piece, ServerScanner};
 use super::params;
 use crate::credentials::{CredentialError, LeaseHandle, LeaseMaterial};
-use crate::dial::{self, DialError, TlsFacts};
+use crate::dial::{self, DialError, Dialled, TlsFacts};
 use crate::protocols::RoomContext;
 use crate::target::TargetState;
 
@@ -147,13 +148,29 @@ pub struct Connected {
     pub tls: Option<TlsFacts>,
     /// The search_path as the server shows it.
     pub search_path: String,
+    /// The address dialled.
+    pub peer: SocketAddr,
+}
+
+/// The target, reached: no login yet.
+pub struct Reached {
+    /// The stream.
+    pub stream: ServerStream,
+    /// What TLS proved.
+    pub tls: Option<TlsFacts>,
+    /// The address dialled.
+    pub peer: SocketAddr,
 }
 
 /// Reaches the target and sets up TLS where the Target wants it; no login yet.
-pub async fn reach(target: &TargetState, ctx: &RoomContext) -> Result<(ServerStream, Option<TlsFacts>), ConnectError> {
-    let mut stream = dial::dial(target, &ctx.dial).await?.stream;
+pub async fn reach(target: &TargetState, ctx: &RoomContext) -> Result<Reached, ConnectError> {
+    let Dialled { mut stream, peer } = dial::dial(target, &ctx.dial).await?;
     if !dial::wants_tls(target) {
-        return Ok((ServerStream::Plain(stream), None));
+        return Ok(Reached {
+            stream: ServerStream::Plain(stream),
+            tls: None,
+            peer,
+        });
     }
     let mut answer = [0u8; 1];
     stream
@@ -165,7 +182,11 @@ pub async fn reach(target: &TargetState, ctx: &RoomContext) -> Result<(ServerStr
         return Err(ConnectError::NoTls);
     }
     let (stream, facts) = dial::start_tls(stream, target, &ctx.dial, Some(ALPN)).await?;
-    Ok((ServerStream::Tls(Box::new(stream)), Some(facts)))
+    Ok(Reached {
+        stream: ServerStream::Tls(Box::new(stream)),
+        tls: Some(facts),
+        peer,
+    })
 }
 
 /// Connects and logs in; a refused credential is exchanged once. `parameters` makes the start-up parameters for a role.
@@ -195,7 +216,7 @@ async fn attempt(
     parameters: &impl Fn(&str) -> Vec<(String, String)>,
 ) -> Result<Connected, ConnectError> {
     let whole = async {
-        let (mut stream, tls) = reach(target, ctx).await?;
+        let Reached { mut stream, tls, peer } = reach(target, ctx).await?;
         let role = role(&lease).unwrap_or(fallback_user).to_owned();
         let parameters = parameters(&role);
         let end_point = tls.as_ref().and_then(|facts| facts.server_end_point.clone());
@@ -221,6 +242,7 @@ async fn attempt(
             role,
             tls,
             search_path,
+            peer,
         })
     };
     tokio::time::timeout(LOGIN, whole)

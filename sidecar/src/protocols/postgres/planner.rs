@@ -9,12 +9,13 @@ use sidegate_policies::engine::{Decision, Effect};
 use sidegate_policies::reason::Reason;
 use sidegate_policies::sql::postgres::catalog::Catalog;
 use sidegate_policies::sql::postgres::prescan::Limit;
-use sidegate_policies::sql::postgres::{analyse, Options, SessionView};
+use sidegate_policies::sql::postgres::{analyse, Options, SessionView, StatementKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::catalog::Snapshot;
-use super::codec::{Frame, MAX_TEXT};
+use super::codec::{parse, write, Frame, MAX_TEXT};
 use super::facts::{self, PlanCache, Planned, Scope};
+use super::params;
 use super::relay::Relay;
 use super::work::Work;
 use crate::refusal::Refusal;
@@ -32,6 +33,8 @@ pub struct Planner {
     pub subject: String,
     /// The server's major version.
     pub major: u32,
+    /// What every application_name of this session begins with.
+    pub prefix: String,
     /// The scope plans were made in last.
     pub scope: Option<Arc<Scope>>,
 }
@@ -70,6 +73,20 @@ where
         let same = Arc::ptr_eq(&scope, &plan.scope) || *scope == *plan.scope;
         same && !self.planner.snapshot.is_stale()
             && plan.analysis.facts.in_transaction == self.conversation.in_transaction()
+    }
+
+    /// Plans a text; a SET of application_name is planned in a form that keeps our prefix, and that form is sent.
+    pub(super) async fn judge_sent(&mut self, frame: Frame, text: &[u8]) -> Result<(Frame, Arc<Planned>), Refusal> {
+        let plan = self.judge(&frame, text).await?;
+        let Some(renamed) = renamed(&plan, &self.planner.prefix) else {
+            return Ok((frame, plan));
+        };
+        let rewritten = match parse::decode(&frame) {
+            Ok(parsed) if frame.tag() == b'P' => write::parse(&String::from_utf8_lossy(parsed.name), &renamed),
+            _ => write::query(&renamed),
+        };
+        let plan = self.judge(&rewritten, renamed.as_bytes()).await?;
+        Ok((rewritten, plan))
     }
 
     /// Plans a text, or refuses it.
@@ -196,6 +213,26 @@ where
         if plan.analysis.problem.is_some() {
             self.unparsable = self.unparsable.saturating_add(1);
         }
+    }
+}
+
+/// The text to send instead of a SET of application_name that lacks our prefix.
+fn renamed(plan: &Planned, prefix: &str) -> Option<String> {
+    let [only] = plan.analysis.statements.as_slice() else {
+        return None;
+    };
+    match &only.kind {
+        StatementKind::Set {
+            name,
+            value: Some(value),
+            local,
+        } if &**name == "application_name" && !value.starts_with(prefix) => {
+            let full = params::application_name(prefix, value);
+            let quoted = full.replace('\'', "''");
+            let local = if *local { "LOCAL " } else { "" };
+            Some(format!("SET {local}application_name TO '{quoted}'"))
+        }
+        _ => None,
     }
 }
 

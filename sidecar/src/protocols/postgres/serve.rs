@@ -3,14 +3,16 @@
 //! It refuses before it spends: parameters and policy are judged before a lease is asked for or anything is dialled,
 //! and the collector must know of the session before the first byte goes to the target.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use serde::Serialize;
 use sidegate_policies::engine::ConnectFacts;
 use sidegate_policies::mask::Keys;
 use sidegate_policies::reason::Reason;
+use sidegate_policies::record::payload::Pins;
 use sidegate_policies::record::Kind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -70,6 +72,9 @@ pub async fn serve(mut conn: Conn, session: Arc<Session>, mut gate: Gate, ctx: R
         Err(_) => gate.closing("startup"),
     }
 }
+
+/// Text of a record.
+type Text<'a> = Cow<'a, str>;
 
 struct Agent {
     stream: AgentStream<TcpStream>,
@@ -184,22 +189,6 @@ fn prefix(session: &Session) -> String {
     format!("sg:{}:{tail}", session.subject.account())
 }
 
-/// What the record keeps of the two logins.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PinsRecord<'a> {
-    server: &'a str,
-    protocol: String,
-    mechanism: &'a str,
-    tls: Option<&'a str>,
-    role: &'a str,
-    database: &'a str,
-    user: &'a str,
-    search_path: &'a str,
-    pins: Vec<(&'a str, &'a str)>,
-    insecure: Vec<String>,
-}
-
 #[allow(clippy::too_many_arguments)] // everything a session is made of meets here, once
 fn prepare(
     agent: Agent,
@@ -211,7 +200,7 @@ fn prepare(
     ctx: RoomContext,
     shared: &Shared,
 ) -> Option<(Parts<AgentStream<TcpStream>, login::ServerStream>, BytesMut)> {
-    record_pins(&mut gate, requested, &connected, session);
+    record_pins(&mut gate, requested, &connected);
     let keys = Keys::random().ok()?;
     let key = match &connected.login.cancel {
         Some(_) => Some(shared.keys.issue(minor)?),
@@ -233,6 +222,7 @@ fn prepare(
         target: session.target.clone(),
         subject: session.subject.account(),
         major: login.major(),
+        prefix: prefix(session),
         scope: None,
     };
     let masks = MaskKit::new(keys, gate.masks());
@@ -253,29 +243,37 @@ fn prepare(
     Some((parts, welcome))
 }
 
-fn record_pins(gate: &mut Gate, requested: &Requested, connected: &Connected, session: &Session) {
+fn record_pins(gate: &mut Gate, requested: &Requested, connected: &Connected) {
     let login = &connected.login;
-    let pinned = [
+    let echoed = [
         "client_encoding",
         "standard_conforming_strings",
         "TimeZone",
         "DateStyle",
+        "IntervalStyle",
+        "server_version",
+        "application_name",
     ];
-    let pins = pinned
-        .iter()
-        .filter_map(|name| login.reported(name).map(|value| (*name, value)))
-        .collect();
-    let record = PinsRecord {
-        server: login.reported("server_version").unwrap_or_default(),
-        protocol: format!("3.{}", login.minor),
-        mechanism: login.mechanism,
-        tls: connected.tls.as_ref().map(|facts| facts.version),
-        role: &connected.role,
-        database: &requested.database,
-        user: &requested.user,
-        search_path: &connected.search_path,
-        pins,
-        insecure: session.target.insecure(),
+    let mut settings: BTreeMap<Text<'_>, Text<'_>> = BTreeMap::new();
+    for name in echoed {
+        if let Some(value) = login.reported(name) {
+            settings.insert(name.into(), value.into());
+        }
+    }
+    settings.insert("search_path".into(), connected.search_path.as_str().into());
+    settings.insert("protocol".into(), format!("3.{}", login.minor).into());
+    let tls = match &connected.tls {
+        Some(facts) => format!("{} {}", facts.version, facts.server_name),
+        None => "none".to_owned(),
+    };
+    let record = Pins {
+        address: Some(connected.peer.to_string().into()),
+        mechanism: Some(login.mechanism.into()),
+        tls: Some(tls.into()),
+        credential: Some(connected.lease.id().into()),
+        user: Some(connected.role.as_str().into()),
+        database: Some(requested.database.as_str().into()),
+        settings,
     };
     // What cannot be recorded stops the first operation.
     let _ = gate.recorder().event(Kind::Pins, None, &record);
@@ -300,7 +298,7 @@ fn welcome(requested: &Requested, connected: &Connected, key: Option<&cancel::He
 /// Cancels at the server, on a connection of its own under the same TLS rule, and waits until the server closes it.
 pub async fn send_cancel(target: &TargetState, ctx: &RoomContext, pid: i32, key: &Bytes) -> Result<(), ConnectError> {
     let whole = async {
-        let (mut stream, _) = login::reach(target, ctx).await?;
+        let mut stream = login::reach(target, ctx).await?.stream;
         let io = |error: std::io::Error| ConnectError::Login(error.into());
         stream.write_all(&packets::cancel_request(pid, key)).await.map_err(io)?;
         stream.flush().await.map_err(io)?;

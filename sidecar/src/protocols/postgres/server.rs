@@ -510,7 +510,13 @@ where
                 "{name} changed, which would change what SQL text means"
             )));
         }
-        self.tell(frame.bytes());
+        match value.strip_prefix(&*self.planner.prefix) {
+            // The agent sees the name it gave.
+            Some(own) if name == "application_name" => {
+                super::codec::write::parameter_status(&mut self.out, name, own.trim_start());
+            }
+            _ => self.tell(frame.bytes()),
+        }
         Ok(())
     }
 }
