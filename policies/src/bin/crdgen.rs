@@ -1,2 +1,260 @@
-//! Not here yet.
-fn main() {}
+//! Writes the CustomResourceDefinitions of every kind to `policies/crds/`, from the types.
+//!
+//! Owns what the types cannot say: printer columns, status of the kinds whose status the broker writes, and bounds on
+//! every list, map and text. `--check` writes nothing and fails where a file differs. Invariant: the files are exactly
+//! what this program prints, so nobody edits them.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use kube::CustomResourceExt;
+use serde_json::{json, Map, Value};
+use sidegate_policies::api::access_policy::AccessPolicyResource;
+use sidegate_policies::api::access_request::AccessRequestResource;
+use sidegate_policies::api::cluster_access_policy::ClusterAccessPolicyResource;
+use sidegate_policies::api::lockdown::LockdownResource;
+use sidegate_policies::api::target::TargetResource;
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+enum CrdError {
+    #[error("{path}: {source}")]
+    File { path: String, source: std::io::Error },
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    Print(#[from] sidegate_policies::yaml::PrintError),
+    #[error("{0}: the generated definition has no schema")]
+    Shape(String),
+    #[error("differ from the types (`make crds` writes them anew): {0}")]
+    Differ(String),
+}
+
+fn main() -> ExitCode {
+    let check = std::env::args().any(|argument| argument == "--check");
+    match run(check) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nowhere else to say it.
+            let _ = writeln!(std::io::stderr().lock(), "crdgen: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(check: bool) -> Result<(), CrdError> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
+    let mut differing = Vec::new();
+    for (plural, text) in definitions()? {
+        let path = folder.join(format!("{plural}.yaml"));
+        if !check {
+            write(&path, &text)?;
+        } else if std::fs::read_to_string(&path).ok().as_deref() != Some(text.as_str()) {
+            differing.push(path.display().to_string());
+        }
+    }
+    if differing.is_empty() {
+        Ok(())
+    } else {
+        Err(CrdError::Differ(differing.join(", ")))
+    }
+}
+
+fn write(path: &PathBuf, text: &str) -> Result<(), CrdError> {
+    let folder = path.parent().unwrap_or(path);
+    let wrote = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(path, text));
+    wrote.map_err(|source| CrdError::File {
+        path: path.display().to_string(),
+        source,
+    })
+}
+
+/// A printer column: name, type, JSONPath.
+type Column = (&'static str, &'static str, &'static str);
+
+const ACCEPTED: Column = (
+    "Accepted",
+    "string",
+    ".status.conditions[?(@.type==\"Accepted\")].status",
+);
+const PROGRAMMED: Column = (
+    "Programmed",
+    "string",
+    ".status.conditions[?(@.type==\"Programmed\")].message",
+);
+const AGE: Column = ("Age", "date", ".metadata.creationTimestamp");
+
+fn definitions() -> Result<Vec<(&'static str, String)>, CrdError> {
+    let kinds = [
+        (
+            "targets",
+            serde_json::to_value(TargetResource::crd())?,
+            vec![
+                ("Protocol", "string", ".spec.protocol"),
+                ("Address", "string", ".spec.address.host"),
+                ("Credential", "string", ".spec.credential.secret.name"),
+                ("Local", "integer", ".spec.listen.port"),
+                ACCEPTED,
+                AGE,
+            ],
+        ),
+        (
+            "accesspolicies",
+            serde_json::to_value(AccessPolicyResource::crd())?,
+            vec![
+                ("Mode", "string", ".spec.mode"),
+                ("Targets", "string", ".spec.targetRefs[*].name"),
+                ("Subjects", "string", ".spec.subjects[*].serviceAccount.name"),
+                ("Rules", "string", ".spec.rules[*].name"),
+                ACCEPTED,
+                PROGRAMMED,
+                AGE,
+            ],
+        ),
+        (
+            "clusteraccesspolicies",
+            serde_json::to_value(ClusterAccessPolicyResource::crd())?,
+            vec![
+                ("Mode", "string", ".spec.mode"),
+                ("Targets", "string", ".spec.targetRefs[*].name"),
+                ("Rules", "string", ".spec.rules[*].name"),
+                ACCEPTED,
+                PROGRAMMED,
+                AGE,
+            ],
+        ),
+        (
+            "accessrequests",
+            serde_json::to_value(AccessRequestResource::crd())?,
+            vec![
+                ("Subject", "string", ".spec.subject.serviceAccount.name"),
+                ("Target", "string", ".spec.target.name"),
+                ("Operation", "string", ".spec.operation.action"),
+                ("State", "string", ".status.state"),
+                ("Decided-By", "string", ".status.decisions[*].by"),
+                AGE,
+            ],
+        ),
+        (
+            "lockdowns",
+            serde_json::to_value(LockdownResource::crd())?,
+            vec![
+                ("Action", "string", ".spec.action"),
+                ("Until", "string", ".spec.until"),
+                ("Reason", "string", ".spec.reason"),
+                AGE,
+            ],
+        ),
+    ];
+    let mut printed = Vec::with_capacity(kinds.len());
+    for (plural, mut definition, columns) in kinds {
+        finish(plural, &mut definition, &columns)?;
+        let head = "# Generated from policies/src/api by crdgen. Do not edit.\n";
+        let body = sidegate_policies::yaml::print(&sorted(&definition))?;
+        printed.push((plural, format!("{head}{body}")));
+    }
+    Ok(printed)
+}
+
+/// Adds what the types cannot say.
+fn finish(plural: &str, definition: &mut Value, columns: &[Column]) -> Result<(), CrdError> {
+    let shape = || CrdError::Shape(plural.to_owned());
+    let version = definition.pointer_mut("/spec/versions/0").ok_or_else(shape)?;
+    let columns: Vec<Value> = columns
+        .iter()
+        .map(|(name, kind, path)| json!({"name": name, "type": kind, "jsonPath": path}))
+        .collect();
+    let schema = version
+        .pointer_mut("/schema/openAPIV3Schema/properties")
+        .and_then(Value::as_object_mut)
+        .ok_or_else(shape)?;
+    schema.entry("status").or_insert_with(conditions);
+    for part in ["spec", "status"] {
+        if let Some(part) = schema.get_mut(part) {
+            bound(part, "");
+        }
+    }
+    let version = version.as_object_mut().ok_or_else(shape)?;
+    version.insert("additionalPrinterColumns".to_owned(), Value::Array(columns));
+    version.insert("subresources".to_owned(), json!({"status": {}}));
+    Ok(())
+}
+
+/// The status the broker writes: conditions, and the generation it saw.
+fn conditions() -> Value {
+    json!({
+        "type": "object",
+        "nullable": true,
+        "description": "What was observed. Written by the broker.",
+        "properties": {
+            "observedGeneration": {"type": "integer", "format": "int64", "description": "The generation this is about."},
+            "conditions": {
+                "type": "array",
+                "description": "Accepted, ResolvedRefs, Programmed, and Insecure where a login may be weak.",
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["type"],
+                "items": {
+                    "type": "object",
+                    "required": ["type", "status", "reason", "message", "lastTransitionTime"],
+                    "properties": {
+                        "type": {"type": "string", "description": "The condition."},
+                        "status": {"type": "string", "enum": ["True", "False", "Unknown"], "description": "Whether it holds."},
+                        "reason": {"type": "string", "description": "Why, in one word."},
+                        "message": {"type": "string", "description": "Why, for people."},
+                        "lastTransitionTime": {"type": "string", "format": "date-time", "description": "Since when."},
+                        "observedGeneration": {"type": "integer", "format": "int64", "description": "The generation this is about."}
+                    }
+                }
+            }
+        }
+    })
+}
+
+/// Bounds what has none: API servers price validation rules by the largest value there could be.
+fn bound(schema: &mut Value, name: &str) {
+    let Some(fields) = schema.as_object_mut() else {
+        return;
+    };
+    let kind = fields
+        .get("type")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned();
+    let limit = match kind.as_str() {
+        "string" if fields.contains_key("enum") || fields.contains_key("format") => None,
+        // A bundle of certificates in place.
+        "string" if name == "inline" => Some(("maxLength", 262_144)),
+        "string" => Some(("maxLength", 4_096)),
+        "array" => Some(("maxItems", 256)),
+        "object" if fields.contains_key("additionalProperties") => Some(("maxProperties", 64)),
+        _ => None,
+    };
+    if let Some((key, value)) = limit {
+        fields.entry(key).or_insert_with(|| value.into());
+    }
+    if let Some(properties) = fields.get_mut("properties").and_then(Value::as_object_mut) {
+        for (name, property) in properties.iter_mut() {
+            bound(property, name);
+        }
+    }
+    for inner in ["items", "additionalProperties"] {
+        if let Some(inner) = fields.get_mut(inner) {
+            bound(inner, "");
+        }
+    }
+}
+
+/// The same value with every map in order of its keys.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<_> = map.iter().collect();
+            entries.sort_by_key(|(key, _)| key.as_str());
+            let entries = entries.into_iter().map(|(key, value)| (key.clone(), sorted(value)));
+            Value::Object(entries.collect::<Map<String, Value>>())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
+        other => other.clone(),
+    }
+}
