@@ -280,3 +280,96 @@ fn the_policy_guide_loads_clean() {
     assert_eq!(loaded.problems, []);
     assert_eq!(check(&loaded.objects).problems, []);
 }
+#[test]
+fn rules_that_cannot_be_enforced_are_refused() {
+    let with = |spec: &str| format!("{}---\n{}", target(POSTGRES), policy(spec));
+    let rule = |rest: &str| with(&format!("rules: [{{name: a, {rest}}}]"));
+    one(&rule("effect: Ask"), "spec.rules[0].ask");
+    one(
+        &rule("effect: Allow, ask: {approvers: [{user: a}]}"),
+        "spec.rules[0].ask",
+    );
+    one(
+        &rule("effect: Ask, ask: {approvers: []}"),
+        "spec.rules[0].ask.approvers",
+    );
+    one(
+        &rule("effect: Ask, ask: {approvers: [{user: a}], count: 6}"),
+        "spec.rules[0].ask.count",
+    );
+    one(
+        &rule("effect: Ask, ask: {approvers: [{user: a}], holdFor: 11m}"),
+        "spec.rules[0].ask.holdFor",
+    );
+    one(
+        &rule("effect: Ask, ask: {approvers: [{user: a}], holdFor: 0s}"),
+        "spec.rules[0].ask.holdFor",
+    );
+    one(
+        &rule("effect: Ask, ask: {approvers: [{user: a}], validFor: 25h}"),
+        "spec.rules[0].ask.validFor",
+    );
+    one(
+        &rule("effect: Ask, ask: {approvers: [{user: ''}]}"),
+        "spec.rules[0].ask.approvers[0]",
+    );
+    one(
+        &rule("effect: Ask, ask: {approvers: [{user: a}], exclude: [{anyone: {}}]}"),
+        "spec.rules[0].ask.exclude[0]",
+    );
+    one(
+        &rule("effect: Deny, sql: {tables: [orders]}"),
+        "spec.rules[0].sql.tables[0]",
+    );
+    one(
+        &rule("effect: Deny, sql: {columns: [app.orders]}"),
+        "spec.rules[0].sql.columns[0]",
+    );
+    one(
+        &rule(&format!("effect: Deny, message: {}", "x".repeat(201))),
+        "spec.rules[0].message",
+    );
+    one(
+        &with("rules: [{name: a, effect: Deny}, {name: a, effect: Deny}]"),
+        "spec.rules[1].name",
+    );
+    one(
+        &with("masks: [{columns: [a.b.c], detect: [Email], as: {redact: {}}}]"),
+        "spec.masks[0]",
+    );
+    one(&with("masks: [{as: {redact: {}}}]"), "spec.masks[0]");
+    one(
+        &with("masks: [{columns: [a.b.c], as: {keepLast: {count: 65}}}]"),
+        "spec.masks[0].as",
+    );
+    one(
+        &with("masks: [{columns: [a.b.c], as: {keepFirst: {count: -1}}}]"),
+        "spec.masks[0].as",
+    );
+    one(&with("limits: {rows: 0}"), "spec.limits.rows");
+    one(&with("limits: {maxSession: 0s}"), "spec.limits.maxSession");
+}
+
+#[test]
+fn conditions_are_checked_at_load() {
+    let with = |when: &str| {
+        let rule = format!("rules: [{{name: a, effect: Deny, when: '{when}'}}]");
+        format!("{}---\n{}", target(POSTGRES), policy(&rule))
+    };
+    assert_eq!(checked(&with("!sql.filtered")).problems, []);
+    for wrong in [
+        "sql.nothing",
+        "sql.filtered ==",
+        "sql.filtered + 1",
+        "subject.namespace",
+        "who == 1",
+    ] {
+        one(&with(wrong), "spec.rules[0].when");
+    }
+}
+
+#[test]
+fn a_cluster_policy_never_allows() {
+    let text = "apiVersion: sidegate.dev/v1alpha1\nkind: ClusterAccessPolicy\nmetadata: {name: c}\nspec:\n  rules: [{name: a, effect: Allow}]\n";
+    one(text, "spec.rules[0].effect");
+}
