@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod bundle;
+pub mod cases;
 pub mod check;
 pub mod compile;
 pub mod engine;

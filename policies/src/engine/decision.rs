@@ -1,5 +1,6 @@
 //! What the engine answers: allow, deny or ask, with every obligation and everything needed to explain it.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,17 @@ pub struct RuleRef {
     pub policy: Arc<str>,
     /// The rule; `default` where nothing matched.
     pub rule: Arc<str>,
+}
+
+impl fmt::Display for RuleRef {
+    /// `policy/rule`; the bare rule where no policy made it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.policy.is_empty() {
+            f.write_str(&self.rule)
+        } else {
+            write!(f, "{}/{}", self.policy, self.rule)
+        }
+    }
 }
 
 /// The engine's answer to one operation. Rules, masks and terms are shared, so a clone copies no text.

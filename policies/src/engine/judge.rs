@@ -444,17 +444,17 @@ fn no_rule(reason: Reason, what: String) -> (Reason, String) {
 }
 
 /// Whether a rule lets a harmless part ride along: reads of the harmless catalogs with an Allow for Select, anything
-/// else with any rule of the subject that lets something through.
+/// else with any Allow. An Ask carries nothing, or adding one would let something pass unasked.
 pub fn carries(rule: &CompiledRule, part: &Part, scene: &Scene<'_>) -> bool {
-    let commands = match (part.command, rule.effect) {
-        (SqlCommand::Select, RuleEffect::Allow) => rule
-            .matcher
+    let names_select = || {
+        rule.matcher
             .as_ref()
-            .is_none_or(|matcher| matcher.command(SqlCommand::Select)),
-        (SqlCommand::Select, _) => false,
-        _ => true,
+            .is_none_or(|matcher| matcher.command(SqlCommand::Select))
     };
-    commands && rule.concerns(Family::Sql) && rule.could_apply(scene, Family::Any)
+    rule.effect == RuleEffect::Allow
+        && rule.concerns(Family::Sql)
+        && (part.command != SqlCommand::Select || names_select())
+        && rule.could_apply(scene, Family::Any)
 }
 
 /// What stands for a statement string without statements.

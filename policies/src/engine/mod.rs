@@ -3,6 +3,7 @@
 
 pub mod decision;
 pub mod digest;
+pub mod explain;
 pub mod expr;
 pub(crate) mod index;
 pub(crate) mod judge;
@@ -21,7 +22,18 @@ pub use subject::{Subject, TargetId};
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+mod differential;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 pub(crate) mod fixtures;
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    missing_docs
+)]
+mod reference;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 mod tests;

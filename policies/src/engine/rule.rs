@@ -65,8 +65,15 @@ impl CompiledRule {
         }
     }
 
-    /// Whether an Allow, or an Ask, covers one part of a statement that was understood.
+    /// Whether an Allow, or an Ask, covers one part of a statement that was understood. An Ask covers only what it
+    /// fires on for sure, so that whatever it covers is asked.
     pub fn covers(&self, part: &Part, facts: &SqlFacts, scene: &Scene<'_>) -> Outcome {
+        if self.effect == RuleEffect::Ask {
+            match self.fires(part, facts, scene) {
+                Outcome::True | Outcome::Later => {}
+                Outcome::False | Outcome::Unknown => return Outcome::False,
+            }
+        }
         let matched = self
             .matcher
             .as_ref()

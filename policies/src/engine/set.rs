@@ -290,7 +290,7 @@ impl BoundPolicies {
             asks: Arc::default(),
             masks: Arc::clone(&bound.masks),
             limits: bound.limits,
-            rule_digest: bound.base.clone().finish(),
+            rule_digest: bound.base.finish(),
             open: false,
             cacheable: true,
             observed: None,

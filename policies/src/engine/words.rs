@@ -1,6 +1,6 @@
 //! Words people read in refusals and explanations: commands, names of things, sentences about a part.
 
-use crate::api::access_policy::SqlCommand;
+use crate::api::access_policy::{Approver, SqlCommand};
 use crate::sql::facts::{Part, PartRelation};
 use crate::sql::CommandSet;
 
@@ -51,5 +51,14 @@ pub fn part(part: &Part) -> String {
         PartRelation::None => name.to_owned(),
         PartRelation::Known(relation) => format!("{name} on {relation}"),
         PartRelation::Unknown => format!("{name} on a relation whose name could not be resolved"),
+    }
+}
+
+/// `user ann`, `group leads`, `anyone`.
+pub fn approver(approver: &Approver) -> String {
+    match approver {
+        Approver::User(name) => format!("user {name}"),
+        Approver::Group(name) => format!("group {name}"),
+        Approver::Anyone(_) => "anyone".to_owned(),
     }
 }

@@ -249,8 +249,9 @@ pub(crate) mod oracle {
         let mut roots: HashMap<&str, HashMap<Key, Value>> = HashMap::new();
         let mut context = Context::default();
         for fact in FactId::ALL {
-            let Some(value) = scene.fact(fact) else { continue };
-            let value = theirs(value)?;
+            let Some(value) = scene.fact(fact).and_then(theirs) else {
+                continue;
+            };
             match fact.name().split_once('.') {
                 Some((root, field)) => {
                     roots.entry(root).or_default().insert(field.into(), value);

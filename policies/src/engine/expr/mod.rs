@@ -66,3 +66,7 @@ pub enum ExprError {
         why: String,
     },
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+mod tests;
