@@ -69,7 +69,7 @@ pub fn floor(name: &str, spec: Value) -> Value {
 
 /// A bundle of both targets and these policies.
 pub fn bundle(policies: &[Value]) -> Bundle {
-    let of = |kind: &str| policies.iter().filter(move |policy| policy["kind"] == kind).cloned();
+    let of = |kind: &'static str| policies.iter().filter(move |policy| policy["kind"] == kind).cloned();
     Bundle {
         cluster: "local".into(),
         targets: vec![target("shop", "Postgres"), target("stream", "TCP")],
