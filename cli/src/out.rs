@@ -32,8 +32,6 @@ pub enum Tone {
     Bad,
     /// Wants attention.
     Warn,
-    /// Beside the point.
-    Dim,
     /// A heading.
     Bold,
 }
@@ -84,7 +82,6 @@ impl Out {
             Tone::Good => "32",
             Tone::Bad => "31",
             Tone::Warn => "33",
-            Tone::Dim => "2",
             Tone::Bold => "1",
         };
         if self.colour {

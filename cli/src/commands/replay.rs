@@ -46,7 +46,9 @@ enum Form {
 
 /// Replays a session.
 pub fn run(args: ReplayArgs, out: &Out) -> anyhow::Result<ExitCode> {
-    let root = args.store.unwrap_or_else(|| state_folder(args.state.state).join("records"));
+    let root = args
+        .store
+        .unwrap_or_else(|| state_folder(args.state.state).join("records"));
     if !root.is_dir() {
         return Err(Usage(format!("{} is not a record store", root.display())).into());
     }

@@ -41,7 +41,11 @@ pub struct VerifyArgs {
 
 /// Verifies a store.
 pub fn run(args: VerifyArgs, out: &Out) -> anyhow::Result<ExitCode> {
-    let options = Options { session: args.session, keys: args.keys, checkpoint: args.checkpoint };
+    let options = Options {
+        session: args.session,
+        keys: args.keys,
+        checkpoint: args.checkpoint,
+    };
     let report = verify_store(&args.store, &options).map_err(|error| Usage(error.to_string()))?;
     if out.json() {
         out.document(&report)?;
@@ -66,19 +70,35 @@ fn print(report: &Report, out: &Out) -> anyhow::Result<()> {
     };
     for session in &report.sessions {
         let (name, frames) = (visible(&session.session), session.frames);
-        out.line(format!("{} session {name}  {frames} frames{}", verdict(session.verdict), because(&session.why)))?;
+        out.line(format!(
+            "{} session {name}  {frames} frames{}",
+            verdict(session.verdict),
+            because(&session.why)
+        ))?;
     }
     for log in &report.logs {
         let (name, segments) = (visible(&log.log), log.segments);
-        out.line(format!("{} log {name}  {segments} signed segment(s){}", verdict(log.verdict), because(&log.why)))?;
+        out.line(format!(
+            "{} log {name}  {segments} signed segment(s){}",
+            verdict(log.verdict),
+            because(&log.why)
+        ))?;
     }
     for finding in &report.store {
         out.line(format!("{} store{}", verdict(finding.verdict), because(&finding.why)))?;
     }
-    let sum = format!("{} session(s), {} log(s), {} checkpoint(s)", report.sessions.len(), report.logs.len(), report.checkpoints);
+    let sum = format!(
+        "{} session(s), {} log(s), {} checkpoint(s)",
+        report.sessions.len(),
+        report.logs.len(),
+        report.checkpoints
+    );
     match report.exit_code() {
         0 => out.line(format!("{}: {sum}", out.tone(Tone::Good, "verified")))?,
-        code => out.line(format!("{} (exit code {code}): {sum}", out.tone(Tone::Bad, "not verified")))?,
+        code => out.line(format!(
+            "{} (exit code {code}): {sum}",
+            out.tone(Tone::Bad, "not verified")
+        ))?,
     }
     Ok(())
 }

@@ -595,7 +595,12 @@ mod tests {
     fn what_was_not_understood_is_unknown_to_every_matcher() {
         let set = example();
         let facts = statement(&[(Drop, "app.orders")]);
-        let trace = operation(&set.bind(&agent(), &shop()), &opaque(&facts), Phase::Final, noon());
+        let trace = operation(
+            &set.bind(&agent(), &shop()),
+            &crate::engine::fixtures::opaque(&facts),
+            Phase::Final,
+            noon(),
+        );
         assert!(trace.rules.iter().all(|rule| rule.outcome == Hit::Unknown));
         assert!(trace.parts.is_empty());
     }

@@ -225,9 +225,9 @@ const FUNCTIONS: &[&[&str]] = &[
 
 /// A session with `search_path` app, public.
 pub(super) struct Shopper {
-    path: Vec<Arc<str>>,
-    database: Arc<str>,
-    role: Arc<str>,
+    pub path: Vec<Arc<str>>,
+    pub database: Arc<str>,
+    pub role: Arc<str>,
     pub temporary: bool,
 }
 
