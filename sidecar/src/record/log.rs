@@ -297,6 +297,10 @@ impl Log {
             self.announce(shared);
             return;
         }
+        if !shared.leave() {
+            // The flusher knew of it too; its slot may be another session's by now.
+            return;
+        }
         let now = (self.clock.mono_ns(), self.clock.wall_us());
         let mut state = self.state();
         state.leave(shared.slot);

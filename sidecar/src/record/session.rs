@@ -45,6 +45,8 @@ struct Buffer {
     /// The flusher knows of what waits here.
     announced: bool,
     closed: bool,
+    /// The slot was given back, and may be another session's by now.
+    left: bool,
     lost_events: u64,
     lost_bytes: u64,
 }
@@ -86,6 +88,12 @@ impl Shared {
         buffer.lost_events = buffer.lost_events.saturating_add(1);
         buffer.lost_bytes = buffer.lost_bytes.saturating_add(length as u64);
         Ok(())
+    }
+
+    /// Whether the session's slot may be given back: its `close` is written. True once only.
+    pub fn leave(&self) -> bool {
+        let mut buffer = self.lock();
+        !std::mem::replace(&mut buffer.left, true)
     }
 
     /// Whether the session wrote its `close`.

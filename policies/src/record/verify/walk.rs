@@ -437,6 +437,18 @@ impl<'a> Walker<'a> {
 
     /// A verified footer behind a gap names sessions that went further than what is there.
     fn heads_lost(&mut self, footer: &Footer) {
+        for (id, session) in &mut self.sessions {
+            let name = uuid::Uuid::from_bytes(*id).to_string();
+            if !session.closed && footer.heads.iter().all(|head| head.session != name) {
+                // It ended in the gap.
+                let verdict = Verdict::Gap {
+                    from: session.next,
+                    to: session.next,
+                };
+                worsen(&mut session.finding, verdict, "the end of the session is missing");
+                session.closed = true;
+            }
+        }
         for head in &footer.heads {
             let Ok(id) = uuid::Uuid::parse_str(&head.session) else {
                 continue;

@@ -110,7 +110,10 @@ pub(super) fn catalog() -> Catalog {
     let mut builder = CatalogBuilder::new(1);
     builder.section("server", rows(&[&["150014"]])).unwrap();
     builder
-        .section("schemas", rows(&[&["pg_catalog", "t"], &["app", "t"], &["pub", "t"]]))
+        .section(
+            "schemas",
+            rows(&[&["11", "pg_catalog"], &["2200", "app"], &["2201", "pub"]]),
+        )
         .unwrap();
     builder.section("relations", relations).unwrap();
     builder.section("columns", columns).unwrap();
