@@ -10,6 +10,7 @@ pub mod names;
 pub mod ports;
 pub mod postgres;
 pub mod psql;
+pub mod recording;
 pub mod shop;
 pub mod wire;
 pub mod world;
