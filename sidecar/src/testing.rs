@@ -201,11 +201,11 @@ pub struct Bench {
     /// Puts things into force.
     pub enforcer: Enforcer,
     /// What rooms get.
-    pub context: RoomContext,
+    _context: RoomContext,
     /// Kinds of recorded frames.
     pub recorded: Arc<Mutex<Vec<Kind>>>,
     /// Ends leases and the log.
-    pub stop: CancellationToken,
+    _stop: CancellationToken,
     _journal: tempfile::TempDir,
 }
 
@@ -255,9 +255,9 @@ impl Bench {
             authority,
             people,
             enforcer,
-            context,
+            _context: context,
             recorded,
-            stop,
+            _stop: stop,
             _journal: journal,
         };
         bench.alive();
