@@ -70,6 +70,7 @@ pub struct Sidecar;
 pub struct Running {
     authority: Arc<Authority>,
     listeners: Arc<Listeners>,
+    broker: Broker,
     tasks: Tasks,
     status: watch::Receiver<SidecarStatus>,
     /// Ends sources and leases.
@@ -88,7 +89,7 @@ impl Sidecar {
         let identity = Identity::new(&config.token_file)?;
         let tls = client::pinned(&config.broker_ca_pem)?;
         let names = Names::new(&config.name_servers);
-        let broker = Broker::new(config.broker.clone(), tls, names, identity, tasks.clone());
+        let broker = Broker::new(config.broker.clone(), tls, names, identity, tasks.apart());
         let authority = Authority::new(Arc::new(broker.clone()), tasks.clone(), config.separation);
         let authority = Arc::new(authority);
         let context = context(&config, &broker, &authority, &stop)?;
@@ -108,13 +109,14 @@ impl Sidecar {
             status: status.clone(),
             attested: begin_log(volume, &authority, &broker, (&stop_log, &log_done)),
         };
-        tasks.spawn("token", broker.keep_token(stop.clone()));
+        tasks.spawn("token", broker.clone().keep_token(stop.clone()));
         tasks.spawn("bundle stream", bundle_source::run(source, stop.clone()));
         let told = tell(authority.clone(), listeners.clone(), publish, stop.clone());
         tasks.spawn("status", told);
         Ok(Running {
             authority,
             listeners,
+            broker,
             tasks,
             status,
             stop,
@@ -319,6 +321,7 @@ impl Running {
         }
         self.stop.cancel();
         let _ = timeout(FAREWELL, self.tasks.wait()).await;
-        self.tasks.running()
+        let left = self.broker.close().await;
+        self.tasks.running().saturating_add(left)
     }
 }

@@ -55,6 +55,14 @@ impl Tasks {
         })
     }
 
+    /// Tasks that are waited for by themselves; their panics count with these.
+    pub fn apart(&self) -> Tasks {
+        Tasks {
+            tracker: TaskTracker::new(),
+            panics: self.panics.clone(),
+        }
+    }
+
     #[allow(clippy::disallowed_methods)] // the one spawner
     fn start<F>(&self, future: F) -> JoinHandle<()>
     where

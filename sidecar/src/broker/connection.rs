@@ -140,6 +140,11 @@ impl Connection {
         &self.tasks
     }
 
+    /// The connection ends with its last call.
+    pub(super) fn close(&self) {
+        self.open.store(None);
+    }
+
     /// One call. `path` may carry a query; `body` is made anew for a repeated call.
     pub(super) async fn call(
         &self,

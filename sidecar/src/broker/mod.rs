@@ -35,6 +35,8 @@ pub type Body = BoxBody<Bytes, std::convert::Infallible>;
 
 /// Answers that are no stream are never longer.
 const ANSWER_LIMIT: usize = 1 << 20;
+/// How long closing waits for calls that are under way.
+const CLOSE: Duration = Duration::from_secs(2);
 /// How long a caller waits for a session token.
 const TOKEN_WAIT: Duration = Duration::from_secs(5);
 
@@ -52,7 +54,7 @@ struct Shared {
 }
 
 impl Broker {
-    /// A client that has not connected yet.
+    /// A client that has not connected yet. It is the only one to use `tasks`.
     pub fn new(url: Url, tls: Arc<ClientConfig>, names: Names, identity: Identity, tasks: Tasks) -> Self {
         Broker {
             shared: Arc::new(Shared {
@@ -70,6 +72,13 @@ impl Broker {
             () = stop.cancelled() => {}
             () = token::keep(&self) => {}
         }
+    }
+
+    /// Lets the connection go once its calls are done, and waits for that a moment. Returns the tasks left behind.
+    pub async fn close(&self) -> usize {
+        self.shared.connection.close();
+        let _ = tokio::time::timeout(CLOSE, self.tasks().wait()).await;
+        self.tasks().running()
     }
 
     pub(crate) fn tasks(&self) -> &Tasks {

@@ -3,6 +3,7 @@
 //! Owns the words; the form is `sidegate_policies::record::payload`. Texts of refusals are capped at 64 KiB.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sidegate_policies::api::target::{Durability, RecordContent};
@@ -44,9 +45,29 @@ pub(super) fn open<'a>(session: &'a Session, separation: Separation, bundle: Opt
     }
 }
 
+/// Names of the rules that decided last, so that the same rules are not spelled out for each operation.
+#[derive(Default)]
+pub(super) struct Names {
+    rules: Option<Arc<[RuleRef]>>,
+    names: Vec<String>,
+}
+
+impl Names {
+    /// The names of these rules.
+    pub(super) fn of(&mut self, rules: &Arc<[RuleRef]>) -> &[String] {
+        let same = self.rules.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, rules));
+        if !same {
+            self.names = rules.iter().map(rule_name).collect();
+            self.rules = Some(rules.clone());
+        }
+        &self.names
+    }
+}
+
 pub(super) fn intent<'a, F: Frame>(
     frame: &'a F,
     decision: &'a Decision,
+    names: &'a [String],
     bundle: &'a str,
     approval: Option<&'a str>,
 ) -> payload::Intent<'a> {
@@ -68,7 +89,7 @@ pub(super) fn intent<'a, F: Frame>(
             Effect::Ask => "ask".into(),
             Effect::Allow | Effect::Deny => "allow".into(),
         },
-        rules: rules(&decision.rules),
+        rules: names.iter().map(|name| Cow::Borrowed(name.as_str())).collect(),
         bundle: bundle.into(),
         masks,
         approval: approval.map(Cow::Borrowed),

@@ -11,7 +11,7 @@ mod hold;
 mod ledger;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,9 @@ use crate::record::CannotRecord;
 use crate::refusal::{Refusal, Ticket};
 use crate::revoke::Frozen;
 use crate::session::Session;
+
+/// Operations whose start is remembered until their outcome.
+const UNANSWERED: usize = 4_096;
 
 /// The right to build an [`Admitted`]. Made in this module only.
 pub struct Seal(());
@@ -145,7 +148,10 @@ pub struct Gate {
     deny_generation: u64,
     frozen: Frozen,
     last_op: u64,
-    running: HashMap<u64, Instant>,
+    /// Operations without an outcome, oldest first.
+    running: VecDeque<(u64, Instant)>,
+    /// The rules of the last intent as text: the same few decide most operations.
+    names: events::Names,
     claims: HashMap<u64, Claim>,
     totals: Totals,
     opened: bool,
@@ -168,7 +174,8 @@ impl Gate {
             generation: u64::MAX,
             frozen,
             last_op: 0,
-            running: HashMap::new(),
+            running: VecDeque::new(),
+            names: events::Names::default(),
             claims: HashMap::new(),
             totals: Totals::default(),
             opened: false,
@@ -311,8 +318,9 @@ impl Gate {
 
     /// Records how an operation ended; settles its approval.
     pub fn outcome(&mut self, op: OpId, outcome: Outcome<'_>) {
-        let started = self.running.remove(&op.0);
-        let latency = started.map(|at| at.elapsed().as_micros()).unwrap_or_default();
+        let at = self.running.iter().position(|(running, _)| *running == op.0);
+        let started = at.and_then(|at| self.running.remove(at));
+        let latency = started.map(|(_, at)| at.elapsed().as_micros()).unwrap_or_default();
         self.totals.rows = self.totals.rows.saturating_add(outcome.rows.unwrap_or(0));
         self.totals.bytes = self.totals.bytes.saturating_add(outcome.bytes);
         let event = events::outcome(&outcome, u64::try_from(latency).unwrap_or(u64::MAX));
@@ -388,11 +396,14 @@ impl Gate {
         approval: Option<&str>,
     ) -> Result<OpId, CannotRecord> {
         let op = self.next_op();
-        let bundle = self.bundle.clone();
-        let version = bundle.as_ref().map(|bundle| &*bundle.version).unwrap_or_default();
-        let event = events::intent(frame, decision, version, approval);
+        let version = self.bundle.as_ref().map(|bundle| &*bundle.version).unwrap_or_default();
+        let names = self.names.of(&decision.rules);
+        let event = events::intent(frame, decision, names, version, approval);
         self.recorder.event(Kind::Intent, Some(op.0), &event)?;
-        self.running.insert(op.0, Instant::now());
+        if self.running.len() >= UNANSWERED {
+            self.running.pop_front();
+        }
+        self.running.push_back((op.0, Instant::now()));
         self.totals.operations = self.totals.operations.saturating_add(1);
         self.authority.metrics.allowed.up();
         Ok(op)
