@@ -90,7 +90,7 @@ pub struct Refusal {
     /// The operator's or Sidegate's own explanation.
     pub message: Option<Arc<str>>,
     /// The request to wait for.
-    pub ticket: Option<Ticket>,
+    pub ticket: Option<Box<Ticket>>,
     /// Its id.
     pub id: RefusalId,
     /// Whether the target saw it.
@@ -98,7 +98,7 @@ pub struct Refusal {
     /// What was refused: `statement`, `connection`.
     pub what: &'static str,
     /// What to do instead, where Sidegate knows.
-    pub hint: Option<String>,
+    pub hint: Option<Box<str>>,
 }
 
 /// The machine form.
@@ -151,7 +151,7 @@ impl Refusal {
 
     /// The same, with what to do instead.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub fn hint(mut self, hint: impl Into<Box<str>>) -> Self {
         self.hint = Some(hint.into());
         self
     }
@@ -216,7 +216,7 @@ impl Refusal {
                 .filter(|policy| !policy.is_empty()),
             retry: self.reason.retry(),
             ticket: self.ticket.as_ref().map(|ticket| &*ticket.name),
-            expires: self.ticket.as_ref().map(Ticket::until),
+            expires: self.ticket.as_deref().map(Ticket::until),
             next: self.hint.as_deref().map(quote),
             id: self.id.as_str(),
         };

@@ -51,10 +51,10 @@ fn every_reason_has_its_golden_line() {
 #[test]
 fn a_ticket_says_when_and_what_to_send() {
     let mut refusal = fixed(Reason::ApprovalRequired).by(Some(rule()));
-    refusal.ticket = Some(Ticket {
+    refusal.ticket = Some(Box::new(Ticket {
         name: "ar-7k2f9c".into(),
         until_ms: 1_790_000_000_123,
-    });
+    }));
     assert_eq!(
         refusal.text(),
         "Sidegate refused this statement (rule refunds, policy data/support): it waits for a person. It was not \

@@ -210,7 +210,7 @@ impl<F: Frame> Held<F> {
         };
         let mut refusal = self.refusal(reason);
         if reason == Reason::ApprovalRequired {
-            refusal.ticket = Some(ticket(state));
+            refusal.ticket = Some(Box::new(ticket(state)));
         }
         if how == "void" {
             refusal = refusal.because("what asked for the approval changed meanwhile");

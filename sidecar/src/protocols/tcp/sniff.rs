@@ -46,9 +46,12 @@ pub(super) async fn first_bytes(stream: &TcpStream) -> io::Result<First> {
     }
 }
 
+/// Whether bytes begin one protocol.
+type Looks = fn(&[u8]) -> bool;
+
 /// The protocol these bytes begin, if it is one Sidegate knows.
 pub(super) fn recognise(first: &[u8]) -> Option<CarriedProtocol> {
-    let checks: [(fn(&[u8]) -> bool, CarriedProtocol); 6] = [
+    let checks: [(Looks, CarriedProtocol); 6] = [
         (is_postgres, CarriedProtocol::Postgres),
         (is_tls, CarriedProtocol::Tls),
         (is_http, CarriedProtocol::Http),
