@@ -171,7 +171,7 @@ impl<'a> Compiler<'a> {
         let mut detectors = Vec::new();
         for (at, mask) in body.masks.iter().enumerate() {
             self.mask(mask, &format!("spec.masks[{at}]"), &mut masks);
-            detectors.extend(mask.detect.iter().map(|what| (*what, mask.how.clone())));
+            detectors.extend(mask.detect.iter().map(|what| (*what, mask.how)));
         }
         self.limits(&body.limits);
         CompiledPolicy {
@@ -328,7 +328,7 @@ impl<'a> Compiler<'a> {
         for pattern in self.patterns(&mask.columns, field, "columns", ColumnPattern::parse) {
             masks.push(MaskRule {
                 pattern,
-                how: mask.how.clone(),
+                how: mask.how,
                 policy: Arc::clone(&self.name),
             });
         }

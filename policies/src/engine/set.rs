@@ -185,7 +185,7 @@ fn mask_set<'a>(live: impl Iterator<Item = &'a CompiledPolicy>) -> MaskSet {
             policy
                 .detectors
                 .iter()
-                .map(|(what, how)| (*what, how.clone(), Arc::clone(&policy.name))),
+                .map(|(what, how)| (*what, *how, Arc::clone(&policy.name))),
         );
     }
     masks::add_up(columns, detectors)
