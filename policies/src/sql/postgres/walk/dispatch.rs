@@ -13,7 +13,7 @@ impl<'a> Walk<'a> {
         match node {
             N::Alias(node) => self.alias(node, at),
             N::RangeVar(node) => self.range_var(node, at),
-            N::IntoClause(node) => self.into_clause(node, at),
+            N::IntoClause(node) => self.clause_into(node, at),
             N::GroupingFunc(node) => self.grouping_func(node, at),
             N::MergeSupportFunc(node) => self.merge_support_func(node, at),
             N::NamedArgExpr(node) => self.named_arg_expr(node, at),

@@ -352,6 +352,7 @@ impl<'a> Walk<'a> {
     pub(super) fn a_indirection(&mut self, node: &'a pb::AIndirection, at: Place) {
         let pb::AIndirection { arg, indirection } = node;
         self.attributes(indirection);
+        self.all(indirection, at);
         self.maybe(arg, at);
     }
 

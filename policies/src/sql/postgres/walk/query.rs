@@ -44,7 +44,7 @@ impl<'a> Walk<'a> {
         });
     }
 
-    pub(super) fn into_clause(&mut self, node: &'a pb::IntoClause, at: Place) {
+    pub(super) fn clause_into(&mut self, node: &'a pb::IntoClause, at: Place) {
         let pb::IntoClause {
             rel,
             col_names,
@@ -552,7 +552,7 @@ impl<'a> Walk<'a> {
             self.select(arm, at);
         }
         if let Some(clause) = into_clause {
-            self.into_clause(clause, at);
+            self.clause_into(clause, at);
         }
         self.all(target_list, at);
         self.all(from_clause, at);

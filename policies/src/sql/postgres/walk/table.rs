@@ -672,7 +672,7 @@ impl<'a> Walk<'a> {
         self.object_kind(*objtype);
         self.maybe(query, at.existing(C::Create));
         if let Some(clause) = into {
-            self.into_clause(clause, at.existing(C::Create));
+            self.clause_into(clause, at.existing(C::Create));
         }
     }
 
