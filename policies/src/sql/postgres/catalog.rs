@@ -28,7 +28,8 @@ pub const FIRST_USER_OID: Oid = 16_384;
 pub struct Catalog {
     epoch: u64,
     server_version: u32,
-    schemas: HashMap<Arc<str>, Oid>,
+    /// Schemas, and whether the role may use them.
+    schemas: HashMap<Arc<str>, bool>,
     relations: HashMap<Oid, Arc<Relation>>,
     names: HashMap<Arc<str>, Vec<Oid>>,
     functions: HashMap<Arc<str>, Vec<Arc<Function>>>,
@@ -269,6 +270,11 @@ impl Catalog {
     /// Whether a schema exists.
     pub fn has_schema(&self, name: &str) -> bool {
         self.schemas.contains_key(name)
+    }
+
+    /// Whether the server looks into a schema of the search_path: it skips those the role may not use.
+    pub fn searches(&self, schema: &str) -> bool {
+        self.schemas.get(schema).copied().unwrap_or(false)
     }
 
     /// A relation by oid.

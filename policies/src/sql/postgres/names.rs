@@ -44,7 +44,9 @@ pub fn relation(catalog: &Catalog, schema: Option<&str>, name: &str, view: &dyn 
         Some("pg_temp") => None,
         Some(schema) => catalog.relation_named(truncated(schema), name),
         None if view.may_be_temporary(name) => None,
-        None => search_order(view).find_map(|schema| catalog.relation_named(schema, name)),
+        None => search_order(view)
+            .filter(|schema| catalog.searches(schema))
+            .find_map(|schema| catalog.relation_named(schema, name)),
     };
     match found {
         Some(relation) => RelationLookup::Known(Arc::clone(relation)),

@@ -110,10 +110,7 @@ pub(super) fn catalog() -> Catalog {
     let mut builder = CatalogBuilder::new(1);
     builder.section("server", rows(&[&["150014"]])).unwrap();
     builder
-        .section(
-            "schemas",
-            rows(&[&["11", "pg_catalog"], &["2200", "app"], &["2201", "pub"]]),
-        )
+        .section("schemas", rows(&[&["pg_catalog", "t"], &["app", "t"], &["pub", "t"]]))
         .unwrap();
     builder.section("relations", relations).unwrap();
     builder.section("columns", columns).unwrap();

@@ -81,7 +81,7 @@ impl CatalogBuilder {
             Ok(())
         })?;
         self.each("schemas", |cells| {
-            catalog.schemas.insert(cells.name(1)?, cells.number(0)?);
+            catalog.schemas.insert(cells.name(0)?, cells.flag(1)?);
             Ok(())
         })?;
         let mut relations = self.relations()?;

@@ -20,7 +20,9 @@ pub const QUERIES: &[(&str, &str)] = &[
 
 const SERVER: &str = "SELECT pg_catalog.current_setting('server_version_num')";
 
-const SCHEMAS: &str = "SELECT n.oid, n.nspname FROM pg_catalog.pg_namespace n \
+// The server skips schemas of the search_path that the role may not use, so the snapshot has to know them.
+const SCHEMAS: &str =
+    "SELECT n.nspname, pg_catalog.has_schema_privilege(n.oid, 'USAGE') FROM pg_catalog.pg_namespace n \
      WHERE n.nspname !~ '^pg_(toast|temp_|toast_temp_)'";
 
 // Indexes and toast tables have no place in a FROM clause.
