@@ -20,6 +20,9 @@ use sidegate_policies::objects::Objects;
 /// How long a grant may be used where a rule does not say.
 pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(15 * 60);
 
+/// The largest bundle offered; a larger one denies everything.
+pub const MAX_BODY: usize = 8 << 20;
+
 /// One accepted configuration.
 pub struct Index {
     revision: u64,
@@ -161,6 +164,30 @@ impl Index {
             digest_key: self.digest_key.clone(),
         };
         // A map with text keys and plain values always serialises; an empty body denies everything all the same.
+        let body = serde_json::to_string(&bundle).unwrap_or_default();
+        if body.len() > MAX_BODY {
+            tracing::error!(
+                bytes = body.len(),
+                subject = subject.account(),
+                "the bundle is over 8 MiB: deny all"
+            );
+            return self.nothing();
+        }
+        Offer {
+            version: version(body.as_bytes()),
+            body: body.into(),
+            revision: self.revision,
+            bundle,
+        }
+    }
+
+    /// A bundle without targets and policies: deny all.
+    fn nothing(&self) -> Offer {
+        let bundle = Bundle {
+            cluster: self.cluster.clone(),
+            digest_key: self.digest_key.clone(),
+            ..Bundle::default()
+        };
         let body = serde_json::to_string(&bundle).unwrap_or_default();
         Offer {
             version: version(body.as_bytes()),

@@ -147,3 +147,12 @@ fn the_broker_reads_the_asking_rules_itself() {
     let changed = index(&TARGETS.replace("group: leads", "group: others"));
     assert_ne!(ask(&changed, "data/support/write").unwrap().digest, basis.digest);
 }
+
+#[test]
+fn a_bundle_over_eight_mebibytes_is_offered_as_deny_all() {
+    let mut index = index(TARGETS);
+    index.objects.targets[0].object.metadata.labels = [("big".to_owned(), "x".repeat(MAX_BODY))].into();
+    let offer = index.offer(&subject("agents", "support", "one"));
+    assert!(offer.bundle.targets.is_empty() && offer.bundle.policies.is_empty());
+    assert!(offer.body.len() < 1024);
+}
