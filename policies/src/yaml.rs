@@ -60,6 +60,8 @@ fn options() -> serde_saphyr::Options {
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         merge_keys: MergeKeyPolicy::Error,
         strict_booleans: true,
+        // Only keys are read as text here (`as: {null: {}}`); values keep their types.
+        null_as_string: true,
         reject_unsupported_tags: true,
         reject_tagged_field_names: true,
         underscored_numbers_as_strings: true,

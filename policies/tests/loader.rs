@@ -148,3 +148,31 @@ fn what_is_printed_reads_back_the_same() {
         values
     );
 }
+
+#[test]
+fn plain_keys_are_taken_as_their_text() {
+    let mask = "apiVersion: sidegate.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: p, namespace: data}
+spec:
+  targetRefs: [{name: shop}]
+  subjects: [{serviceAccount: {namespace: agents, name: support}}]
+  masks: [{columns: [a.b.c], as: {null: {}}}]
+";
+    assert_eq!(problems(mask), Vec::<String>::new());
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m, namespace: n}\ndata: {true: a, 1: b, ~: c, 2024-01-01: d}\n";
+    let loaded = load(&[Source {
+        name: "a.yaml".into(),
+        text: map.into(),
+    }]);
+    assert_eq!(loaded.problems, []);
+    let keys: Vec<&str> = loaded.objects.config_maps[0]
+        .object
+        .data
+        .keys()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(keys, ["1", "2024-01-01", "true", "~"]);
+    // Values keep their types: nothing is not a text.
+    assert!(problems(&TARGET.replace("{name: shop-agent}", "{name: }"))[0].contains("expected text, found nothing"));
+}

@@ -20,7 +20,7 @@ pub type AccessPolicy = Object<AccessPolicySpec>;
         group = "sidegate.dev",
         version = "v1alpha1",
         kind = "AccessPolicy",
-        struct = "AccessPolicyResource",
+        root = "AccessPolicyResource",
         plural = "accesspolicies",
         namespaced,
         shortname = "ap",

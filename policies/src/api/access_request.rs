@@ -18,7 +18,7 @@ pub type AccessRequest = Object<AccessRequestSpec, AccessRequestStatus>;
         group = "sidegate.dev",
         version = "v1alpha1",
         kind = "AccessRequest",
-        struct = "AccessRequestResource",
+        root = "AccessRequestResource",
         namespaced,
         shortname = "ar",
         category = "sidegate",

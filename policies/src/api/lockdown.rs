@@ -17,7 +17,7 @@ pub type Lockdown = Object<LockdownSpec>;
         group = "sidegate.dev",
         version = "v1alpha1",
         kind = "Lockdown",
-        struct = "LockdownResource",
+        root = "LockdownResource",
         shortname = "ld",
         category = "sidegate"
     )

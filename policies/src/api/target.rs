@@ -17,7 +17,7 @@ pub type Target = Object<TargetSpec>;
         group = "sidegate.dev",
         version = "v1alpha1",
         kind = "Target",
-        struct = "TargetResource",
+        root = "TargetResource",
         namespaced,
         shortname = "tgt",
         category = "sidegate"
