@@ -62,7 +62,7 @@ impl<'a> Text<'a> {
     pub fn is(&self, text: &str) -> bool {
         let mut rest = Rest(text);
         match self {
-            Text::Plain(own) => return own == text,
+            Text::Plain(own) => own == text,
             Text::Relation(name) => write!(rest, "{name}").is_ok() && rest.0.is_empty(),
             Text::Column(name) => write!(rest, "{name}").is_ok() && rest.0.is_empty(),
         }
