@@ -1,5 +1,13 @@
 //! What the checker promises: everything that could not work is a problem with its field, before anything starts.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+
 use std::path::Path;
 
 use sidegate_policies::check::{check, Checked};

@@ -1,5 +1,13 @@
 //! What the loader promises: every problem at once, each with file, line, column and field; nothing ignored.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
+
 use sidegate_policies::yaml::{load, print, Source};
 
 const TARGET: &str = "apiVersion: sidegate.dev/v1alpha1

@@ -175,6 +175,13 @@ fn finish(plural: &str, definition: &mut Value, columns: &[Column]) -> Result<()
             bound(part, "");
         }
     }
+    // `kubectl explain` begins with what the kind is for.
+    let about = version
+        .pointer("/schema/openAPIV3Schema/properties/spec/description")
+        .cloned();
+    if let (Some(about), Some(root)) = (about, version.pointer_mut("/schema/openAPIV3Schema/description")) {
+        *root = about;
+    }
     let version = version.as_object_mut().ok_or_else(shape)?;
     version.insert("additionalPrinterColumns".to_owned(), Value::Array(columns));
     version.insert("subresources".to_owned(), json!({"status": {}}));
