@@ -194,10 +194,17 @@ impl Log {
     /// Runs the log until `cancel`: flushes, seals, certifies, uploads. After `cancel`, which must come when all
     /// sessions have ended, it seals what is left and gives the upload 3 s.
     pub async fn run(self: Arc<Self>, sink: Arc<dyn RecordSink>, cancel: CancellationToken) {
+        let upload = async {
+            // The certificate comes first, so that whoever was acknowledged can be sealed too.
+            let first = upload::certify_first(&self, sink.as_ref(), &cancel).await;
+            tokio::join!(
+                upload::certify(&self, sink.as_ref(), &cancel, first),
+                upload::current(&self, sink.as_ref(), &cancel),
+            )
+        };
         tokio::join!(
             self.maintain(&cancel),
-            upload::certify(&self, sink.as_ref(), &cancel),
-            upload::current(&self, sink.as_ref(), &cancel),
+            upload,
             upload::earlier(&self, sink.as_ref(), &cancel),
         );
     }

@@ -60,11 +60,24 @@ pub trait RecordSink: Send + Sync + 'static {
     fn connect(&self) -> BoxFuture<'_, Result<RecordStream, SinkError>>;
 }
 
-/// Keeps the record key certified: at once, and again at half of each certificate's life.
-pub(super) async fn certify(log: &Log, sink: &dyn RecordSink, cancel: &CancellationToken) {
+/// The first attempt at a certificate; answers when to ask again, or nothing if it failed.
+pub(super) async fn certify_first(log: &Log, sink: &dyn RecordSink, cancel: &CancellationToken) -> Option<Duration> {
+    tokio::select! {
+        () = cancel.cancelled() => None,
+        again = certify_once(log, sink) => again,
+    }
+}
+
+/// Keeps the record key certified: soon after a failure, and again at half of each certificate's life.
+pub(super) async fn certify(
+    log: &Log,
+    sink: &dyn RecordSink,
+    cancel: &CancellationToken,
+    mut answer: Option<Duration>,
+) {
     let mut attempt = 0usize;
     loop {
-        let wait = match certify_once(log, sink).await {
+        let wait = match answer {
             Some(again) => {
                 attempt = 0;
                 again
@@ -75,6 +88,10 @@ pub(super) async fn certify(log: &Log, sink: &dyn RecordSink, cancel: &Cancellat
             () = cancel.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
+        answer = tokio::select! {
+            () = cancel.cancelled() => return,
+            answer = certify_once(log, sink) => answer,
+        };
     }
 }
 
