@@ -111,7 +111,7 @@ impl TileLog {
         let size = self.tree.size();
         self.tree.push(entry);
         push_entry(entry, &mut self.bundle);
-        if self.tree.size() % TILE == 0 {
+        if self.tree.size().is_multiple_of(TILE) {
             if write {
                 let name = tlog(objects, &tile_path("entries", size / TILE, TILE));
                 objects.create(&name, &self.bundle)?;

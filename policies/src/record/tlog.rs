@@ -308,12 +308,18 @@ mod tests {
         let verifier = VerifierKey::new(&origin("local"), public_key(&key));
         let verifier = VerifierKey::parse(&verifier.to_string()).unwrap();
         let note = checkpoint().sign(&key).unwrap();
-        assert_eq!(Checkpoint::open(&note, &[verifier.clone()]).unwrap(), checkpoint());
+        assert_eq!(
+            Checkpoint::open(&note, std::slice::from_ref(&verifier)).unwrap(),
+            checkpoint()
+        );
         for at in 0..note.len() {
             let mut bad = note.clone().into_bytes();
             bad[at] ^= 1;
             let Ok(bad) = String::from_utf8(bad) else { continue };
-            assert!(Checkpoint::open(&bad, &[verifier.clone()]).is_err(), "byte {at}");
+            assert!(
+                Checkpoint::open(&bad, std::slice::from_ref(&verifier)).is_err(),
+                "byte {at}"
+            );
         }
         assert_eq!(Checkpoint::open(&note, &[]), Err(NoteError::UnknownKey));
     }

@@ -427,5 +427,5 @@ fn back_off(attempt: &mut usize) -> Duration {
     let mut random = [0u8; 1];
     let _ = aws_lc_rs::rand::fill(&mut random);
     let jitter = u64::from(random.first().copied().unwrap_or(0)).saturating_mul(base >> 9);
-    Duration::from_millis((base / 4 * 3).saturating_add(jitter))
+    Duration::from_millis((base / 4).saturating_mul(3).saturating_add(jitter))
 }
