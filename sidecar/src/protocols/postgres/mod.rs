@@ -38,7 +38,7 @@ use super::{Conn, Room, RoomContext};
 use crate::gate::Gate;
 use crate::session::Session;
 
-pub(self) use serve::send_cancel;
+use serve::send_cancel;
 
 /// PostgreSQL.
 pub struct Postgres;

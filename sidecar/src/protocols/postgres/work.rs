@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sidegate_policies::engine::{Fact, Operation};
+use sidegate_policies::engine::{Fact, MaskSet, Operation};
 use sidegate_policies::sql::SqlFacts;
 
 use super::codec::bind::Bind;
@@ -164,6 +164,10 @@ impl crate::gate::Frame for Work {
                 .map(|format| Cow::Owned(format.to_be_bytes().to_vec())),
         );
         fields
+    }
+
+    fn masks(&self) -> Option<&Arc<MaskSet>> {
+        Some(&self.plan.masks)
     }
 
     fn repeats(&self) -> Option<OpId> {
