@@ -81,10 +81,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // A reader that went away (`sidegate sessions | head`) is no failure.
-            if error
-                .downcast_ref::<std::io::Error>()
-                .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-            {
+            let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+            if causes.any(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe) {
                 return ExitCode::SUCCESS;
             }
             out.remark(format!("{} {error:#}", out.tone(Tone::Bad, "error:")));

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use sidegate_broker::folder::Folders;
 use sidegate_policies::check;
 use sidegate_policies::compile::Problem;
 use sidegate_policies::objects::Objects;
-use sidegate_policies::yaml;
+use sidegate_policies::yaml::{self, Source};
 
 use super::Usage;
 use crate::out::{Out, Tone};
@@ -29,8 +29,17 @@ pub fn read(paths: &[PathBuf]) -> Result<Configuration> {
             return Err(Usage(format!("{} does not exist", path.display())).into());
         }
     }
-    let sources = match Folders::new(paths.to_vec()).read() {
-        Ok(sources) => sources,
+    let (files, folders): (Vec<PathBuf>, Vec<PathBuf>) = paths.iter().cloned().partition(|path| path.is_file());
+    let mut sources = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+        sources.push(Source {
+            name: file.display().to_string(),
+            text,
+        });
+    }
+    match Folders::new(folders).read() {
+        Ok(found) => sources.extend(found),
         Err(problems) => {
             return Ok(Configuration {
                 objects: Objects::default(),
@@ -38,7 +47,7 @@ pub fn read(paths: &[PathBuf]) -> Result<Configuration> {
                 warnings: Vec::new(),
             });
         }
-    };
+    }
     let loaded = yaml::load(&sources);
     let checked = check::check(&loaded.objects);
     let mut problems = loaded.problems;

@@ -122,8 +122,8 @@ async fn serve(args: &UpArgs, state: &Path, run_as: Option<&RunAs>, out: &Out) -
             START_LIMIT.as_secs()
         );
     }
-    let status = broker.status();
-    banner(&status.targets, args, state, run_as, out);
+    let targets = targets(&broker, &sidecar);
+    banner(&targets, args, state, run_as, out);
     let code = match args.command.is_empty() {
         true => {
             stop.wait().await;
@@ -134,6 +134,18 @@ async fn serve(args: &UpArgs, state: &Path, run_as: Option<&RunAs>, out: &Out) -
     sidecar.shutdown().await;
     broker.shutdown().await;
     Ok(code)
+}
+
+/// Every Target: as the sidecar serves it, or with the broker's reason why it does not.
+fn targets(broker: &sidegate_broker::app::Running, sidecar: &sidegate_sidecar::app::Running) -> Vec<TargetStatus> {
+    let served = sidecar.status().borrow().targets.clone();
+    let mut targets = broker.status().targets;
+    for target in &mut targets {
+        if let Some(own) = served.iter().find(|own| own.target == target.target) {
+            target.clone_from(own);
+        }
+    }
+    targets
 }
 
 fn pair(text: &str) -> Result<(String, String)> {
