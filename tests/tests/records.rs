@@ -163,7 +163,7 @@ async fn a_killed_sidecar_is_recovered_uploaded_and_named_unsealed() {
     let cut_id = cut.id();
     first.kill().await;
     // What a kill leaves out: the last outcome and `close`.
-    std::mem::ManuallyDrop::new(cut);
+    let _kept = std::mem::ManuallyDrop::new(cut);
     let second = Recording::start(state.path(), Arc::clone(&records), 2).unwrap();
     let mut later = second.session().unwrap();
     later.opened().await.unwrap();
@@ -209,7 +209,7 @@ async fn a_write_torn_at_any_byte_costs_only_the_torn_frame() {
     let whole = std::fs::read(&file).unwrap();
     let frames = frame_ends(&whole);
     let (before, after) = (frames[frames.len() - 2], frames[frames.len() - 1]);
-    std::mem::ManuallyDrop::new(session);
+    let _kept = std::mem::ManuallyDrop::new(session);
     for cut in before..=after {
         let copy = tempfile::tempdir().unwrap();
         let folder = copy.path().join("journal").join(journal.file_name().unwrap());

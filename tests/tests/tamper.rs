@@ -218,7 +218,7 @@ async fn open_and_unsealed_stores_get_the_same_verdicts() {
         assert!(tokio::time::Instant::now() < deadline);
         tokio::task::yield_now().await;
     }
-    std::mem::ManuallyDrop::new(open);
+    let _kept = std::mem::ManuallyDrop::new(open);
     second.stop().await.unwrap();
     cases.add("killed and recovered".into(), Named::Exactly(10), |_| {});
     judge(cases.made);

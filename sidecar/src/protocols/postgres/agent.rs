@@ -410,13 +410,18 @@ where
                 });
             }
             What::Portal => {
-                let Some(portal) = self.conversation.portal(name).cloned() else {
-                    let name = String::from_utf8_lossy(name).into_owned();
-                    return self.native("34000", &format!("portal \"{name}\" does not exist"));
+                // A cursor of DECLARE is a portal to the server; drivers describe it by its name.
+                let expect = match self.conversation.portal(name).cloned() {
+                    Some(portal) => Expect::DescribePortal { portal },
+                    None if self.conversation.has_cursor(name) => Expect::DescribeCursor,
+                    None => {
+                        let name = String::from_utf8_lossy(name).into_owned();
+                        return self.native("34000", &format!("portal \"{name}\" does not exist"));
+                    }
                 };
                 self.release_withheld()?;
                 self.forward(frame)?;
-                self.queue.push(Expect::DescribePortal { portal });
+                self.queue.push(expect);
             }
         }
         self.unsynced = true;

@@ -254,6 +254,11 @@ impl Conversation {
         self.portals.get(name).filter(|portal| portal.alive())
     }
 
+    /// Whether DECLARE made a cursor of this name that is still open, as far as known.
+    pub fn has_cursor(&self, name: &[u8]) -> bool {
+        self.cursors.contains_key(name)
+    }
+
     /// Whether one more portal fits.
     pub fn portal_fits(&self) -> bool {
         self.portals.len().saturating_add(self.cursors.len()) < MAX_PORTALS

@@ -100,6 +100,8 @@ pub enum Expect {
         /// The portal.
         portal: Arc<Portal>,
     },
+    /// RowDescription or NoData of a cursor that DECLARE made.
+    DescribeCursor,
     /// The rows of a portal.
     Execute(Box<Execution>),
     /// CloseComplete.

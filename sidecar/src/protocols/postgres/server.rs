@@ -116,7 +116,7 @@ where
                 self.on_described(&prepared, visible, &frame)?;
                 Ok((tag == b't').then_some(Expect::DescribeStatement { prepared, visible }))
             }
-            (Some(Expect::DescribePortal { .. }), b'T' | b'n') => {
+            (Some(Expect::DescribePortal { .. } | Expect::DescribeCursor), b'T' | b'n') => {
                 self.tell(frame.bytes());
                 Ok(None)
             }
