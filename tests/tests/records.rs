@@ -178,7 +178,9 @@ async fn a_killed_sidecar_is_recovered_uploaded_and_named_unsealed() {
     .await;
     second.stop().await.unwrap();
     let report = verify(state.path());
-    assert_eq!(verdict(&report, done_id), Verdict::Valid, "{report:#?}");
+    // Whether its last frames were signed before the kill is a race of the kill with the sealer; both are true.
+    let done = verdict(&report, done_id);
+    assert!(matches!(done, Verdict::Valid | Verdict::Unsealed { .. }), "{report:#?}");
     assert_eq!(verdict(&report, later_id), Verdict::Valid);
     assert!(
         matches!(verdict(&report, cut_id), Verdict::Unsealed { .. }),
