@@ -15,6 +15,15 @@ pub struct Tasks {
     stop: CancellationToken,
 }
 
+/// Runs blocking work on a thread of its own and waits for it. `None` if the work panicked.
+pub async fn blocking<T, F>(work: F) -> Option<T>
+where
+    T: Send + 'static,
+    F: FnOnce() -> T + Send + 'static,
+{
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
 impl Tasks {
     /// No tasks yet.
     pub fn new() -> Self {

@@ -161,7 +161,7 @@ impl Wire {
     }
 
     /// The next message; None at the end of the stream.
-    pub fn next(&mut self) -> Result<Option<Frame>> {
+    pub fn receive(&mut self) -> Result<Option<Frame>> {
         let mut header = [0; 5];
         match self.stream.read_exact(&mut header) {
             Ok(()) => {}
@@ -180,7 +180,7 @@ impl Wire {
     /// Messages up to and including ReadyForQuery, or up to the end of the stream.
     pub fn until_ready(&mut self) -> Result<Vec<Frame>> {
         let mut frames = Vec::new();
-        while let Some(frame) = self.next()? {
+        while let Some(frame) = self.receive()? {
             let last = frame.kind == b'Z';
             frames.push(frame);
             if last {

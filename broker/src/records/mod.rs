@@ -11,6 +11,7 @@ mod keys;
 mod objects;
 mod upload;
 
+use crate::task::blocking;
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -169,14 +170,14 @@ impl Records {
     }
 
     async fn keep(self: Arc<Self>) {
-        let work = tokio::task::spawn_blocking(move || {
+        let work = blocking(move || {
             self.seal_orphans();
             match self.checkpoint() {
                 Ok(_) => self.forget_done(),
                 Err(error) => self.alarm("checkpoint", &error.to_string()),
             }
         });
-        if work.await.is_err() {
+        if work.await.is_none() {
             tracing::error!("the record store's keeper panicked");
         }
     }

@@ -5,6 +5,7 @@
 //! Refused: silence beyond 30 s, items beyond a frame's length, whatever the collector refuses (then the stream
 //! ends with a `refused` line). Invariant: one chunk is in work at a time.
 
+use crate::task::blocking;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -117,13 +118,13 @@ impl Upload {
         }
         let (name, log) = self.log.as_ref().map(|(name, log)| (name.clone(), Arc::clone(log)))?;
         let records = Arc::clone(&self.records);
-        let work = tokio::task::spawn_blocking(move || {
+        let work = blocking(move || {
             let (used, acks, refusal) = lock(&log).take(&records, &buffer);
             buffer.drain(..used);
             let upto = lock(&log).next().wrapping_sub(1);
             (buffer, acks, refusal.map(|refusal| (refusal.to_string(), upto)))
         });
-        let (buffer, taken, refusal) = work.await.ok()?;
+        let (buffer, taken, refusal) = work.await?;
         self.buffer = buffer;
         acks.extend(taken);
         if let Some((message, upto)) = refusal {
@@ -137,7 +138,7 @@ impl Upload {
     async fn open(&mut self, path: LogPath, acks: &mut Vec<RecordAck>) -> Option<()> {
         let name = path.to_string();
         let records = Arc::clone(&self.records);
-        let opened = tokio::task::spawn_blocking(move || records.log(&path)).await.ok()?;
+        let opened = blocking(move || records.log(&path)).await?;
         let log = opened
             .inspect_err(|error| self.records.alarm(&name, &error.to_string()))
             .ok()?;

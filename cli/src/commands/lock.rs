@@ -97,10 +97,13 @@ fn pair(text: &str) -> Result<NamespacedRef> {
     }
 }
 
+/// What was given under one option, and what it freezes.
+type Named<'a> = (&'a Vec<String>, fn(NamespacedRef) -> Freeze);
+
 impl What {
     fn freeze(&self) -> Result<Vec<Freeze>> {
         let mut freeze = Vec::new();
-        let pairs: [(&Vec<String>, fn(NamespacedRef) -> Freeze); 4] = [
+        let pairs: [Named<'_>; 4] = [
             (&self.service_account, Freeze::ServiceAccount),
             (&self.pod, Freeze::Pod),
             (&self.target, Freeze::Target),

@@ -247,6 +247,7 @@ fn statement_facts() -> impl Strategy<Value = SqlFacts> {
 
 /// What an operation is made of; borrowed from by the operation itself.
 #[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant)]
 enum Made {
     Sql(SqlFacts, Completeness),
     Connect(ConnectFacts),

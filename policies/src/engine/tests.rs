@@ -417,7 +417,7 @@ fn a_sql_floor_does_not_touch_a_raw_stream() {
 #[test]
 fn observe_only_subjects_pass_and_the_decision_says_so() {
     let observe = policy("p", json!({"mode": "Observe", "rules": [read()]}));
-    let set_ = set(&[observe.clone()]);
+    let set_ = set(std::slice::from_ref(&observe));
     let decision = judged(&set_, &statement(&[(Drop, "app.orders")]));
     assert_eq!(decision.effect, Effect::Allow);
     let observed = decision.observed.unwrap();
@@ -517,14 +517,14 @@ fn masks_are_strongest_first_and_limits_strictest() {
     let bound = set.bind(&agent(), &shop());
     let how = |name: &str| {
         let mask = bound.masks().column("app", "users", name).unwrap();
-        serde_json::to_value(&mask.how).unwrap()
+        serde_json::to_value(mask.how).unwrap()
     };
     assert_eq!(how("ssn"), json!({"hash": {}}));
     let kept: Vec<_> = bound
         .masks()
         .columns
         .iter()
-        .map(|mask| serde_json::to_value(&mask.how).unwrap())
+        .map(|mask| serde_json::to_value(mask.how).unwrap())
         .collect();
     assert_eq!(
         kept,

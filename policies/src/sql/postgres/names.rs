@@ -25,7 +25,7 @@ pub fn truncated(name: &str) -> &str {
 }
 
 /// The schemas searched for an unqualified name, in order, the implicit ones included and `pg_temp` left out.
-pub fn search_order<'a>(view: &'a dyn SessionView) -> impl Iterator<Item = &'a str> {
+pub fn search_order(view: &dyn SessionView) -> impl Iterator<Item = &str> {
     let listed = view.search_path();
     let implicit = !listed.iter().any(|schema| &**schema == "pg_catalog");
     let first = implicit.then_some("pg_catalog");

@@ -354,7 +354,7 @@ fn whole_row(masks: &MaskSet, relation: &Relation, catalog: &Catalog) -> Result<
 fn planned(masked: &Masked<'_>, not_null: bool) -> PlannedMask {
     // A value computed from a masked column shows nothing of itself: its last four digits are not the column's.
     let how = match (&masked.rule.how, masked.whole) {
-        (how @ MaskAs::Null(_), _) | (how, false) => how.clone(),
+        (how @ MaskAs::Null(_), _) | (how, false) => *how,
         (_, true) => MaskAs::Redact(NoOptions {}),
     };
     PlannedMask {

@@ -34,7 +34,8 @@ pub struct Parked {
     pub next: Next,
 }
 
-/// What the wait ended with.
+/// What the wait ended with. One lives at a time, on the stack of the wait.
+#[allow(clippy::large_enum_variant)]
 enum Waited {
     Granted(Admitted<Work>),
     Refused(Refusal),

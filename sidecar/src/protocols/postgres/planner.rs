@@ -172,7 +172,6 @@ where
         let options = Options {
             server_major: self.planner.major,
             standard_conforming_strings: true,
-            ..Options::default()
         };
         let analysis = analyse(text, &options, &catalog, &self.conversation);
         if let Some(limit) = analysis.limit {

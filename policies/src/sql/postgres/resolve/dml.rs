@@ -107,7 +107,7 @@ impl<'t> Binder<'t> {
         self.frames.push(Frame::default());
         self.with_clause(update.with_clause.as_ref());
         let target = self.target(update.relation.as_ref(), SqlCommand::Update);
-        self.from_clause(&update.from_clause);
+        self.bind_from(&update.from_clause);
         self.show(&target);
         self.assignments(&update.target_list, &target);
         self.condition(update.where_clause.as_deref(), &target);
@@ -118,7 +118,7 @@ impl<'t> Binder<'t> {
         self.frames.push(Frame::default());
         self.with_clause(delete.with_clause.as_ref());
         let target = self.target(delete.relation.as_ref(), SqlCommand::Delete);
-        self.from_clause(&delete.using_clause);
+        self.bind_from(&delete.using_clause);
         self.show(&target);
         self.condition(delete.where_clause.as_deref(), &target);
         self.returning(delete.returning_clause.as_ref(), &target)
@@ -129,7 +129,7 @@ impl<'t> Binder<'t> {
         self.with_clause(merge.with_clause.as_ref());
         let target = self.target(merge.relation.as_ref(), SqlCommand::Merge);
         let source = match merge.source_relation.as_deref() {
-            Some(node) => self.from_item(node),
+            Some(node) => self.bind_item(node),
             None => Vec::new(),
         };
         let both: Vec<Rc<Item>> = source.iter().cloned().chain([Rc::clone(&target.item)]).collect();

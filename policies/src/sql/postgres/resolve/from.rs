@@ -18,9 +18,9 @@ use pb::node::Node as N;
 
 impl<'t> Binder<'t> {
     /// Binds a FROM list into the innermost frame.
-    pub(super) fn from_clause(&mut self, list: &'t [pb::Node]) {
+    pub(super) fn bind_from(&mut self, list: &'t [pb::Node]) {
         for node in list {
-            let items = self.from_item(node);
+            let items = self.bind_item(node);
             if let Some(frame) = self.frames.last_mut() {
                 frame.items.extend(items);
             }
@@ -28,7 +28,7 @@ impl<'t> Binder<'t> {
     }
 
     /// Binds one FROM item; what it adds to the scope is returned, not yet added.
-    pub(super) fn from_item(&mut self, node: &'t pb::Node) -> Vec<Rc<Item>> {
+    pub(super) fn bind_item(&mut self, node: &'t pb::Node) -> Vec<Rc<Item>> {
         if !self.enter() {
             return vec![self.open_item(None)];
         }
@@ -40,7 +40,7 @@ impl<'t> Binder<'t> {
                 self.use_all(&sample.args);
                 self.use_all(sample.repeatable.as_deref());
                 match sample.relation.as_deref() {
-                    Some(relation) => self.from_item(relation),
+                    Some(relation) => self.bind_item(relation),
                     None => Vec::new(),
                 }
             }
@@ -238,7 +238,7 @@ impl<'t> Binder<'t> {
 
     fn join(&mut self, join: &'t pb::JoinExpr) -> Vec<Rc<Item>> {
         let left = match join.larg.as_deref() {
-            Some(node) => self.from_item(node),
+            Some(node) => self.bind_item(node),
             None => Vec::new(),
         };
         // The right side may be LATERAL over the left one.
@@ -247,7 +247,7 @@ impl<'t> Binder<'t> {
             frame.items.extend(left.iter().cloned());
         }
         let right = match join.rarg.as_deref() {
-            Some(node) => self.from_item(node),
+            Some(node) => self.bind_item(node),
             None => Vec::new(),
         };
         if let Some(frame) = self.frames.last_mut() {
@@ -382,8 +382,8 @@ fn call_name(entry: &pb::Node) -> Option<&str> {
 }
 
 /// The relation whose row type a cast names.
-pub(super) fn cast_relation<'c>(
-    catalog: &'c Catalog,
+pub(super) fn cast_relation(
+    catalog: &Catalog,
     node: &pb::Node,
     view: &dyn super::super::analysis::SessionView,
 ) -> Option<Arc<Relation>> {

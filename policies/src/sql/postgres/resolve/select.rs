@@ -71,7 +71,7 @@ impl<'t> Binder<'t> {
     }
 
     fn plain_select(&mut self, select: &'t pb::SelectStmt) -> Cols {
-        self.from_clause(&select.from_clause);
+        self.bind_from(&select.from_clause);
         let cols = self.targets(&select.target_list);
         self.use_all(select.where_clause.as_deref());
         for node in &select.group_clause {

@@ -270,7 +270,7 @@ async fn authenticate<S: AsyncRead + AsyncWrite + Unpin>(
         (10, LeaseMaterial::Bearer { token, .. }) => {
             return oauth_exchange(line, plan, done, &data, token.expose()).await
         }
-        (7 | 8 | 9, _) => return Err(LoginError::Mechanism("GSS and SSPI logins are not supported")),
+        (7..=9, _) => return Err(LoginError::Mechanism("GSS and SSPI logins are not supported")),
         _ => {
             return Err(LoginError::Mechanism(
                 "the server asks for a login the lease does not fit",

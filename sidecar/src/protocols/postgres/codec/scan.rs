@@ -240,7 +240,7 @@ mod tests {
         let mut out = Vec::new();
         for (tag, payload) in parts {
             out.push(*tag);
-            out.extend_from_slice(&(payload.len() as i32 + 4).to_be_bytes());
+            out.extend_from_slice(&(payload.len() as i32).saturating_add(4).to_be_bytes());
             out.extend_from_slice(payload);
         }
         out

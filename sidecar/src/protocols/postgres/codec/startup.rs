@@ -80,13 +80,15 @@ fn startup(mut reader: Reader<'_>, version: u32) -> Result<Startup, CodecError> 
     let (major, minor) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
     let mut parameters = Vec::new();
     // What other majors say after their version is not ours to read.
-    while major == 3 {
-        let name = reader.text()?;
-        if name.is_empty() {
-            reader.end()?;
-            break;
+    if major == 3 {
+        loop {
+            let name = reader.text()?;
+            if name.is_empty() {
+                reader.end()?;
+                break;
+            }
+            parameters.push((name.to_owned(), reader.text()?.to_owned()));
         }
-        parameters.push((name.to_owned(), reader.text()?.to_owned()));
     }
     Ok(Startup {
         major,

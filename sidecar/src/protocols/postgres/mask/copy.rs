@@ -425,7 +425,7 @@ mod tests {
         let (mut out, mut rows, mut from) = (BytesMut::new(), 0, 0);
         for cut in cuts.iter().copied().chain([data.len()]) {
             let cut = cut.clamp(from, data.len());
-            rows += masker.push(&data[from..cut], &mut out)?;
+            rows = rows.saturating_add(masker.push(&data[from..cut], &mut out)?);
             from = cut;
         }
         masker.finish(&mut out)?;
