@@ -422,7 +422,7 @@ mod tests {
 
     fn masked(format: CopyFormat, header: bool, data: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, u64), MaskError> {
         let mut masker = CopyMasker::new(format, header, columns());
-        let (mut out, mut rows, mut from) = (BytesMut::new(), 0, 0);
+        let (mut out, mut rows, mut from) = (BytesMut::new(), 0u64, 0);
         for cut in cuts.iter().copied().chain([data.len()]) {
             let cut = cut.clamp(from, data.len());
             rows = rows.saturating_add(masker.push(&data[from..cut], &mut out)?);
