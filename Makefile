@@ -26,7 +26,7 @@ demo: ## Watch it work: psql without a password, masks, a refusal, an approval, 
 test: ## Run every test that belongs to a change (real PostgreSQL 15 and 18 included)
 	@$(SETUP) build postgres postgres18 nextest drivers
 	@$(CARGO) nextest run --locked --cargo-profile $(PROFILE) --workspace --no-fail-fast
-	@$(CARGO) test --locked --quiet --profile $(PROFILE) --doc -p sidegate-policies -p sidegate-sidecar
+	@$(CARGO) test --locked --quiet --profile $(PROFILE) --doc --workspace
 
 .PHONY: lint
 lint: ## Format, clippy, size gate, dependency rules, generated files
