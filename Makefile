@@ -48,11 +48,6 @@ bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=..
 	$(CARGO) build --locked --release -p sidegate -p sidegate-sidecar -p sidegate-bench
 	$(CARGO) run --locked --release -p sidegate-bench -- $(if $(ROWS),--rows $(ROWS))
 
-.PHONY: fuzz
-fuzz: ## Run every fuzz target for 60 seconds (SECONDS_EACH=... for longer)
-	@$(SETUP) build fuzz
-	bash fuzz/run.sh $(or $(SECONDS_EACH),60)
-
 .PHONY: audit
 audit: ## Check dependencies against published advisories, where the database can be reached
 	@$(SETUP) deny

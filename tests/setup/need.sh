@@ -102,10 +102,6 @@ need_bench() {
   packages pgbouncer haproxy
 }
 
-need_fuzz() {
-  packages clang libclang-rt-14-dev
-}
-
 for need in "$@"; do
   "need_$need"
 done
