@@ -60,7 +60,7 @@ enum Command {
     Replay(commands::replay::ReplayArgs),
     /// Check a record store offline, with public keys only
     Verify(commands::verify::VerifyArgs),
-    /// Check policies, or run their test cases
+    /// Check policies: every problem, with file, line and field
     #[command(subcommand)]
     Policy(commands::policy::PolicyCommand),
     /// Freeze a subject, a target, a secret or everything, at once
