@@ -141,6 +141,8 @@ pub(super) fn phones(text: &[u8], found: &mut dyn FnMut(usize, usize)) {
     let mut passed = 0;
     for plus in memchr::memchr_iter(b'+', text) {
         let (mut digits, mut end, mut index) = (0usize, plus, plus.saturating_add(1));
+        // The longest number that ends where a word does: what follows it may be something else.
+        let mut longest = None;
         let first = at(text, index);
         if plus < passed || in_word(before(text, plus)) || !first.is_some_and(|byte| byte.is_ascii_digit()) {
             continue;
@@ -150,12 +152,15 @@ pub(super) fn phones(text: &[u8], found: &mut dyn FnMut(usize, usize)) {
             if byte.is_ascii_digit() {
                 digits = digits.saturating_add(1);
                 end = index.saturating_add(1);
+                if (8..=15).contains(&digits) && !in_word(at(text, end)) {
+                    longest = Some(end);
+                }
             } else if !parted || index.saturating_sub(end) > 1 {
                 break;
             }
             index = index.saturating_add(1);
         }
-        if (8..=15).contains(&digits) && !in_word(at(text, end)) {
+        if let Some(end) = longest {
             found(plus, end);
             passed = end;
         }
