@@ -7,6 +7,7 @@
 pub mod authority;
 pub mod clients;
 pub mod names;
+pub mod people;
 pub mod ports;
 pub mod postgres;
 pub mod psql;

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 
 /// One message from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +105,30 @@ pub fn startup(minor: u16, parameters: &[(&str, &str)]) -> Vec<u8> {
     [(body.len() as u32 + 4).to_be_bytes().to_vec(), body].concat()
 }
 
+/// A CancelRequest for this process id and key.
+pub fn cancel_request(id: u32, key: &[u8]) -> Vec<u8> {
+    let body = [&80_877_102u32.to_be_bytes()[..], &id.to_be_bytes(), key].concat();
+    [&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat()
+}
+
+/// Sends a CancelRequest on a connection of its own and waits until the other side closes it.
+pub fn cancel(port: u16, id: u32, key: &[u8]) -> Result<()> {
+    let mut wire = Wire::dial(port)?;
+    wire.send(&cancel_request(id, key))?;
+    ensure!(wire.receive()?.is_none(), "a cancel request is answered by closing");
+    Ok(())
+}
+
+/// The first error in an answer: its SQLSTATE.
+pub fn state(frames: &[Frame]) -> Option<String> {
+    frames.iter().find(|frame| frame.kind == b'E')?.field(b'C')
+}
+
+/// How many messages of this kind an answer has.
+pub fn number(frames: &[Frame], kind: u8) -> usize {
+    frames.iter().filter(|frame| frame.kind == kind).count()
+}
+
 impl Wire {
     /// Connects without a login.
     pub fn dial(port: u16) -> Result<Wire> {
@@ -121,8 +145,13 @@ impl Wire {
 
     /// Connects and logs in, without a password.
     pub fn login(port: u16, database: &str) -> Result<Wire> {
+        Wire::login_as(port, database, 0)
+    }
+
+    /// Connects and logs in with protocol 3.`minor`.
+    pub fn login_as(port: u16, database: &str, minor: u16) -> Result<Wire> {
         let mut wire = Wire::dial(port)?;
-        wire.send(&startup(0, &[("user", "whoever"), ("database", database)]))?;
+        wire.send(&startup(minor, &[("user", "whoever"), ("database", database)]))?;
         wire.finish_login()?;
         Ok(wire)
     }
@@ -188,6 +217,24 @@ impl Wire {
             }
         }
         Ok(frames)
+    }
+
+    /// Messages up to and including the first of this kind; its absence is an error.
+    pub fn until(&mut self, kind: u8) -> Result<Vec<Frame>> {
+        let mut frames = Vec::new();
+        while let Some(frame) = self.receive()? {
+            let last = frame.kind == kind;
+            frames.push(frame);
+            if last {
+                return Ok(frames);
+            }
+        }
+        bail!("the stream ended before {:?}: {:?}", char::from(kind), shape(&frames))
+    }
+
+    /// Whether the session still works: one statement and its answer.
+    pub fn alive(&mut self) -> Result<bool> {
+        Ok(shape(&self.ask(&[query("SELECT 1")])?) == ["T", "D", "C SELECT 1", "Z I"])
     }
 
     /// Sends messages and reads to ReadyForQuery.
