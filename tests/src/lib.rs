@@ -6,6 +6,7 @@
 
 pub mod authority;
 pub mod clients;
+pub mod middle;
 pub mod names;
 pub mod people;
 pub mod ports;
@@ -13,5 +14,6 @@ pub mod postgres;
 pub mod psql;
 pub mod recording;
 pub mod shop;
+pub mod told;
 pub mod wire;
 pub mod world;

@@ -281,6 +281,35 @@ impl Postgres {
         Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
     }
 
+    /// Writes a file into the data folder, where every backend has its working directory; answers its path.
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<PathBuf> {
+        let file = self.folder.path().join("data").join(name);
+        fs::write(&file, content)?;
+        give(&file)?;
+        Ok(file)
+    }
+
+    /// Sets settings for sessions to come and has the server read its files again; returns once it did.
+    pub fn reconfigure(&self, settings: &[(&str, &str)]) -> Result<()> {
+        let mut wanted = settings.to_vec();
+        // A new value each time, so that it tells when the files were read.
+        let stamp = uuid::Uuid::now_v7().to_string();
+        wanted.push(("sidegate.read", &stamp));
+        for (name, value) in &wanted {
+            self.sql("postgres", &format!("ALTER SYSTEM SET {name} = '{value}'"))?;
+        }
+        self.sql("postgres", "SELECT pg_reload_conf()")?;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.sql("postgres", "SELECT current_setting('sidegate.read', true)")? != stamp {
+            ensure!(
+                Instant::now() < deadline,
+                "the server does not read its files: {}",
+                self.log()
+            );
+        }
+        Ok(())
+    }
+
     /// Stops the server at once, as a crash would, and starts nothing again.
     pub fn kill(&mut self) {
         let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGQUIT);
