@@ -1,4 +1,7 @@
 //! CPU time of processes in nanoseconds, from the scheduler's own counters, and their resident memory.
+//!
+//! `sidegate up` holds two halves that a cluster keeps on two machines: sidecar and broker, on threads of their own. The
+//! sidecar's cost is what its threads run (its uploads to the broker included); the broker's are left out, by name.
 
 use std::fs;
 
@@ -10,7 +13,11 @@ pub fn nanoseconds(pids: &[u32]) -> Result<u64> {
     let mut total = 0;
     for pid in pids {
         for task in fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} is gone"))? {
-            let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+            let task = task?.path();
+            if fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "broker") {
+                continue;
+            }
+            let text = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
             total += text
                 .split_whitespace()
                 .next()

@@ -52,7 +52,8 @@ impl Plan {
     }
 
     fn wants(&self, row: &str) -> bool {
-        self.rows.is_empty() || self.rows.iter().any(|wanted| row.starts_with(wanted.as_str()))
+        let asked = |wanted: &String| row.starts_with(wanted.as_str()) || wanted.starts_with(row);
+        self.rows.is_empty() || self.rows.iter().any(asked)
     }
 }
 

@@ -18,6 +18,7 @@ use sidegate_policies::reason::Reason;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -264,21 +265,28 @@ impl Door {
         let session = Session::new(authority.sessions.next_number(), subject, target, uid.ok());
         let session = Arc::new(session);
         let entered = authority.sessions.enter(session.clone());
-        let conn = Conn {
-            stream,
-            peer,
-            local,
-            before_login: Some(before_login),
+        // The session's own event loop has to know of the stream, not this one.
+        let Ok(stream) = stream.into_std() else {
+            return;
         };
         let gate = Gate::new(session.clone(), authority.clone());
-        let serving = room.serve(conn, session.clone(), gate, listeners.context.clone());
-        let metrics = authority.metrics.clone();
-        tasks.spawn("session", async move {
+        let (context, metrics, served) = (listeners.context.clone(), authority.metrics.clone(), session.clone());
+        let serving = tasks.spawn_session(async move {
             metrics.sessions.up();
             // Dropped on every way out, a panic included.
             let _held = (entered, in_all, per_target, Open(metrics));
-            watch_over(&session, serving).await;
+            let Ok(stream) = TcpStream::from_std(stream) else {
+                return;
+            };
+            let conn = Conn {
+                stream,
+                peer,
+                local,
+                before_login: Some(before_login),
+            };
+            room.serve(conn, served, gate, context).await;
         });
+        tasks.spawn("session watch", watch_over(session, serving));
     }
 }
 
@@ -291,8 +299,9 @@ impl Drop for Open {
     }
 }
 
-/// Runs a room: `maxSession` cuts it, and a room that does not end soon after a cut is dropped.
-async fn watch_over(session: &Session, serving: futures_util::future::BoxFuture<'static, ()>) {
+/// Watches a session from aside, so that it pays nothing for it: `maxSession` cuts it, and a room that does not end
+/// soon after a cut is dropped.
+async fn watch_over(session: Arc<Session>, serving: AbortHandle) {
     let mut deadline = session.deadline.subscribe();
     let expired = async {
         loop {
@@ -318,8 +327,11 @@ async fn watch_over(session: &Session, serving: futures_util::future::BoxFuture<
     };
     tokio::select! {
         biased;
-        () = serving => {}
-        () = overdue => tracing::warn!(session = %session.id, "a room did not end in time after a cut"),
+        () = session.ended() => {}
+        () = overdue => {
+            tracing::warn!(session = %session.id, "a room did not end in time after a cut");
+            serving.abort();
+        }
         () = expired => {}
     }
 }

@@ -25,7 +25,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::protocols::RoomContext;
 use crate::record::{DirectoryVolume, Log, LogIdentity, LogOptions, SystemClock};
 use crate::target::TargetState;
-use crate::task::Tasks;
+use crate::task::{Lanes, Tasks};
 use crate::tls::agent::AgentTls;
 use crate::tls::{client, TlsError};
 
@@ -61,6 +61,9 @@ pub enum StartError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// The threads of sessions.
+    #[error("threads for sessions: {0}")]
+    Threads(std::io::Error),
 }
 
 /// A sidecar.
@@ -85,7 +88,7 @@ impl Sidecar {
     /// Starts a sidecar. It serves once the broker has said who it is and what is allowed; until then it refuses.
     pub async fn start(config: SidecarConfig) -> Result<Running, StartError> {
         let [stop, stop_log, log_done] = [(); 3].map(|()| CancellationToken::new());
-        let tasks = Tasks::default();
+        let tasks = Tasks::on(Lanes::start(config.lanes).map_err(StartError::Threads)?);
         let identity = Identity::new(&config.token_file)?;
         let tls = client::pinned(&config.broker_ca_pem)?;
         let names = Names::new(&config.name_servers);

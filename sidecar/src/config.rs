@@ -20,6 +20,9 @@ const TOKEN_FILE: &str = "/var/run/secrets/sidegate.dev/token/token";
 const RUN_DIR: &str = "/run/sidegate";
 const JOURNAL_DIR: &str = "/var/lib/sidegate/journal";
 
+/// Threads that sessions run on where nothing says how many.
+pub const LANES: usize = 2;
+
 /// Everything a sidecar is told.
 #[derive(Debug, Clone)]
 pub struct SidecarConfig {
@@ -43,6 +46,8 @@ pub struct SidecarConfig {
     pub separation: Separation,
     /// Only this user's connections are served.
     pub agent_uid: Option<u32>,
+    /// Threads that sessions run on.
+    pub lanes: usize,
 }
 
 /// A listener named by the environment.
@@ -103,6 +108,7 @@ impl SidecarConfig {
                 allow_loopback_literals: false,
                 separation: Separation::Pod,
                 agent_uid,
+                lanes: LANES,
             }),
             _ => Err(problems.0),
         }

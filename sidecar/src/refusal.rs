@@ -99,6 +99,8 @@ pub struct Refusal {
     pub what: &'static str,
     /// What to do instead, where Sidegate knows.
     pub hint: Option<Box<str>>,
+    /// With [`Reason::TooLarge`]: it is not its size but its nesting; some protocols tell these apart.
+    pub nested: bool,
 }
 
 /// The machine form.
@@ -132,6 +134,7 @@ impl Refusal {
             sent: Sent::No,
             what,
             hint: None,
+            nested: false,
         }
     }
 

@@ -1,14 +1,19 @@
 //! The only place that starts tasks: every one is tracked, and a panic in it ends that task alone.
 //!
+//! Sessions run on [`Lanes`], threads with an event loop each that share nothing: no session moves, so no two threads
+//! wake each other for it, and neither bundles nor uploads delay it. Everything else runs where it was started.
 //! A caught panic is counted in [`Tasks::panics`], which must stay zero: it means a defect, and status shows it.
 //! Invariant: after [`Tasks::wait`] no task of this process half runs any more.
 
 use std::future::Future;
+use std::io;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::task::TaskTracker;
 
@@ -17,6 +22,43 @@ use tokio_util::task::TaskTracker;
 pub struct Tasks {
     tracker: TaskTracker,
     panics: Arc<AtomicU64>,
+    lanes: Option<Arc<Lanes>>,
+}
+
+/// The threads that sessions run on.
+pub struct Lanes {
+    lanes: Vec<Handle>,
+    next: AtomicUsize,
+    /// Dropped with this value: the threads end.
+    _running: Vec<oneshot::Sender<()>>,
+}
+
+impl Lanes {
+    /// Starts as many threads.
+    pub fn start(count: usize) -> io::Result<Lanes> {
+        let (mut lanes, mut running) = (Vec::new(), Vec::new());
+        for _ in 0..count.max(1) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            lanes.push(runtime.handle().clone());
+            let (run, ended) = oneshot::channel::<()>();
+            running.push(run);
+            std::thread::Builder::new().name("session".to_owned()).spawn(move || {
+                let _ = runtime.block_on(ended);
+                // Whatever blocking work is left must not hold up the end.
+                runtime.shutdown_background();
+            })?;
+        }
+        Ok(Lanes {
+            lanes,
+            next: AtomicUsize::new(0),
+            _running: running,
+        })
+    }
+
+    fn next(&self) -> Option<&Handle> {
+        let at = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lanes.get(at.checked_rem(self.lanes.len())?)
+    }
 }
 
 /// The task, or the blocking call, panicked or the runtime is going down.
@@ -25,19 +67,43 @@ pub struct Tasks {
 pub struct TaskLost;
 
 impl Tasks {
+    /// Tasks whose sessions run on these threads.
+    pub fn on(lanes: Lanes) -> Tasks {
+        Tasks {
+            lanes: Some(Arc::new(lanes)),
+            ..Tasks::default()
+        }
+    }
+
     /// Starts a task. A panic in it is caught, counted and logged.
     pub fn spawn<F>(&self, name: &'static str, future: F) -> AbortHandle
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        self.start(self.guarded(name, future), None).abort_handle()
+    }
+
+    /// Starts a session on the next lane, or here where there are none. What it opens belongs to that lane; a stream
+    /// that was accepted elsewhere has to be handed over as a `std` one.
+    pub fn spawn_session<F>(&self, future: F) -> AbortHandle
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let lane = self.lanes.as_deref().and_then(Lanes::next);
+        self.start(self.guarded("session", future), lane).abort_handle()
+    }
+
+    fn guarded<F>(&self, name: &'static str, future: F) -> impl Future<Output = ()> + Send + 'static
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let panics = self.panics.clone();
-        let guarded = async move {
+        async move {
             if AssertUnwindSafe(future).catch_unwind().await.is_err() {
                 panics.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(task = name, "a task panicked; it ended alone");
             }
-        };
-        self.start(guarded).abort_handle()
+        }
     }
 
     /// Runs blocking work (a directory read, many hash rounds) off the runtime.
@@ -60,15 +126,19 @@ impl Tasks {
         Tasks {
             tracker: TaskTracker::new(),
             panics: self.panics.clone(),
+            lanes: self.lanes.clone(),
         }
     }
 
     #[allow(clippy::disallowed_methods)] // the one spawner
-    fn start<F>(&self, future: F) -> JoinHandle<()>
+    fn start<F>(&self, future: F, lane: Option<&Handle>) -> JoinHandle<()>
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.tracker.spawn(future)
+        match lane {
+            Some(lane) => self.tracker.spawn_on(future, lane),
+            None => self.tracker.spawn(future),
+        }
     }
 
     /// Panics caught so far.
@@ -116,6 +186,26 @@ mod tests {
         tasks.wait().await;
         assert_eq!(tasks.panics(), 1);
         assert_eq!(tasks.running(), 0);
+    }
+
+    #[tokio::test]
+    async fn sessions_take_turns_on_their_lanes_and_are_waited_for() {
+        let tasks = Tasks::on(Lanes::start(2).unwrap());
+        let (tell, mut told) = tokio::sync::mpsc::channel(4);
+        for _ in 0..4 {
+            let tell = tell.clone();
+            tasks.spawn_session(async move {
+                tokio::task::yield_now().await;
+                let _ = tell.send(std::thread::current().id()).await;
+            });
+        }
+        tasks.wait().await;
+        drop(tell);
+        let mut threads = std::collections::HashMap::new();
+        while let Some(thread) = told.recv().await {
+            *threads.entry(thread).or_insert(0) += 1;
+        }
+        assert_eq!(threads.into_values().collect::<Vec<_>>(), [2, 2]);
     }
 
     #[tokio::test]

@@ -97,6 +97,7 @@ impl Setup {
             allow_loopback_literals: true,
             separation: Separation::None,
             agent_uid: Some(Uid::effective().as_raw()),
+            lanes: sidegate_sidecar::config::LANES,
         })
         .await?;
         ensure!(

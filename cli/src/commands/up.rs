@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,7 +23,8 @@ use sidegate_policies::wire::TargetStatus;
 use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::authority;
 use sidegate_sidecar::broker::Url;
-use sidegate_sidecar::config::SidecarConfig;
+use sidegate_sidecar::config::{SidecarConfig, LANES};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{signal, SignalKind};
 
 use super::source;
@@ -90,21 +92,35 @@ pub fn run(args: UpArgs, out: &Out) -> Result<ExitCode> {
         .map(|user| RunAs::prepare(user, &std::env::temp_dir()))
         .transpose();
     let run_as = run_as.map_err(|error| Usage(format!("{error:#}")))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    // Each half on threads of its own, as in a cluster: one cannot starve the other, and what each costs can be told.
+    let broker = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("broker")
         .enable_all()
         .build()?;
-    let result = runtime.block_on(serve(&args, &state, run_as.as_ref(), out));
+    let sidecar = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = sidecar.block_on(serve(&args, &state, run_as.as_ref(), broker.handle(), out));
     if let Some(user) = &run_as {
         user.clean();
     }
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    sidecar.shutdown_timeout(Duration::from_secs(1));
+    broker.shutdown_timeout(Duration::from_secs(1));
     result
 }
 
-async fn serve(args: &UpArgs, state: &Path, run_as: Option<&RunAs>, out: &Out) -> Result<ExitCode> {
+async fn serve(args: &UpArgs, state: &Path, run_as: Option<&RunAs>, runtime: &Handle, out: &Out) -> Result<ExitCode> {
     let mut stop = Stop::new()?;
-    let broker = match Broker::start(broker_config(args, state, run_as)?).await {
+    let config = broker_config(args, state, run_as)?;
+    let started = {
+        let mut starting = std::pin::pin!(Broker::start(config));
+        // Whatever the broker starts, it starts on its own threads.
+        std::future::poll_fn(|cx| {
+            let _entered = runtime.enter();
+            starting.as_mut().poll(cx)
+        })
+        .await
+    };
+    let broker = match started {
         Ok(broker) => broker,
         Err(StartError::Config(problems)) => {
             source::print_problems(&problems, Tone::Bad, out);
@@ -202,6 +218,7 @@ fn sidecar_config(
             Some(_) => authority::Separation::User,
             None => authority::Separation::None,
         },
+        lanes: LANES,
         agent_uid: Some(run_as.map_or_else(Uid::effective, |user| user.uid).as_raw()),
     })
 }

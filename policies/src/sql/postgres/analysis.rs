@@ -22,6 +22,9 @@ pub struct Analysis {
     pub problem: Option<String>,
     /// A limit the text ran into; it is Opaque then, and the refusal says so (54000, 54001).
     pub limit: Option<Limit>,
+    /// Where constants stand whose values this analysis does not depend on, by byte offset, sorted: see
+    /// [`super::shape`]. Of a single statement without meaning for session state only.
+    pub free: Vec<usize>,
 }
 
 /// One statement.

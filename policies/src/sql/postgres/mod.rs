@@ -17,6 +17,7 @@ pub mod parse;
 pub mod plan;
 pub mod prescan;
 pub mod resolve;
+pub mod shape;
 #[cfg(test)]
 mod shop;
 mod statements;
@@ -56,10 +57,14 @@ pub fn analyse(text: &str, options: &Options, catalog: &Catalog, view: &dyn Sess
         standard_conforming_strings: options.standard_conforming_strings,
     };
     let analysed = parse::with_tree(text, dialect, |tree| {
-        statements::all(text, tree, options, catalog, view)
+        let free = match tree {
+            [only] => only.stmt.as_deref().map(shape::free).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        (statements::all(text, tree, options, catalog, view), free)
     });
     match analysed {
-        Ok(statements) => {
+        Ok((statements, free)) => {
             let problem = statements.iter().find_map(|(_, problem)| problem.clone());
             let statements: Vec<_> = statements.into_iter().map(|(statement, _)| statement).collect();
             let worst = statements.iter().map(|statement| statement.completeness).max();
@@ -67,12 +72,20 @@ pub fn analyse(text: &str, options: &Options, catalog: &Catalog, view: &dyn Sess
                 facts: merge::string(&statements, view),
                 completeness: worst.unwrap_or(Completeness::Exact),
                 limit: problem.as_ref().and_then(|problem| problem.limit),
+                free: if problem.is_some() { Vec::new() } else { free },
                 problem: problem.map(|problem| problem.message),
                 statements,
             }
         }
         Err(error) => opaque(&error, view),
     }
+}
+
+/// Whether a text is so short and flat that its analysis takes well under a millisecond, on the caller's own stack.
+/// Anything else may wait for its turn on a thread with a large stack.
+pub fn is_small(text: &str) -> bool {
+    let scanned = parse::tokens(text).ok().and_then(|tokens| prescan::scan(&tokens).ok());
+    scanned.is_some_and(|scan| scan.fits_inline(text))
 }
 
 /// A string the grammar or a limit turned away: nothing is known of it.
@@ -82,6 +95,7 @@ fn opaque(error: &ParseError, view: &dyn SessionView) -> Analysis {
         facts: statements::unknown_facts(view),
         completeness: Completeness::Opaque,
         problem: Some(error.to_string()),
+        free: Vec::new(),
         limit: match error {
             ParseError::Limit(limit) => Some(*limit),
             ParseError::Syntax(_) | ParseError::Nul | ParseError::Internal(_) => None,

@@ -70,7 +70,11 @@ pub enum TokenKind {
     SetOperation,
     /// Anything that may put one node under another.
     Nesting,
-    /// Names, constants, and keywords that only separate.
+    /// An integer constant in the range of int4, however it is written.
+    Integer,
+    /// A string constant in quotes of its own: `'…'`, `E'…'` or `$$…$$`.
+    Text,
+    /// Names, other constants, and keywords that only separate.
     Flat,
 }
 
@@ -103,9 +107,9 @@ fn token(token: &pb::ScanToken) -> Token {
         Ok(T::Ascii40 | T::Ascii91) => TokenKind::Open,
         Ok(T::Ascii41 | T::Ascii93) => TokenKind::Close,
         Ok(T::Union | T::Intersect | T::Except) => TokenKind::SetOperation,
-        Ok(T::Ident | T::Uident | T::Fconst | T::Sconst | T::Usconst | T::Bconst | T::Xconst | T::Iconst) => {
-            TokenKind::Flat
-        }
+        Ok(T::Iconst) => TokenKind::Integer,
+        Ok(T::Sconst) => TokenKind::Text,
+        Ok(T::Ident | T::Uident | T::Fconst | T::Usconst | T::Bconst | T::Xconst) => TokenKind::Flat,
         Ok(T::Param | T::As | T::And | T::Ascii46 | T::Asc | T::Desc) => TokenKind::Flat,
         _ => TokenKind::Nesting,
     };

@@ -139,9 +139,8 @@ where
     async fn on_query(&mut self, frame: Frame) -> Result<(), End> {
         self.release_withheld()?;
         let text = parse::decode_query(&frame)?;
-        let text = text.to_vec();
-        let (frame, plan) = match self.judge_sent(frame, &text).await {
-            Ok(judged) => judged,
+        let (frame, plan) = match self.judge_sent(&frame, text).await {
+            Ok((rewritten, plan)) => (rewritten.unwrap_or(frame), plan),
             Err(refusal) => return self.refuse(refusal, Kind::Simple),
         };
         let work = Work::query(&frame, &plan, &self.conversation);
@@ -155,7 +154,7 @@ where
             Some(decision) => self.gate.admit_decided(work, decision, plan.scope.generation),
             None => self.gate.admit(work),
         };
-        if let Admission::Go(admitted) = &admission {
+        if let (Admission::Go(admitted), None) = (&admission, plan.decided.get()) {
             if let Some(decision) = admitted.decision().filter(|decision| decision.cacheable) {
                 if self.gate.generation() == plan.scope.generation {
                     let _ = plan.decided.set(decision.clone());
@@ -236,14 +235,13 @@ where
     }
 
     async fn on_parse(&mut self, frame: Frame) -> Result<(), End> {
-        let parsed = parse::decode(&frame)?;
-        if parsed.name.starts_with(RESERVED) {
+        let parse::Parse { name, text, types } = parse::decode(&frame)?;
+        if name.starts_with(RESERVED) {
             return self.native("42602", "statement names beginning with \"sidegate.\" are reserved");
         }
-        let name = Bytes::copy_from_slice(parsed.name);
-        let (types, text) = (parsed.types, parsed.text.to_vec());
-        let (frame, plan) = match self.judge_sent(frame, &text).await {
-            Ok(judged) => judged,
+        let name = Bytes::copy_from_slice(name);
+        let (frame, plan) = match self.judge_sent(&frame, text).await {
+            Ok((rewritten, plan)) => (rewritten.unwrap_or(frame), plan),
             Err(refusal) => {
                 if name.is_empty() {
                     // A Parse that fails leaves no unnamed statement behind.
@@ -336,10 +334,8 @@ where
     /// Policy, catalog or transaction state changed: the statement's text is judged again.
     async fn rejudge(&mut self, prepared: &Arc<Prepared>) -> Result<Arc<Planned>, Refusal> {
         let frame = prepared.frame.clone();
-        let text = parse::decode(&frame)
-            .map(|parsed| parsed.text.to_vec())
-            .unwrap_or_default();
-        let plan = self.judge(&frame, &text).await?;
+        let text = parse::decode(&frame).map(|parsed| parsed.text).unwrap_or_default();
+        let plan = self.judge(&frame, text).await?;
         prepared.replan(plan.clone());
         Ok(plan)
     }

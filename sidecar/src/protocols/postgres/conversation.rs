@@ -162,12 +162,14 @@ impl Portal {
     }
 }
 
+#[derive(Clone)]
 struct Cursor {
     statement: Arc<Statement>,
     hold: bool,
 }
 
 /// The session's state.
+#[derive(Clone)]
 pub struct Conversation {
     statements: HashMap<Bytes, Arc<Prepared>>,
     statement_bytes: usize,

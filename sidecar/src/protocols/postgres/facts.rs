@@ -1,10 +1,8 @@
 //! From a text to a plan: parsed, resolved, decided by structure, with a mask plan per statement.
 //!
-//! Plans are cached by the full text and everything that can change its meaning; the cache compares whole keys, under
-//! a hash keyed per process, so that no crafted text borrows another's verdict. What looks at session objects
-//! (EXECUTE, FETCH) is never cached.
+//! A [`Planned`] is one text with the [`Plan`] it shares with every text of the same meaning; `plans` keeps those.
 
-use std::hash::{Hash, Hasher};
+use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
 use sidegate_policies::engine::{Decision, Facts, MaskSet, Operation, RuleRef, Verb};
@@ -15,13 +13,6 @@ use sidegate_policies::sql::postgres::{Analysis, StatementKind, TransactionVerb}
 use sidegate_policies::sql::SqlFacts;
 
 use crate::refusal::Refusal;
-
-/// Texts above this are not cached.
-const MAX_CACHED_TEXT: usize = 64 * 1024;
-/// Bytes of plans kept.
-const CACHE_BYTES: u64 = 32 << 20;
-/// What one plan counts at least: 4,096 of them fill the cache.
-const LEAST_WEIGHT: u32 = 8 * 1024;
 
 /// Everything besides the text that a plan depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -48,6 +39,20 @@ pub struct Scope {
 pub struct Planned {
     /// The text.
     pub text: Arc<str>,
+    /// What holds for it, and for every text of its shape that has the same literals wherever they matter.
+    pub plan: Arc<Plan>,
+}
+
+impl Deref for Planned {
+    type Target = Plan;
+
+    fn deref(&self) -> &Plan {
+        &self.plan
+    }
+}
+
+/// What a text does and how its answers are masked.
+pub struct Plan {
     /// What it does.
     pub analysis: Analysis,
     /// A mask plan for each statement; empty where the text is refused by it.
@@ -64,7 +69,7 @@ pub struct Planned {
     pub scope: Arc<Scope>,
 }
 
-impl Planned {
+impl Plan {
     /// The operation with the facts of the text alone.
     pub fn operation(&self) -> Operation<'_> {
         operation(&self.analysis, &self.analysis.facts)
@@ -182,87 +187,4 @@ pub fn mask_refusal(refused: &PlanRefusal, analysis: &Analysis) -> Refusal {
         _ => refused.to_string(),
     };
     Refusal::new(reason, "statement").because(text).by(rule)
-}
-
-/// A plan's key.
-#[derive(Clone)]
-struct Key {
-    text: Arc<str>,
-    scope: Arc<Scope>,
-    in_transaction: bool,
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        let scope = Arc::ptr_eq(&self.scope, &other.scope) || self.scope == other.scope;
-        self.in_transaction == other.in_transaction && self.text == other.text && scope
-    }
-}
-
-impl Eq for Key {}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.text.hash(state);
-        self.in_transaction.hash(state);
-        (self.scope.generation, self.scope.epoch, &self.scope.database).hash(state);
-    }
-}
-
-/// Plans of this sidecar's sessions.
-pub struct PlanCache {
-    plans: moka::sync::Cache<Key, Arc<Planned>>,
-}
-
-impl Default for PlanCache {
-    fn default() -> Self {
-        let weigh = |key: &Key, _: &Arc<Planned>| {
-            u32::try_from(key.text.len().saturating_mul(8))
-                .unwrap_or(u32::MAX)
-                .max(LEAST_WEIGHT)
-        };
-        PlanCache {
-            plans: moka::sync::Cache::builder()
-                .max_capacity(CACHE_BYTES)
-                .weigher(weigh)
-                .build(),
-        }
-    }
-}
-
-impl PlanCache {
-    /// A plan for this text under this scope.
-    pub fn get(&self, text: &str, scope: &Arc<Scope>, in_transaction: bool) -> Option<Arc<Planned>> {
-        if text.len() > MAX_CACHED_TEXT {
-            return None;
-        }
-        self.plans.get(&Key {
-            text: text.into(),
-            scope: scope.clone(),
-            in_transaction,
-        })
-    }
-
-    /// Keeps a plan, unless it depends on objects of one session.
-    pub fn put(&self, planned: &Arc<Planned>, in_transaction: bool) {
-        let own = |kind: &StatementKind| {
-            !matches!(
-                kind,
-                StatementKind::Plain
-                    | StatementKind::Transaction(_)
-                    | StatementKind::Set { .. }
-                    | StatementKind::Reset(_)
-                    | StatementKind::Show
-            )
-        };
-        let bound = planned.analysis.statements.iter().any(|statement| own(&statement.kind));
-        if planned.text.len() <= MAX_CACHED_TEXT && !bound {
-            let key = Key {
-                text: planned.text.clone(),
-                scope: planned.scope.clone(),
-                in_transaction,
-            };
-            self.plans.insert(key, planned.clone());
-        }
-    }
 }

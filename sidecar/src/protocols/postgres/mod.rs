@@ -16,6 +16,7 @@ mod login;
 mod mask;
 mod params;
 mod planner;
+mod plans;
 mod queue;
 mod refuse;
 mod relay;
@@ -62,5 +63,5 @@ impl Room for Postgres {
 struct Shared {
     keys: Arc<cancel::Keys>,
     snapshots: catalog::Snapshots,
-    plans: Arc<facts::PlanCache>,
+    plans: Arc<plans::PlanCache>,
 }

@@ -9,13 +9,14 @@ use sidegate_policies::engine::{Decision, Effect};
 use sidegate_policies::reason::Reason;
 use sidegate_policies::sql::postgres::catalog::Catalog;
 use sidegate_policies::sql::postgres::prescan::Limit;
-use sidegate_policies::sql::postgres::{analyse, Options, SessionView, StatementKind};
+use sidegate_policies::sql::postgres::{self as sql, analyse, Options, SessionView, StatementKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::catalog::Snapshot;
 use super::codec::{parse, write, Frame, MAX_TEXT};
-use super::facts::{self, PlanCache, Planned, Scope};
+use super::facts::{self, Plan, Planned, Scope};
 use super::params;
+use super::plans::{Kept, PlanCache};
 use super::relay::Relay;
 use super::work::Work;
 use crate::refusal::Refusal;
@@ -75,18 +76,23 @@ where
             && plan.analysis.facts.in_transaction == self.conversation.in_transaction()
     }
 
-    /// Plans a text; a SET of application_name is planned in a form that keeps our prefix, and that form is sent.
-    pub(super) async fn judge_sent(&mut self, frame: Frame, text: &[u8]) -> Result<(Frame, Arc<Planned>), Refusal> {
-        let plan = self.judge(&frame, text).await?;
+    /// Plans a text. A SET of application_name is planned in a form that keeps our prefix: that form is returned, and
+    /// must be sent in place of the frame.
+    pub(super) async fn judge_sent(
+        &mut self,
+        frame: &Frame,
+        text: &[u8],
+    ) -> Result<(Option<Frame>, Arc<Planned>), Refusal> {
+        let plan = self.judge(frame, text).await?;
         let Some(renamed) = renamed(&plan, &self.planner.prefix) else {
-            return Ok((frame, plan));
+            return Ok((None, plan));
         };
-        let rewritten = match parse::decode(&frame) {
+        let rewritten = match parse::decode(frame) {
             Ok(parsed) if frame.tag() == b'P' => write::parse(&String::from_utf8_lossy(parsed.name), &renamed),
             _ => write::query(&renamed),
         };
         let plan = self.judge(&rewritten, renamed.as_bytes()).await?;
-        Ok((rewritten, plan))
+        Ok((Some(rewritten), plan))
     }
 
     /// Plans a text, or refuses it.
@@ -100,14 +106,18 @@ where
         };
         self.fresh_catalog(text).await?;
         let (scope, in_transaction) = (self.scope(), self.conversation.in_transaction());
-        if !self.conversation.has_temporary_tables() {
-            if let Some(plan) = self.planner.cache.get(text, &scope, in_transaction) {
-                return Ok(plan);
-            }
-        }
-        let plan = Arc::new(self.plan_text(frame, text).await?);
-        if !self.conversation.has_temporary_tables() {
-            self.planner.cache.put(&plan, in_transaction);
+        let shared = !self.conversation.has_temporary_tables();
+        let shape = match shared.then(|| self.planner.cache.get(text, &scope, in_transaction)) {
+            Some(Kept::Plan(plan)) => return Ok(plan),
+            Some(Kept::Missing(shape)) => shape,
+            None => None,
+        };
+        let plan = Arc::new(Planned {
+            plan: Arc::new(self.plan_text(frame, text).await?),
+            text: text.into(),
+        });
+        if shared {
+            self.planner.cache.put(&plan, shape.as_ref(), in_transaction);
         }
         Ok(plan)
     }
@@ -144,14 +154,14 @@ where
         })
     }
 
-    async fn plan_text(&mut self, frame: &Frame, text: &str) -> Result<Planned, Refusal> {
-        let mut plan = self.analyse(text)?;
+    async fn plan_text(&mut self, frame: &Frame, text: &str) -> Result<Plan, Refusal> {
+        let mut plan = self.analyse(text).await?;
         if plan.unresolved() && self.planner.snapshot.may_refetch() {
             self.fetch_catalog(text).await?;
-            plan = self.analyse(text)?;
+            plan = self.analyse(text).await?;
         }
         if plan.structure.effect == Effect::Deny {
-            return Err(self.denied(frame, plan));
+            return Err(self.denied(frame, text, plan));
         }
         match facts::mask_plans(&plan.masks, &plan.analysis, &plan.catalog) {
             Ok(plans) => {
@@ -166,29 +176,37 @@ where
         }
     }
 
-    /// Parses, resolves and decides by structure.
-    fn analyse(&mut self, text: &str) -> Result<Planned, Refusal> {
+    /// Parses, resolves and decides by structure. What is not small does so off this thread, where it may take its time
+    /// and wait for its turn without holding up other sessions.
+    async fn analyse(&mut self, text: &str) -> Result<Plan, Refusal> {
         let catalog: Arc<Catalog> = self.planner.snapshot.catalog().unwrap_or_default();
         let options = Options {
             server_major: self.planner.major,
             standard_conforming_strings: true,
         };
-        let analysis = analyse(text, &options, &catalog, &self.conversation);
+        let analysis = if sql::is_small(text) {
+            analyse(text, &options, &catalog, &self.conversation)
+        } else {
+            let (text, view, catalog) = (text.to_owned(), self.conversation.clone(), catalog.clone());
+            let analysed = move || analyse(&text, &options, &catalog, &view);
+            let analysed = self.ctx.tasks.blocking(analysed).await;
+            analysed.map_err(|_| self.gate.refused(Refusal::new(Reason::Internal, "statement"), None))?
+        };
         if let Some(limit) = analysis.limit {
             let reason = if limit == Limit::Busy {
                 Reason::Unavailable
             } else {
                 Reason::TooLarge
             };
-            let refusal = Refusal::new(reason, "statement").because(limit.to_string());
+            let mut refusal = Refusal::new(reason, "statement").because(limit.to_string());
+            refusal.nested = limit.is_complexity();
             return Err(self.gate.refused(refusal, Some(text)));
         }
         let operation = facts::operation(&analysis, &analysis.facts);
         let structure = self.gate.structure(&operation)?;
         let masks = self.gate.masks();
         self.masks.update(&masks);
-        Ok(Planned {
-            text: text.into(),
+        Ok(Plan {
             analysis,
             plans: Vec::new(),
             masks,
@@ -199,16 +217,19 @@ where
         })
     }
 
-    fn denied(&mut self, frame: &Frame, plan: Planned) -> Refusal {
+    fn denied(&mut self, frame: &Frame, text: &str, plan: Plan) -> Refusal {
         self.count_unparsable(&plan);
-        let plan = Arc::new(plan);
+        let plan = Arc::new(Planned {
+            text: text.into(),
+            plan: Arc::new(plan),
+        });
         let work = Work::query(frame, &plan, &self.conversation);
         let mut refusal = self.gate.deny(&work, &plan.structure);
         explain(&mut refusal, &plan, &plan.structure);
         refusal
     }
 
-    fn count_unparsable(&mut self, plan: &Planned) {
+    fn count_unparsable(&mut self, plan: &Plan) {
         if plan.analysis.problem.is_some() {
             self.unparsable = self.unparsable.saturating_add(1);
         }
@@ -236,7 +257,7 @@ fn renamed(plan: &Planned, prefix: &str) -> Option<String> {
 }
 
 /// Says why, where the decision alone does not: the grammar's message, or the names that did not resolve.
-pub fn explain(refusal: &mut Refusal, plan: &Planned, decision: &Decision) {
+pub fn explain(refusal: &mut Refusal, plan: &Plan, decision: &Decision) {
     if let Some(problem) = &plan.analysis.problem {
         refusal.reason = Reason::NotUnderstood;
         refusal.message = Some(problem.as_str().into());

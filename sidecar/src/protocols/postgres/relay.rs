@@ -270,41 +270,60 @@ where
         Ok(())
     }
 
+    /// Waits until there is something to do. A peer that takes nothing of what waits for it for a minute is gone.
     async fn wait(&mut self) -> Result<(), End> {
         self.scan_out()?;
-        let writing = !self.out.is_empty() || self.upstream.has_unsent();
-        let ready = poll_fn(|cx| self.poll_io(cx));
-        if !writing {
-            return ready.await;
-        }
-        match tokio::time::timeout(STALLED, ready).await {
-            Ok(result) => result,
-            Err(_) => Err(End::Client),
-        }
+        // Most writes are taken at once: no timer is set for them.
+        let mut stalled: Option<Pin<Box<tokio::time::Sleep>>> = None;
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = self.poll_io(cx) {
+                return Poll::Ready(done);
+            }
+            if !self.is_writing() {
+                return Poll::Pending;
+            }
+            let timer = stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED)));
+            timer.as_mut().poll(cx).map(|()| Err(End::Client))
+        })
+        .await
     }
 
-    /// Ends first, then writes, then reads.
+    fn is_writing(&self) -> bool {
+        !self.out.is_empty() || self.upstream.has_unsent()
+    }
+
+    /// Ends first, then writes, then reads. Ready once there is something new to look at: a write that took all there
+    /// was brings nothing, unless reading had stopped because of it.
     fn poll_io(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
-        if self.cut.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(End::Cut(self.session.cut_reason().unwrap_or(Reason::Internal))));
+        if let Some(reason) = self.session.cut_reason() {
+            return Poll::Ready(Err(End::Cut(reason)));
         }
-        let mut progress = self.poll_cancel(cx);
-        progress |= match self.poll_out(cx) {
+        let held_up = self.out.len() > HIGH || self.upstream.unsent() > HIGH;
+        let cancelled = self.poll_cancel(cx);
+        let mut wrote = match self.poll_out(cx) {
             Ok(progress) => progress,
             Err(end) => return Poll::Ready(Err(end)),
         };
         if self.upstream.has_unsent() {
             match self.upstream.poll_send(cx) {
-                Poll::Ready(Ok(())) => progress = true,
+                Poll::Ready(Ok(())) => wrote = true,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Target)),
                 Poll::Pending => {}
             }
         }
-        match self.poll_reads(cx) {
-            Ok(read) if read || progress => Poll::Ready(Ok(())),
-            Ok(_) => Poll::Pending,
-            Err(end) => Poll::Ready(Err(end)),
+        let read = match self.poll_reads(cx) {
+            Ok(read) => read,
+            Err(end) => return Poll::Ready(Err(end)),
+        };
+        if read || cancelled || (wrote && (held_up || self.is_writing())) {
+            return Poll::Ready(Ok(()));
         }
+        // Asked last, because it costs a lock: whoever cuts the session sets the reason first.
+        if self.cut.as_mut().poll(cx).is_ready() {
+            let reason = self.session.cut_reason().unwrap_or(Reason::Internal);
+            return Poll::Ready(Err(End::Cut(reason)));
+        }
+        Poll::Pending
     }
 
     fn poll_cancel(&mut self, cx: &mut Context<'_>) -> bool {

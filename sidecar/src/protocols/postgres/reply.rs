@@ -57,10 +57,14 @@ fn session_state(reason: Reason) -> &'static str {
 
 /// The error of a refusal.
 pub fn error(refusal: &Refusal, severity: Severity) -> Fields {
-    with_state(refusal, severity, sqlstate(refusal.reason, severity))
+    let state = match (refusal.reason, severity) {
+        (Reason::TooLarge, Severity::Statement) if refusal.nested => "54001",
+        (reason, severity) => sqlstate(reason, severity),
+    };
+    with_state(refusal, severity, state)
 }
 
-/// The same with its own SQLSTATE, for the one case the reason does not tell: too complex instead of too large.
+/// The same with its own SQLSTATE.
 pub fn with_state(refusal: &Refusal, severity: Severity, state: &str) -> Fields {
     let word = match severity {
         Severity::Statement => "ERROR",
@@ -127,5 +131,13 @@ mod tests {
         assert_eq!(sqlstate(Reason::Unavailable, Severity::Login), "57P03");
         assert_eq!(sqlstate(Reason::Denied, Severity::Login), "28000");
         assert_eq!(sqlstate(Reason::Locked, Severity::Session), "57P01");
+    }
+
+    #[test]
+    fn too_complex_is_not_too_large() {
+        let mut refusal = Refusal::new(Reason::TooLarge, "statement");
+        assert_eq!(error(&refusal, Severity::Statement).text(b'C'), "54000");
+        refusal.nested = true;
+        assert_eq!(error(&refusal, Severity::Statement).text(b'C'), "54001");
     }
 }

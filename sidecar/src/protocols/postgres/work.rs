@@ -49,8 +49,8 @@ impl Work {
         if work.in_transaction {
             work.earlier = conversation.earlier().to_vec();
         }
-        // Where no values can come, there are none.
-        if work.plan.analysis.facts.params == Fact::Later {
+        // Where no values can come, there are none. A decision that stands did not look at them.
+        if work.plan.decided.get().is_none() && work.plan.analysis.facts.params == Fact::Later {
             work.set_params(Vec::new());
         }
         work
@@ -64,8 +64,7 @@ impl Work {
         typed: bool,
         conversation: &Conversation,
     ) -> Self {
-        let frame = Frame::whole(bytes);
-        let mut work = Work::query(&frame, plan, conversation);
+        let mut work = Work::query(&Frame::whole(bytes), plan, conversation);
         if typed {
             work.set_params(values::all_typed(&values.0, &values.1));
         }

@@ -1,0 +1,200 @@
+//! The shape of a text: the text with its plain literals lifted out, so that one analysis serves every text of a
+//! client that pastes values into its statements.
+//!
+//! Two halves that must agree. [`Shape::of`] lifts, by the grammar's own tokens, decimal integers of int4's range and
+//! plain `'…'` strings. [`free`] says, from the tree, which constants cannot change what analysis finds: a value in
+//! VALUES or SET, or one compared with a bare column. Whoever keeps an analysis under a shape must compare every
+//! other literal by value ([`Shape::agrees`]). Invariant: two texts of one shape whose other literals are equal have
+//! equal analyses; proven by `shapes_never_borrow_a_verdict`.
+
+use std::ops::Range;
+
+use super::parse::{self, pb, TokenKind};
+use pb::node::Node as N;
+use pb::AExprKind as Kind;
+
+/// Stands for a lifted integer in a key. A text holds no NUL, so no text can spell it.
+const INTEGER: &[u8] = b"\0i";
+/// Stands for a lifted string.
+const STRING: &[u8] = b"\0s";
+
+/// A text without its plain literals.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shape {
+    key: Box<[u8]>,
+    literals: Vec<Range<usize>>,
+}
+
+impl Shape {
+    /// The shape of a text, or None where the text has no plain literal, holds a NUL, or does not scan.
+    pub fn of(text: &str) -> Option<Shape> {
+        if text.as_bytes().contains(&0) {
+            return None;
+        }
+        let tokens = parse::tokens(text).ok()?;
+        let bytes = text.as_bytes();
+        let mut key = Vec::with_capacity(bytes.len());
+        let (mut literals, mut copied) = (Vec::new(), 0);
+        for token in tokens {
+            let range = token.start..token.end;
+            let literal = bytes.get(range.clone())?;
+            let stand_in = match token.kind {
+                TokenKind::Integer if literal.iter().all(u8::is_ascii_digit) => INTEGER,
+                TokenKind::Text if is_plain(literal) => STRING,
+                _ => continue,
+            };
+            key.extend_from_slice(bytes.get(copied..range.start)?);
+            key.extend_from_slice(stand_in);
+            copied = range.end;
+            literals.push(range);
+        }
+        key.extend_from_slice(bytes.get(copied..)?);
+        (!literals.is_empty()).then(|| Shape {
+            key: key.into(),
+            literals,
+        })
+    }
+
+    /// The text with its literals replaced: whole, never a hash of it.
+    pub fn key(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// Literals that are not among the free ones of the text's analysis, with their places: they belong to the key.
+    /// None if no literal is free, for then the shape serves no other text.
+    pub fn pinned(&self, text: &str, free: &[usize]) -> Option<Pinned> {
+        let pinned: Vec<_> = self
+            .literals
+            .iter()
+            .enumerate()
+            .filter(|(_, range)| !free.contains(&range.start))
+            .map(|(index, range)| Some((index, text.get(range.clone())?.into())))
+            .collect::<Option<_>>()?;
+        (pinned.len() < self.literals.len()).then_some(Pinned(pinned))
+    }
+
+    /// Whether a text of this shape has the same literals wherever they matter.
+    pub fn agrees(&self, text: &str, pinned: &Pinned) -> bool {
+        pinned.0.iter().all(|(index, value)| {
+            let range = self.literals.get(*index);
+            range.and_then(|range| text.get(range.clone())) == Some(&**value)
+        })
+    }
+}
+
+/// The literals of a shape whose values carry meaning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pinned(Vec<(usize, Box<str>)>);
+
+/// A string in plain quotes: one piece, no backslash, which another dialect would read as an escape.
+fn is_plain(literal: &[u8]) -> bool {
+    let inner = literal.strip_prefix(b"'").and_then(|rest| rest.strip_suffix(b"'"));
+    let Some(inner) = inner else { return false };
+    let mut rest = inner.iter();
+    while let Some(byte) = rest.next() {
+        match byte {
+            b'\\' => return false,
+            // A doubled quote. Anything else behind one is a string continued in another line.
+            b'\'' if rest.next() != Some(&b'\'') => return false,
+            _ => {}
+        }
+    }
+    true
+}
+
+/// Where the constants of a statement stand whose values cannot change what analysis finds, by byte offset.
+///
+/// Everything not listed here matters: LIMIT, positions in GROUP BY and ORDER BY, arguments of functions, casts, type
+/// modifiers, output columns, whatever stands inside a subquery.
+pub(super) fn free(statement: &pb::Node) -> Vec<usize> {
+    let mut found = Vec::new();
+    match &statement.node {
+        Some(N::SelectStmt(select)) if select.op == pb::SetOperation::SetopNone as i32 => {
+            condition(select.where_clause.as_deref(), &mut found);
+        }
+        Some(N::InsertStmt(insert)) => {
+            if let Some(N::SelectStmt(select)) = insert.select_stmt.as_deref().and_then(|node| node.node.as_ref()) {
+                for row in &select.values_lists {
+                    if let Some(N::List(row)) = &row.node {
+                        row.items.iter().for_each(|item| value(item, &mut found));
+                    }
+                }
+            }
+        }
+        Some(N::UpdateStmt(update)) => {
+            for target in &update.target_list {
+                if let Some(N::ResTarget(target)) = &target.node {
+                    if let Some(assigned) = target.val.as_deref() {
+                        value(assigned, &mut found);
+                    }
+                }
+            }
+            condition(update.where_clause.as_deref(), &mut found);
+        }
+        Some(N::DeleteStmt(delete)) => condition(delete.where_clause.as_deref(), &mut found),
+        _ => {}
+    }
+    found.sort_unstable();
+    found
+}
+
+/// Comparisons with a bare column, under AND, OR and NOT.
+fn condition(node: Option<&pb::Node>, found: &mut Vec<usize>) {
+    let mut work: Vec<&pb::Node> = node.into_iter().collect();
+    while let Some(node) = work.pop() {
+        match &node.node {
+            Some(N::BoolExpr(expression)) => work.extend(&expression.args),
+            Some(N::AExpr(expression)) => beside_column(expression, found),
+            _ => {}
+        }
+    }
+}
+
+/// A value of VALUES or SET: a constant, or one beside a bare column.
+fn value(node: &pb::Node, found: &mut Vec<usize>) {
+    match &node.node {
+        Some(N::AExpr(expression)) => beside_column(expression, found),
+        _ => constant(node, found),
+    }
+}
+
+/// Constants on one side of an operator that has a bare column on the other.
+fn beside_column(expression: &pb::AExpr, found: &mut Vec<usize>) {
+    let listed = matches!(
+        Kind::try_from(expression.kind),
+        Ok(Kind::AexprOp
+            | Kind::AexprIn
+            | Kind::AexprLike
+            | Kind::AexprIlike
+            | Kind::AexprDistinct
+            | Kind::AexprNotDistinct
+            | Kind::AexprBetween
+            | Kind::AexprNotBetween)
+    );
+    let (Some(left), Some(right)) = (expression.lexpr.as_deref(), expression.rexpr.as_deref()) else {
+        return;
+    };
+    let is_column = |node: &pb::Node| matches!(&node.node, Some(N::ColumnRef(_)));
+    if listed && is_column(left) {
+        constants(right, found);
+    } else if listed && is_column(right) {
+        constant(left, found);
+    }
+}
+
+fn constants(node: &pb::Node, found: &mut Vec<usize>) {
+    match &node.node {
+        Some(N::List(list)) => list.items.iter().for_each(|item| constant(item, found)),
+        _ => constant(node, found),
+    }
+}
+
+fn constant(node: &pb::Node, found: &mut Vec<usize>) {
+    if let Some(N::AConst(constant)) = &node.node {
+        found.extend(usize::try_from(constant.location).ok());
+    }
+}
+
+#[cfg(test)]
+#[path = "shape_tests.rs"]
+mod tests;
