@@ -13,6 +13,8 @@ pub enum Format {
     Text,
     /// One JSON document, for programs.
     Json,
+    /// A terminal recording (asciicast, version 2): `replay` only.
+    Asciicast,
 }
 
 /// Where results and remarks go.

@@ -7,11 +7,11 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use sidegate_broker::records::SessionKeys;
-use sidegate_policies::record::replay::{self, Transcript};
+use sidegate_policies::record::replay::{self, Asciicast, Transcript};
 
 use super::Usage;
 use crate::instance::state_folder;
-use crate::out::Out;
+use crate::out::{Format, Out};
 use crate::StateArg;
 
 /// Arguments of `replay`.
@@ -21,13 +21,14 @@ use crate::StateArg;
   sidegate replay 0190a6c2
   sidegate replay 0190a6c2 --as csv > session.csv
   sidegate replay 0190a6c2 -o json | jq 'select(.kind == \"denied\")'
+  sidegate replay 0190a6c2 -o asciicast > session.cast && asciinema play session.cast
   sidegate replay 0190a6c2 --store ./copy-of-the-store
 
 Without the store's private folder the content of answers is unreadable; events and decisions are not.")]
 pub struct ReplayArgs {
     /// Session id, or the beginning of one.
     session: String,
-    /// Lines for people, JSON lines, or CSV that no spreadsheet takes for formulas.
+    /// Lines for people, JSON lines, CSV that no spreadsheet takes for formulas, or a terminal recording.
     #[arg(long = "as", value_enum, value_name = "FORM")]
     form: Option<Form>,
     /// A record store or a copy of one, instead of the running instance's.
@@ -42,6 +43,7 @@ enum Form {
     Text,
     Json,
     Csv,
+    Asciicast,
 }
 
 /// Replays a session.
@@ -54,9 +56,13 @@ pub fn run(args: ReplayArgs, out: &Out) -> anyhow::Result<ExitCode> {
     }
     let keys = SessionKeys::open(&root).ok();
     let session = replay::find(&root, &args.session)?;
-    let form = args.form.unwrap_or(if out.json() { Form::Json } else { Form::Text });
+    let form = args.form.unwrap_or(match out.format {
+        Format::Text => Form::Text,
+        Format::Json => Form::Json,
+        Format::Asciicast => Form::Asciicast,
+    });
     let mut stdout = io::stdout().lock();
-    let mut transcript = Transcript::default();
+    let (mut transcript, mut recording) = (Transcript::default(), Asciicast::default());
     if form == Form::Csv {
         stdout.write_all(replay::csv_header().as_bytes())?;
         stdout.write_all(b"\n")?;
@@ -65,6 +71,7 @@ pub fn run(args: ReplayArgs, out: &Out) -> anyhow::Result<ExitCode> {
     replay::replay(&root, session, &look_up, &mut |event| match form {
         Form::Text => stdout.write_all(transcript.tell(&event).as_bytes()),
         Form::Json => writeln!(stdout, "{}", replay::json_line(&event)),
+        Form::Asciicast => stdout.write_all(recording.tell(&event).as_bytes()),
         Form::Csv => writeln!(stdout, "{}", replay::csv_line(&event)),
     })?;
     Ok(ExitCode::SUCCESS)

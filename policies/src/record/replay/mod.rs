@@ -1,9 +1,11 @@
-//! Replay: one session of a store as events, and how events are told as text, JSON lines and CSV.
+//! Replay: one session of a store as events, and how events are told as text, JSON lines, CSV and a
+//! terminal recording.
 //!
 //! Reads, decrypts with the session's key if the caller has it, and executes nothing. Damage does not stop it:
 //! an event that cannot be read says so, and the verifier is the one to judge. Refused: a session the store does
 //! not hold. Invariant: whatever a session recorded reaches a terminal escaped, once.
 
+mod asciicast;
 mod escape;
 mod export;
 mod rows;
@@ -23,6 +25,7 @@ use crate::record::session_key::{plain, MAX_PLAIN};
 use crate::record::summary::SessionSummary;
 use crate::record::{Kind, SessionKey};
 
+pub use asciicast::Asciicast;
 pub use escape::escape;
 pub use export::{csv_header, csv_line, json_line};
 pub use text::Transcript;

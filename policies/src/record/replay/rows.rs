@@ -18,9 +18,20 @@ struct Column {
     binary: bool,
 }
 
-/// Lines that tell a recorded reply, escaped; `total` is the whole reply's length.
-pub(super) fn tell(bytes: &[u8]) -> Vec<String> {
-    let mut lines = Vec::new();
+/// One thing of a recorded reply, escaped.
+enum Item {
+    /// The names of the columns.
+    Names(Vec<String>),
+    /// The cells of a row.
+    Cells(Vec<String>),
+    /// A line of a COPY, or what could not be read.
+    Line(String),
+    /// So many rows more.
+    More(u64),
+}
+
+fn items(bytes: &[u8]) -> Vec<Item> {
+    let mut items = Vec::new();
     let mut columns: Vec<Column> = Vec::new();
     let mut shown = 0usize;
     let mut more = 0u64;
@@ -30,23 +41,73 @@ pub(super) fn tell(bytes: &[u8]) -> Vec<String> {
         match kind {
             b'T' => {
                 columns = describe(body).unwrap_or_default();
-                let names: Vec<String> = columns.iter().map(|column| escape(&column.name)).collect();
-                lines.push(names.join(" | "));
+                items.push(Item::Names(columns.iter().map(|column| escape(&column.name)).collect()));
             }
             b'D' if shown < ROWS => {
                 shown = shown.saturating_add(1);
-                lines.push(row(body, &columns).unwrap_or_else(|| "(a row that cannot be read)".into()));
+                items.push(match row(body, &columns) {
+                    Some(cells) => Item::Cells(cells),
+                    None => Item::Line("(a row that cannot be read)".into()),
+                });
             }
             b'd' if shown < ROWS => {
                 shown = shown.saturating_add(1);
-                lines.push(escape(clip(&String::from_utf8_lossy(body)).trim_end()));
+                items.push(Item::Line(escape(clip(&String::from_utf8_lossy(body)).trim_end())));
             }
             b'D' | b'd' => more = more.saturating_add(1),
             _ => {}
         }
     }
     if more > 0 {
-        lines.push(format!("… {more} more rows kept"));
+        items.push(Item::More(more));
+    }
+    items
+}
+
+/// Lines that tell a recorded reply, escaped.
+pub(super) fn tell(bytes: &[u8]) -> Vec<String> {
+    let line = |item| match item {
+        Item::Names(cells) | Item::Cells(cells) => cells.join(" | "),
+        Item::Line(line) => line,
+        Item::More(more) => format!("… {more} more rows kept"),
+    };
+    items(bytes).into_iter().map(line).collect()
+}
+
+/// The same as a table with aligned columns, as psql prints it.
+pub(super) fn table(bytes: &[u8]) -> Vec<String> {
+    let items = items(bytes);
+    let mut widths: Vec<usize> = Vec::new();
+    for item in &items {
+        if let Item::Names(cells) | Item::Cells(cells) = item {
+            widths.resize(widths.len().max(cells.len()), 0);
+            for (width, cell) in widths.iter_mut().zip(cells) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+    }
+    let padded = |cells: &[String]| {
+        let cells = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!(" {cell:<width$} "));
+        cells.collect::<Vec<_>>().join("|").trim_end().to_owned()
+    };
+    let mut lines = Vec::new();
+    for item in &items {
+        match item {
+            Item::Names(names) => {
+                lines.push(padded(names));
+                let rule = names
+                    .iter()
+                    .zip(&widths)
+                    .map(|(_, width)| "-".repeat(width.saturating_add(2)));
+                lines.push(rule.collect::<Vec<_>>().join("+"));
+            }
+            Item::Cells(cells) => lines.push(padded(cells)),
+            Item::Line(line) => lines.push(line.clone()),
+            Item::More(more) => lines.push(format!("… {more} more rows kept")),
+        }
     }
     lines
 }
@@ -77,7 +138,7 @@ fn describe(body: &[u8]) -> Option<Vec<Column>> {
     Some(columns)
 }
 
-fn row(body: &[u8], columns: &[Column]) -> Option<String> {
+fn row(body: &[u8], columns: &[Column]) -> Option<Vec<String>> {
     let (count, mut left) = body.split_first_chunk::<2>()?;
     let mut cells = Vec::new();
     for index in 0..usize::from(u16::from_be_bytes(*count)) {
@@ -92,7 +153,7 @@ fn row(body: &[u8], columns: &[Column]) -> Option<String> {
         cells.push(escape(&clip(&show(cell, columns.get(index)))));
         left = rest;
     }
-    Some(cells.join(" | "))
+    Some(cells)
 }
 
 fn show(cell: &[u8], column: Option<&Column>) -> String {
@@ -155,5 +216,15 @@ mod tests {
         ]
         .concat();
         assert_eq!(tell(&reply), ["id | email", "7 | a***@\\x1b", "NULL | NULL"]);
+        let table = table(&reply);
+        assert_eq!(
+            table,
+            [
+                " id   | email",
+                "------+-----------",
+                " 7    | a***@\\x1b",
+                " NULL | NULL"
+            ]
+        );
     }
 }

@@ -27,7 +27,7 @@ pub struct Transcript {
 }
 
 /// Texts remembered for later references.
-const TEXTS: usize = 10_000;
+pub(super) const TEXTS: usize = 10_000;
 
 impl Transcript {
     /// Lines for one event, each ending in a line feed; none for events that only complete others.
@@ -251,7 +251,7 @@ impl Transcript {
 
 const PINS: [&str; 6] = ["address", "tls", "mechanism", "user", "database", "credential"];
 
-fn params(value: &Value) -> String {
+pub(super) fn params(value: &Value) -> String {
     let items = value.get("params").and_then(Value::as_array);
     let shown = items.into_iter().flatten().map(|item| match item {
         Value::String(text) => format!("'{}'", escape(text)),
@@ -262,11 +262,11 @@ fn params(value: &Value) -> String {
 }
 
 /// A member as escaped text: strings as they are, lists joined.
-fn text(value: &Value, name: &str) -> String {
+pub(super) fn text(value: &Value, name: &str) -> String {
     escape(&text_raw(value, name))
 }
 
-fn text_raw(value: &Value, name: &str) -> String {
+pub(super) fn text_raw(value: &Value, name: &str) -> String {
     match value.get(name) {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => text.clone(),
