@@ -5,7 +5,10 @@
 //! found, and the resolver calls it unknown. A snapshot never changes; a new one carries a higher epoch.
 
 mod builder;
+mod builtin;
+mod ddl;
 mod queries;
+mod snapshot;
 mod views;
 
 use std::collections::HashMap;
@@ -15,7 +18,10 @@ use super::analysis::{SessionView, Source};
 use crate::sql::names::{ColumnName, RelationName};
 
 pub use builder::{CatalogBuilder, CatalogError};
-pub use queries::QUERIES;
+pub use builtin::builtin;
+pub use ddl::{default_path, read_sql, Note};
+pub use queries::{BASE_TYPES, QUERIES};
+pub use snapshot::{read_snapshot, snapshot_query, SnapshotError};
 
 /// An object identifier of the server.
 pub type Oid = u32;

@@ -350,8 +350,9 @@ impl<'a> Cells<'a> {
 
     fn flag(self, column: usize) -> Result<bool, CatalogError> {
         match self.text(column)? {
-            "t" => Ok(true),
-            "f" => Ok(false),
+            // As the server prints it, and as it casts it to text.
+            "t" | "true" => Ok(true),
+            "f" | "false" => Ok(false),
             _ => Err(self.wrong(column)),
         }
     }

@@ -18,6 +18,15 @@ pub const QUERIES: &[(&str, &str)] = &[
     ("casts", CASTS),
 ];
 
+/// The server's own types, which a snapshot leaves out and a schema file names: section and query.
+pub const BASE_TYPES: (&str, &str) = (
+    "base-types",
+    "SELECT t.typname, t.oid FROM pg_catalog.pg_type t \
+     JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace \
+     WHERE n.nspname OPERATOR(pg_catalog.=) 'pg_catalog' AND t.typrelid OPERATOR(pg_catalog.=) 0 \
+     AND t.typname !~ '^_pg_'",
+);
+
 const SERVER: &str = "SELECT pg_catalog.current_setting('server_version_num')";
 
 // The server skips schemas of the search_path that the role may not use, so the snapshot has to know them.

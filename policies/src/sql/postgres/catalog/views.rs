@@ -64,14 +64,24 @@ fn dependencies(catalog: &Catalog, relation: &Relation) -> Vec<ColumnName> {
     columns
 }
 
-/// The scope of a view's body: pg_get_viewdef qualified every name.
-struct Owner {
+/// The scope of a view's body: pg_get_viewdef qualified every name, and a schema file has its own search_path.
+pub(super) struct Owner {
     nothing: Arc<str>,
+    path: Vec<Arc<str>>,
+}
+
+impl Owner {
+    pub(super) fn new(path: Vec<Arc<str>>) -> Self {
+        Owner {
+            nothing: "".into(),
+            path,
+        }
+    }
 }
 
 impl Default for Owner {
     fn default() -> Self {
-        Owner { nothing: "".into() }
+        Owner::new(Vec::new())
     }
 }
 
@@ -83,7 +93,7 @@ impl SessionView for Owner {
         None
     }
     fn search_path(&self) -> &[Arc<str>] {
-        &[]
+        &self.path
     }
     fn database(&self) -> &Arc<str> {
         &self.nothing
