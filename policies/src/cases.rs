@@ -1,16 +1,14 @@
 //! `policy test`: cases people write beside their policies, and whether they hold.
 //!
 //! A case names a subject, a target and a statement, and what must come of it. Unknown fields are refused, and so
-//! is a case that expects nothing. The caller supplies the analysis of statements, so that this file needs no
-//! grammar.
+//! is a case that expects nothing. A case is decided as a running sidecar would decide it, masks included.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::explain::{self, Trace};
-use crate::engine::{Effect, Facts, Operation, Phase, PolicySet, Subject, TargetId, Verb};
-use crate::sql::postgres::Analysis;
+use crate::engine::{Effect, Subject, TargetId};
+use crate::explanation::Explanation;
 
 /// One case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,7 +29,8 @@ pub struct Case {
     pub sql: Option<String>,
     /// What must be decided.
     pub expect: Expect,
-    /// A rule that must have made the decision: `policy/rule`, or the bare rule; `default` where no rule allows.
+    /// A rule that must have made the decision: `policy/rule`, or the bare rule; `default` where no rule allows, and
+    /// `masks` where a masked column is used for more than being shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
     /// The columns of the statement that must be masked, all of them.
@@ -72,54 +71,51 @@ pub struct CaseResult {
     pub failures: Vec<String>,
     /// Why the decision was what it was.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub trace: Option<Trace>,
+    pub explanation: Option<Box<Explanation>>,
 }
 
-/// Runs cases against compiled policies.
+/// Decides one case; `explain` gets its subject, target and statement, and refuses a target that is not there.
 pub fn run(
-    set: &PolicySet,
-    cases: &[Case],
-    now: jiff::Timestamp,
-    mut analyse: impl FnMut(&str) -> Analysis,
-) -> Vec<CaseResult> {
-    cases.iter().map(|case| one(set, case, now, &mut analyse)).collect()
-}
-
-fn one(set: &PolicySet, case: &Case, now: jiff::Timestamp, analyse: &mut impl FnMut(&str) -> Analysis) -> CaseResult {
-    let (subject, target) = match (subject(case), target(case)) {
+    case: &Case,
+    explain: impl FnOnce(&Subject, &TargetId, Option<&str>) -> Result<Explanation, String>,
+) -> CaseResult {
+    let (subject, target) = match (case.subject(), case.target()) {
         (Ok(subject), Ok(target)) => (subject, target),
         (subject, target) => {
             let failures = [subject.err(), target.err()].into_iter().flatten().collect();
             return failed(case, failures);
         }
     };
-    if set.target(&target).is_none() {
-        return failed(case, vec![format!("there is no Target {target}")]);
-    }
-    let connect = crate::engine::ConnectFacts::default();
-    let analysis = case.sql.as_deref().map(analyse);
-    let op = match &analysis {
-        Some(analysis) => Operation {
-            verb: Verb::Statement,
-            action: "statement",
-            completeness: analysis.completeness,
-            facts: Facts::Sql(&analysis.facts),
-        },
-        None => Operation {
-            verb: Verb::Connect,
-            action: "connect",
-            completeness: crate::engine::Completeness::Exact,
-            facts: Facts::Connect(&connect),
-        },
+    let explanation = match explain(&subject, &target, case.sql.as_deref()) {
+        Ok(explanation) => explanation,
+        Err(problem) => return failed(case, vec![problem]),
     };
-    let trace = explain::operation(&set.bind(&subject, &target), &op, Phase::Final, now);
-    let problem = analysis.as_ref().and_then(|analysis| analysis.problem.as_deref());
-    let failures = differences(case, &trace, problem);
+    let failures = differences(case, &explanation);
     CaseResult {
         name: case.name.clone(),
         passed: failures.is_empty(),
         failures,
-        trace: Some(trace),
+        explanation: Some(Box::new(explanation)),
+    }
+}
+
+impl Case {
+    /// The subject it names.
+    pub fn subject(&self) -> Result<Subject, String> {
+        let (namespace, account) = names(&self.subject, "as")?;
+        Ok(Subject {
+            namespace: namespace.to_owned(),
+            service_account: account.to_owned(),
+            pod: "case".to_owned(),
+            pod_uid: "case".to_owned(),
+            labels: self.labels.clone(),
+        })
+    }
+
+    /// The Target it names.
+    pub fn target(&self) -> Result<TargetId, String> {
+        let (namespace, name) = names(&self.target, "target")?;
+        Ok(TargetId::new(namespace, name))
     }
 }
 
@@ -128,7 +124,7 @@ fn failed(case: &Case, failures: Vec<String>) -> CaseResult {
         name: case.name.clone(),
         passed: false,
         failures,
-        trace: None,
+        explanation: None,
     }
 }
 
@@ -141,33 +137,17 @@ fn names<'a>(text: &'a str, field: &str) -> Result<(&'a str, &'a str), String> {
     }
 }
 
-fn subject(case: &Case) -> Result<Subject, String> {
-    let (namespace, account) = names(&case.subject, "as")?;
-    Ok(Subject {
-        namespace: namespace.to_owned(),
-        service_account: account.to_owned(),
-        pod: "case".to_owned(),
-        pod_uid: "case".to_owned(),
-        labels: case.labels.clone(),
-    })
-}
-
-fn target(case: &Case) -> Result<TargetId, String> {
-    let (namespace, name) = names(&case.target, "target")?;
-    Ok(TargetId::new(namespace, name))
-}
-
-fn differences(case: &Case, trace: &Trace, problem: Option<&str>) -> Vec<String> {
+fn differences(case: &Case, trace: &Explanation) -> Vec<String> {
     let mut failures = Vec::new();
     let wanted = Effect::from(case.expect);
     if trace.answer.effect != wanted.as_str() {
-        let problem = problem.map(|problem| format!(" [{problem}]")).unwrap_or_default();
-        failures.push(format!("expected {}, got {}{problem}", wanted.as_str(), trace.answer));
+        failures.push(format!("expected {}, got {}", wanted.as_str(), trace.answer));
     }
     if let Some(rule) = &case.rule {
         let fits = |made: &String| made == rule || made.rsplit_once('/').is_some_and(|(_, bare)| bare == rule);
         if !trace.answer.rules.iter().any(fits) {
             let made = trace.answer.rules.join(", ");
+            let made = if made.is_empty() { "none".to_owned() } else { made };
             failures.push(format!("expected rule {rule}, got {made}"));
         }
     }
@@ -199,24 +179,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::api::access_policy::SqlCommand::{Drop, Select};
-    use crate::engine::fixtures::{column, noon, policy, set, statement};
-    use crate::engine::{Completeness, Fact};
-
-    fn analysed(text: &str) -> Analysis {
-        let mut facts = match text.starts_with("DROP") {
-            true => statement(&[(Drop, "app.users")]),
-            false => statement(&[(Select, "app.users")]),
-        };
-        facts.columns = Fact::Known(vec![column("app.users.id"), column("app.users.ssn")]);
-        Analysis {
-            statements: Vec::new(),
-            facts,
-            completeness: Completeness::Exact,
-            problem: None,
-            limit: None,
-        }
-    }
+    use crate::engine::fixtures::{noon, policy, set};
+    use crate::explanation::{explain, Setting};
+    use crate::sql::postgres::catalog::{builtin, read_sql};
 
     fn results(cases: serde_json::Value) -> Vec<CaseResult> {
         let set = set(&[policy(
@@ -225,17 +190,32 @@ mod tests {
                 "rules": [{"name": "read", "effect": "Allow", "sql": {"commands": ["Select"], "tables": ["app.*"]}}],
                 "masks": [{"columns": ["app.users.ssn"], "as": {"redact": {}}}]}),
         )]);
+        let schema = "CREATE SCHEMA app; CREATE TABLE app.users (id int, ssn text);";
+        let (catalog, _) = read_sql(schema, builtin(15).unwrap());
+        let setting = Setting {
+            catalog: catalog.into(),
+            has_schema: true,
+            ..Setting::bare(15)
+        };
         let cases: Vec<Case> = serde_json::from_value(cases).unwrap();
-        run(&set, &cases, noon(), analysed)
+        let one = |case: &Case| {
+            run(case, |subject, target, sql| match set.target(target) {
+                Some(_) => Ok(explain(&set, subject, target, sql, &setting, noon())),
+                None => Err(format!("there is no Target {target}")),
+            })
+        };
+        cases.iter().map(one).collect()
     }
 
     #[test]
     fn cases_that_hold_pass() {
         let all = results(json!([
-            {"name": "reads", "as": "agents/support", "target": "data/shop", "sql": "SELECT 1", "expect": "Allow",
-             "rule": "data/p/read", "masks": ["app.users.ssn"]},
-            {"name": "no ddl", "as": "agents/support", "target": "data/shop", "sql": "DROP TABLE x", "expect": "Deny",
-             "rule": "default"},
+            {"name": "reads", "as": "agents/support", "target": "data/shop", "sql": "SELECT * FROM app.users",
+             "expect": "Allow", "rule": "data/p/read", "masks": ["app.users.ssn"]},
+            {"name": "no ddl", "as": "agents/support", "target": "data/shop", "sql": "DROP TABLE app.users",
+             "expect": "Deny", "rule": "default"},
+            {"name": "no guessing", "as": "agents/support", "target": "data/shop", "expect": "Deny", "rule": "masks",
+             "sql": "SELECT id FROM app.users WHERE ssn = '1'"},
             {"name": "opens", "as": "agents/support", "target": "data/shop", "expect": "Allow", "rule": "read"},
             {"name": "stranger", "as": "agents/other", "target": "data/shop", "sql": "SELECT 1", "expect": "Deny"},
         ]));
@@ -245,8 +225,8 @@ mod tests {
     #[test]
     fn cases_that_do_not_hold_say_what_differs() {
         let all = results(json!([
-            {"name": "a", "as": "agents/support", "target": "data/shop", "sql": "DROP TABLE x", "expect": "Allow",
-             "rule": "read", "masks": []},
+            {"name": "a", "as": "agents/support", "target": "data/shop", "sql": "DROP TABLE app.users",
+             "expect": "Allow", "rule": "read", "masks": ["app.users.id"]},
             {"name": "b", "as": "agents", "target": "data/none", "sql": "SELECT 1", "expect": "Deny"},
             {"name": "c", "as": "agents/support", "target": "data/none", "sql": "SELECT 1", "expect": "Deny"},
         ]));
@@ -256,7 +236,7 @@ mod tests {
             [
                 "expected allow, got deny (default): no rule allows Drop on app.users",
                 "expected rule read, got default",
-                "expected masks on none, got app.users.ssn",
+                "expected masks on app.users.id, got none",
             ]
         );
         assert_eq!(all[1].failures, ["`as: agents` is not NAMESPACE/NAME"]);

@@ -11,6 +11,7 @@ pub mod cases;
 pub mod check;
 pub mod compile;
 pub mod engine;
+pub mod explanation;
 pub mod mask;
 pub mod objects;
 pub mod quantity;

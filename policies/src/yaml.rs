@@ -10,7 +10,7 @@ mod stand_in;
 mod tree;
 mod typed;
 
-pub use load::{load, Loaded, Source};
+pub use load::{load, Loaded, Source, CASES};
 pub(crate) use tree::join;
 pub use tree::{Entry, Node, Position, Value};
 pub use typed::Mistake;

@@ -145,6 +145,9 @@ pub struct RuleTrace {
     pub outcome: Hit,
     /// Why, in a few words.
     pub why: String,
+    /// Its condition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
 }
 
 /// Whether a rule matched.
@@ -366,6 +369,7 @@ fn trace(rule: &CompiledRule, scene: &Scene<'_>) -> RuleTrace {
         observe: rule.observe,
         outcome: outcome.into(),
         why,
+        when: rule.when.as_ref().map(|when| when.text().to_string()),
     }
 }
 

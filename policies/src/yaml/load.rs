@@ -15,6 +15,9 @@ use crate::api::{not_built, API_VERSION, GROUP};
 use crate::compile::Problem;
 use crate::objects::{ConfigMap, Located, Namespace, Objects, Origin};
 
+/// How names of files end that hold cases for `policy test`, beside the policies they are about.
+pub const CASES: &str = ".cases.yaml";
+
 /// One text to read.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -40,7 +43,11 @@ pub fn load(sources: &[Source]) -> Loaded {
         match super::documents(&source.text) {
             Ok(documents) => {
                 for tree in documents {
-                    loader.document(&source.name, tree);
+                    if source.name.ends_with(CASES) {
+                        loader.no_object(&source.name, tree);
+                    } else {
+                        loader.document(&source.name, tree);
+                    }
                 }
             }
             Err(error) => loader.loaded.problems.push(Problem {
@@ -105,6 +112,16 @@ struct Document {
 }
 
 impl Loader {
+    /// A document of a file of cases. An object in there would be passed over, so it is a mistake.
+    fn no_object(&mut self, file: &str, tree: Node) {
+        if tree.get("kind").is_none() && tree.get("apiVersion").is_none() {
+            return;
+        }
+        let message = format!("a file whose name ends in `{CASES}` holds cases, and its objects are not read: move it");
+        let label = label(&tree, "object");
+        self.problem(&Origin::new(file, tree), &label, "kind", &message);
+    }
+
     fn document(&mut self, file: &str, tree: Node) {
         let origin = Origin::new(file, tree.clone());
         let text = |key: &str| tree.get(key).and_then(Node::text).map(str::to_owned);
