@@ -3,7 +3,9 @@
 
 use std::fmt;
 
+pub mod cases;
 pub mod decide;
+pub mod explain;
 pub mod lock;
 pub mod policy;
 pub mod replay;
@@ -13,6 +15,7 @@ pub mod status;
 pub mod up;
 pub mod verify;
 
+mod offline;
 mod source;
 
 /// Wrong usage or configuration: nothing was started.

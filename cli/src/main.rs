@@ -21,7 +21,7 @@ const EXIT_CODES: &str = "Exit codes:
   0  done
   1  refused, failed, or a test case did not hold
   2  wrong usage or configuration; nothing was started
-`sidegate verify` has codes of its own: see `sidegate verify --help`.";
+`sidegate verify` and `sidegate explain` have codes of their own: see their --help.";
 
 /// Lets AI agents reach databases without ever holding a credential.
 #[derive(Debug, Parser)]
@@ -60,7 +60,9 @@ enum Command {
     Replay(commands::replay::ReplayArgs),
     /// Check a record store offline, with public keys only
     Verify(commands::verify::VerifyArgs),
-    /// Check policies: every problem, with file, line and field
+    /// Say what an agent may do, or what becomes of a statement and why
+    Explain(commands::explain::ExplainArgs),
+    /// Check and test policies
     #[command(subcommand)]
     Policy(commands::policy::PolicyCommand),
     /// Freeze a subject, a target, a secret or everything, at once
@@ -95,6 +97,10 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command, out: &Out) -> anyhow::Result<ExitCode> {
+    if out.format == Format::Asciicast && !matches!(command, Command::Replay(_)) {
+        let usage = "-o asciicast is a recording of a session: only `replay` prints one";
+        return Err(commands::Usage(usage.to_owned()).into());
+    }
     match command {
         Command::Up(args) => commands::up::run(args, out),
         Command::Status(args) => commands::status::run(args, out),
@@ -104,6 +110,7 @@ fn run(command: Command, out: &Out) -> anyhow::Result<ExitCode> {
         Command::Sessions(args) => commands::sessions::run(args, out),
         Command::Replay(args) => commands::replay::run(args, out),
         Command::Verify(args) => commands::verify::run(args, out),
+        Command::Explain(args) => commands::explain::run(&args, out),
         Command::Policy(command) => commands::policy::run(command, out),
         Command::Lock(args) => commands::lock::run(args, out),
         Command::Unlock(args) => commands::lock::lift(args, out),

@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use sidegate_policies::compile::Problem;
+use sidegate_policies::sql::postgres::catalog::snapshot_query;
 
 use super::source;
 use crate::out::{Out, Tone};
@@ -23,6 +24,15 @@ Exit codes:
   0  no problem (there may be warnings)
   2  at least one problem")]
     Check(CheckArgs),
+    /// Run files of cases: what must be allowed, denied, asked and masked
+    Test(super::cases::TestArgs),
+    /// Print the SQL whose answer is a schema file for `explain` and `policy test`
+    #[command(after_help = "Example:
+  sidegate policy schema-query | psql -XqAt \"$DATABASE_URL\" > schema.json
+
+It reads the system catalogs only, and knows what a schema written as SQL may not say: what extensions define, what
+functions and views of others are. The file holds names, types and view definitions, and no data.")]
+    SchemaQuery,
 }
 
 /// Arguments of `policy check`.
@@ -43,6 +53,11 @@ struct Findings<'a> {
 pub fn run(command: PolicyCommand, out: &Out) -> Result<ExitCode> {
     match command {
         PolicyCommand::Check(args) => check(&args, out),
+        PolicyCommand::Test(args) => super::cases::run(&args, out),
+        PolicyCommand::SchemaQuery => {
+            out.raw(snapshot_query().as_bytes())?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
