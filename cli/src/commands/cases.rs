@@ -23,8 +23,8 @@ use crate::out::{visible, Out, Tone};
   sidegate policy test --config ./policies
   sidegate policy test --config ./policies tests/refunds.cases.yaml -o json
 
-A file of cases is YAML. `schema` is found from the folder of the file; everything but `cases` may be left out:
-  schema: schema.sql            # SQL, such as `pg_dump --schema-only` prints, or a *.json of `policy schema-query`
+A file of cases is YAML. `schema` is found from the file's folder; all but `cases` may be left out:
+  schema: schema.sql            # as `pg_dump --schema-only` prints it, or *.json of schema-query
   postgres: 15                  # the server's major version
   searchPath: [app, public]
   database: shop
@@ -35,7 +35,7 @@ A file of cases is YAML. `schema` is found from the folder of the file; everythi
       target: data/shop
       sql: SELECT name, ssn FROM app.customers
       expect: Allow             # or Ask, Deny
-      rule: read                # the rule that decides; `default` where none allows, `masks` where a mask is in the way
+      rule: read                # who decides; `default`: no rule allows, `masks`: a mask is in the way
       masks: [app.customers.ssn]
 Without FILES, every file below --config whose name ends in `.cases.yaml`.
 

@@ -22,19 +22,20 @@ use crate::out::{visible, Out, Tone};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sidegate explain --config ./policies --as agents/support
-  sidegate explain --config ./policies --as agents/support --schema schema.sql \"DELETE FROM app.orders\"
-  sidegate explain --config ./policies --as agents/support --schema schema.sql - < statement.sql
+  sidegate explain --config ./policies --as agents/support --schema schema.sql \"SELECT 1\"
+  sidegate explain --config ./policies --as agents/support --schema schema.sql - < query.sql
 
-The schema is SQL, such as `pg_dump --schema-only` prints, or the answer of `sidegate policy schema-query`. What of
-it is not understood is said and stays unknown; rights in the database are not looked at. Without a schema only the
-server's own names are known. Nothing is sent to any database, and no running instance is asked.
+The schema is SQL, such as `pg_dump --schema-only` prints, or the answer of `sidegate policy
+schema-query`. What of it is not understood is said and stays unknown; rights in the database are
+not looked at. Without a schema only the server's own names are known. Nothing is sent to any
+database, and no running instance is asked.
 
 Exit codes:
   0  allowed
   2  wrong usage or configuration
   3  denied
   4  needs a person's approval
-  5  no statement that can be judged: a syntax error, a limit, something Sidegate does not understand")]
+  5  no statement that can be judged: a syntax error, a limit, a construct that is not understood")]
 pub struct ExplainArgs {
     /// Folder with Targets and policies (*.yaml); may be given more than once.
     #[arg(long, required = true, value_name = "DIR")]

@@ -30,8 +30,8 @@ Exit codes:
     #[command(after_help = "Example:
   sidegate policy schema-query | psql -XqAt \"$DATABASE_URL\" > schema.json
 
-It reads the system catalogs only, and knows what a schema written as SQL may not say: what extensions define, what
-functions and views of others are. The file holds names, types and view definitions, and no data.")]
+It reads the system catalogs only, and knows what a schema written as SQL may not say, such as what
+extensions define. The file holds names, types and view definitions, and no data.")]
     SchemaQuery,
 }
 

@@ -30,6 +30,8 @@ pub struct Asciicast {
     last: u64,
     prompt: String,
     statements: bool,
+    /// A statement that was typed and waits for a person.
+    held: Option<String>,
     texts: HashMap<u64, String>,
     reply: HashMap<u64, Vec<u8>>,
 }
@@ -70,10 +72,13 @@ impl Asciicast {
             Kind::Intent => self.intent(event, value, &mut out),
             Kind::Outcome => self.outcome(event, value, &mut out),
             Kind::Denied => {
-                self.typed(event, &text_raw(value, "text"), &mut out);
+                self.typed_once(event, &text_raw(value, "text"), &mut out);
                 self.say(event, &format!("ERROR:  {}", text(value, "shown")), &mut out);
             }
             Kind::Held => {
+                let statement = text_raw(value, "text");
+                self.typed(event, &statement, &mut out);
+                self.held = Some(statement);
                 let (ticket, rules) = (text(value, "ticket"), text(value, "rules"));
                 self.say(event, &format!("-- waits for a person: {ticket}, by {rules}"), &mut out);
             }
@@ -114,7 +119,7 @@ impl Asciicast {
         if let (Some(own), true) = (own, self.texts.len() < TEXTS) {
             self.texts.insert(event.op().unwrap_or(0), own);
         }
-        self.typed(event, &statement, out);
+        self.typed_once(event, &statement, out);
         let params = params(value);
         if !params.is_empty() {
             self.say(event, &format!("-- with ({params})"), out);
@@ -173,6 +178,13 @@ impl Asciicast {
     fn say(&mut self, event: &Event, line: &str, out: &mut String) {
         let at = self.time(event);
         self.write(at, &format!("{line}\r\n"), out);
+    }
+
+    /// A statement that is typed now, unless it was when it began to wait.
+    fn typed_once(&mut self, event: &Event, statement: &str, out: &mut String) {
+        if self.held.take().as_deref() != Some(statement) {
+            self.typed(event, statement, out);
+        }
     }
 
     /// A statement, typed so that its last letter falls on the time of the event.
@@ -311,6 +323,23 @@ mod tests {
             first_letter > 1.0 && first_letter < 2.0,
             "typed before it was sent: {first_letter}"
         );
+    }
+
+    #[test]
+    fn a_statement_that_waits_is_typed_once_and_before_the_wait() {
+        let refund = "UPDATE t SET a = 1";
+        let mut events = session(refund);
+        let ticket = json!({"text": refund, "ticket": "ar-1", "rules": ["p/refund"]});
+        events.insert(2, event(Kind::Held, 1_000, ticket));
+        events.insert(
+            3,
+            event(Kind::Granted, 1_500, json!({"ticket": "ar-1", "decidedBy": "ann"})),
+        );
+        let (_, output) = recording(&events);
+        let screen: String = output.iter().map(|(_, data)| data.as_str()).collect();
+        let waits = format!("=> {refund};\r\n-- waits for a person: ar-1, by p/refund\r\n-- ar-1 approved by ann\r\n");
+        assert!(screen.contains(&waits), "{screen}");
+        assert_eq!(screen.matches(refund).count(), 1, "{screen}");
     }
 
     #[test]
