@@ -109,7 +109,7 @@ where
     async fn on_agent(&mut self, frame: Frame) -> Result<(), End> {
         self.generation = self.generation.saturating_add(1);
         match frame.tag() {
-            b'X' => Err(End::Client),
+            b'X' => Err(End::Goodbye),
             b'S' => self.on_sync(frame),
             // Void until Sync, as at the server; a Query in between too.
             b'Q' | b'P' | b'B' | b'D' | b'C' | b'E' | b'H' | b'F' if self.skip => Ok(()),

@@ -44,7 +44,9 @@ const CLOSE: Duration = Duration::from_secs(2);
 /// How a session ends.
 #[derive(Debug)]
 pub enum End {
-    /// The agent said goodbye or went away.
+    /// The agent said goodbye: what it sent before is carried out, as by the server.
+    Goodbye,
+    /// The agent went away.
     Client,
     /// The server ended the connection.
     Target,
@@ -83,6 +85,8 @@ pub struct Relay<A, S> {
     pub(super) masks: MaskKit,
     /// The agent's messages are void until its Sync.
     pub(super) skip: bool,
+    /// The agent heard an error where the server went on: nothing more of this batch reaches it.
+    pub(super) muted: bool,
     /// That Sync is answered by us: the server saw nothing of its batch.
     pub(super) local_sync: bool,
     /// Extended messages were forwarded since the last Sync.
@@ -162,6 +166,7 @@ where
             planner: parts.planner,
             masks: parts.masks,
             skip: false,
+            muted: false,
             local_sync: false,
             unsynced: false,
             barrier: false,
@@ -201,6 +206,10 @@ where
         self.seal()?;
         if self.parked.is_some() && self.queue.is_empty() {
             return Ok(());
+        }
+        if self.cancelling.is_some() {
+            // A flood of rows must not keep the cancel that ends it from running.
+            tokio::task::yield_now().await;
         }
         self.wait().await
     }
@@ -419,6 +428,10 @@ where
     }
 
     async fn close(mut self, end: End) {
+        // A server at work would not notice that its client is gone: it is told to stop.
+        if !self.queue.is_empty() && !matches!(end, End::Goodbye | End::Target) {
+            self.cancel_upstream();
+        }
         self.abandon();
         let last = self.last_words(end);
         if let Some(fields) = last {
@@ -440,7 +453,7 @@ where
     /// What the agent is told at the end, and what the record says.
     fn last_words(&mut self, end: End) -> Option<super::codec::error::Fields> {
         let refusal = match end {
-            End::Client => {
+            End::Goodbye | End::Client => {
                 self.gate.closing("client");
                 return None;
             }

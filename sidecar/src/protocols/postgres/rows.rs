@@ -145,8 +145,10 @@ where
         }
         progress.bytes = bytes;
         progress.rows = progress.rows.saturating_add(rows);
-        let fresh = self.out.get(start..).unwrap_or_default();
-        self.gate.recorder().body(op.get(), fresh);
+        if !self.muted {
+            let fresh = self.out.get(start..).unwrap_or_default();
+            self.gate.recorder().body(op.get(), fresh);
+        }
     }
 
     /// Ends an operation in the middle: our error now, nothing more of the answer, and the server is told to stop.

@@ -44,6 +44,9 @@ where
         if self.server_in.inside_frame() {
             return Ok(true);
         }
+        if self.muted {
+            return Ok(false);
+        }
         let free = |progress: &Progress| {
             let unmasked = !matches!(progress.copy, Some(Copying::Out(Some(_))));
             unmasked && progress.stopped.is_none() && progress.row_limit.is_none() && progress.byte_limit.is_none()
@@ -79,11 +82,12 @@ where
     }
 
     fn on_server(&mut self, frame: Frame) -> Result<(), End> {
+        let start = self.out.len();
         match frame.tag() {
-            b'N' => self.on_notice(&frame),
-            b'A' => self.on_notification(&frame),
-            b'S' => self.on_parameter(&frame),
-            b'E' => self.on_error(&frame),
+            b'N' => return self.on_notice(&frame),
+            b'A' => return self.on_notification(&frame),
+            b'S' => return self.on_parameter(&frame),
+            b'E' => self.on_error(&frame)?,
             _ => {
                 let expected = self.queue.pop();
                 let rest = self.on_reply(frame, expected)?;
@@ -91,8 +95,23 @@ where
                     self.queue.unpop(rest);
                 }
                 self.locals();
-                Ok(())
             }
+        }
+        if self.muted {
+            self.out.truncate(start);
+        }
+        Ok(())
+    }
+
+    /// The agent has heard an error of a message that the server completed: what stands behind it up to its Sync runs,
+    /// and is recorded, but the agent hears nothing of it.
+    fn mute(&mut self) {
+        self.muted = true;
+        if !self.queue.has_sync() {
+            self.skip = true;
+        }
+        for prepared in std::mem::take(&mut self.withheld) {
+            self.conversation.undo_statement(&prepared, None);
         }
     }
 
@@ -169,6 +188,9 @@ where
         match frame.tag() {
             b'Z' => {
                 self.end_run(&run);
+                if self.muted {
+                    self.skip = false;
+                }
                 self.on_ready(&frame)?;
                 return Ok(None);
             }
@@ -294,8 +316,7 @@ where
         }
         self.copy_in = false;
         if told {
-            // The agent has heard an error: nothing more of this batch reaches it.
-            self.void(None);
+            self.mute();
         }
         Ok(None)
     }
@@ -308,6 +329,7 @@ where
         for portal in self.conversation.ready(status) {
             self.finish_portal(&portal, None);
         }
+        self.muted = false;
         self.tell(frame.bytes());
         self.ask_search_path(status)
     }
@@ -347,6 +369,7 @@ where
         let fatal = fields.fatal();
         self.clean(&mut fields);
         if fatal {
+            self.muted = false;
             fields.write(&mut self.out, b'E');
             return Ok(());
         }
@@ -391,12 +414,12 @@ where
             _ => fields.write(&mut self.out, b'E'),
         }
         self.copy_in = false;
-        self.void(Some((failed, fields)));
+        self.void(failed, fields);
     }
 
     /// Everything up to the next Sync is void, the failed message included; what it would have made is undone, the last
     /// first.
-    fn void(&mut self, failed: Option<(Expect, &Fields)>) {
+    fn void(&mut self, failed: Expect, fields: &Fields) {
         let mut voided = self.queue.void_to_sync();
         if !self.queue.has_sync() {
             self.skip = true;
@@ -407,9 +430,7 @@ where
         while let Some(expect) = voided.pop() {
             self.undo(expect, ("25P02", "skipped after an earlier error"));
         }
-        if let Some((failed, fields)) = failed {
-            self.undo(failed, (&fields.text(b'C'), &fields.text(b'M')));
-        }
+        self.undo(failed, (&fields.text(b'C'), &fields.text(b'M')));
     }
 
     fn undo(&mut self, expect: Expect, (code, text): (&str, &str)) {
