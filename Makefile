@@ -43,10 +43,10 @@ generate: ## Write generated files: CRDs
 	$(CARGO) run --locked --quiet --profile $(PROFILE) -p sidegate-policies --features crd --bin crdgen
 
 .PHONY: bench
-bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=... runs a part)
+bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=pg-simple,bulk ROUNDS=3 runs a part)
 	@$(SETUP) build postgres bench
 	$(CARGO) build --locked --release -p sidegate -p sidegate-sidecar -p sidegate-bench
-	$(CARGO) run --locked --release -p sidegate-bench -- $(if $(ROWS),--rows $(ROWS))
+	@"$$($(CARGO) metadata --no-deps --format-version 1 --offline | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/release/sidegate-bench" $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
 
 .PHONY: audit
 audit: ## Check dependencies against published advisories, where the database can be reached

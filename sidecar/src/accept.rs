@@ -74,6 +74,16 @@ struct Listening {
     stop: CancellationToken,
 }
 
+/// A port held on every loopback family: the kernel takes connections, nobody has looked at them yet.
+pub struct HeldPort(Vec<(SocketAddr, TcpListener)>);
+
+impl HeldPort {
+    /// Holds a port. This needs neither keys nor a broker, so that clients which start beside us find it at once.
+    pub fn bind(port: u16) -> Result<HeldPort, ListenError> {
+        bind(port).map(HeldPort)
+    }
+}
+
 /// Every listener.
 pub struct Listeners {
     authority: Arc<Authority>,
@@ -109,8 +119,13 @@ impl Listeners {
 
     /// Listens for a target, or hands new connections of an open port to its newer form.
     pub fn listen(self: &Arc<Self>, target: Arc<TargetState>) -> Result<(), ListenError> {
+        self.listen_on(target, None)
+    }
+
+    /// The same on a port that is held already.
+    pub fn listen_on(self: &Arc<Self>, target: Arc<TargetState>, held: Option<HeldPort>) -> Result<(), ListenError> {
         let id = target.id.clone();
-        let done = self.open_port(target);
+        let done = self.open_port(target, held);
         let mut problems = lock(&self.problems);
         match &done {
             Ok(()) => problems.remove(&id),
@@ -119,7 +134,7 @@ impl Listeners {
         done
     }
 
-    fn open_port(self: &Arc<Self>, target: Arc<TargetState>) -> Result<(), ListenError> {
+    fn open_port(self: &Arc<Self>, target: Arc<TargetState>, held: Option<HeldPort>) -> Result<(), ListenError> {
         let port = target.listen_port().ok_or(ListenError::NoPort)?;
         let mut open = lock(&self.open);
         if let Some(listening) = open.get(&target.id) {
@@ -130,7 +145,10 @@ impl Listeners {
             self.shut(listening);
             open.remove(&target.id);
         }
-        let sockets = bind(port)?;
+        let HeldPort(sockets) = match held {
+            Some(held) => held,
+            None => HeldPort::bind(port)?,
+        };
         let id = target.id.clone();
         let slot = Arc::new(ArcSwap::new(target));
         let stop = CancellationToken::new();

@@ -13,11 +13,11 @@ use tokio::sync::watch;
 use tokio::time::{interval, timeout, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::accept::{ListenError, Listeners};
+use crate::accept::{HeldPort, ListenError, Listeners};
 use crate::authority::Authority;
 use crate::broker::Broker;
 use crate::bundle_source::{self, Attested, Enforcer};
-use crate::config::SidecarConfig;
+use crate::config::{Announced, SidecarConfig};
 use crate::credentials::Credentials;
 use crate::dial::names::Names;
 use crate::dial::DialContext;
@@ -87,6 +87,8 @@ pub struct Running {
 impl Sidecar {
     /// Starts a sidecar. It serves once the broker has said who it is and what is allowed; until then it refuses.
     pub async fn start(config: SidecarConfig) -> Result<Running, StartError> {
+        // Before anything that takes time: the first random number alone costs tens of milliseconds.
+        let held = hold(&config)?;
         let [stop, stop_log, log_done] = [(); 3].map(|()| CancellationToken::new());
         let tasks = Tasks::on(Lanes::start(config.lanes).map_err(StartError::Threads)?);
         let identity = Identity::new(&config.token_file)?;
@@ -98,7 +100,7 @@ impl Sidecar {
         let context = context(&config, &broker, &authority, &stop)?;
         let listeners = Listeners::new(authority.clone(), context, config.agent_uid);
         let listeners = Arc::new(listeners);
-        announce(&config, &listeners)?;
+        announce(held, &listeners)?;
         let volume = volume(&config)?;
 
         let (publish, status) = watch::channel(SidecarStatus::default());
@@ -153,15 +155,27 @@ fn context(
     })
 }
 
-fn announce(config: &SidecarConfig, listeners: &Arc<Listeners>) -> Result<(), StartError> {
-    for port in &config.ports {
-        let target = TargetState::announced(port.target.clone(), port.protocol, port.port);
-        listeners.listen(Arc::new(target)).map_err(|error| {
+/// The ports that the environment names, with what will listen there.
+fn hold(config: &SidecarConfig) -> Result<Vec<(TargetState, HeldPort)>, StartError> {
+    let hold = |port: &Announced| {
+        let held = HeldPort::bind(port.port).map_err(|error| StartError::Listen {
+            target: port.target.to_string(),
+            error,
+        })?;
+        Ok((
+            TargetState::announced(port.target.clone(), port.protocol, port.port),
+            held,
+        ))
+    };
+    config.ports.iter().map(hold).collect()
+}
+
+fn announce(held: Vec<(TargetState, HeldPort)>, listeners: &Arc<Listeners>) -> Result<(), StartError> {
+    for (target, held) in held {
+        let name = target.id.to_string();
+        listeners.listen_on(Arc::new(target), Some(held)).map_err(|error| {
             listeners.close();
-            StartError::Listen {
-                target: port.target.to_string(),
-                error,
-            }
+            StartError::Listen { target: name, error }
         })?;
     }
     Ok(())

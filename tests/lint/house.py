@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""House rules that no compiler checks: file and function size, file headers, one module per wrapped crate, no stubs.
+"""House rules that no compiler checks: file and function size, file headers, one module per wrapped crate, rooms that
+only the registry names, no stubs, no more crates than there were.
 
 Prints every breach as file:line and exits 1 if there is one. Exemptions stand in exempt.txt, a reason each.
 """
@@ -22,6 +23,9 @@ WRAPPED = {
     "netlink_packet_sock_diag": ["sidecar/src/accept/owner.rs"],
     "kube": ["policies/src/api/", "policies/src/bin/crdgen.rs"],
 }
+
+# Rooms (protocols) are named by the registry alone, so that a new one touches no other file (architecture.md).
+ROOMS, REGISTRY = "sidecar/src/protocols/", "sidecar/src/protocols.rs"
 
 
 def tracked(*patterns):
@@ -54,6 +58,29 @@ def functions(lines):
                 break
 
 
+def rooms():
+    return {p.stem for p in (ROOT / ROOMS).iterdir() if p.suffix == ".rs" or (p / "mod.rs").exists()}
+
+
+def room_named(name, code):
+    """The room that a file outside of it names, if it does."""
+    if name == REGISTRY:
+        return None
+    home = name.removeprefix(ROOMS).split("/")[0].removesuffix(".rs") if name.startswith(ROOMS) else ""
+    for room in rooms() - {home}:
+        if re.search(rf"\b(protocols|super)::(\{{[^}}]*\b)?{room}\b", code):
+            return room
+    return None
+
+
+def crates(problems):
+    """The dependency tree only shrinks, unless somebody says why in the commit that raises the figure."""
+    allowed = int((ROOT / "tests/lint/crates.txt").read_text().split()[0])
+    found = (ROOT / "Cargo.lock").read_text().count("\n[[package]]\n")
+    if found != allowed:
+        problems.append(f"tests/lint/crates.txt:1: Cargo.lock has {found} crates, {allowed} stand here: write {found}, and why in the commit")
+
+
 def check(path, exempt, problems):
     name = str(path.relative_to(ROOT))
     lines = path.read_text().splitlines()
@@ -68,6 +95,8 @@ def check(path, exempt, problems):
     text = "\n".join(lines)
     for number, line in enumerate(lines, 1):
         code = line.split("//")[0]
+        if name.startswith("sidecar/src/") and (room := room_named(name, code)):
+            problems.append(f"{name}:{number}: the room `{room}` may be named in {REGISTRY} only")
         if re.search(r"\b(todo|unimplemented)!\(|#\[ignore", code):
             problems.append(f"{name}:{number}: a stub or an ignored test")
         for crate, homes in WRAPPED.items():
@@ -87,6 +116,7 @@ def main():
     for path in exempt:
         if not (ROOT / path).exists():
             problems.append(f"tests/lint/exempt.txt: {path} does not exist")
+    crates(problems)
     print("\n".join(problems) or f"house: {len(files)} files, all within the rules ({len(exempt)} exempt, with reasons)")
     return 1 if problems else 0
 

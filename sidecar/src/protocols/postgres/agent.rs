@@ -46,7 +46,7 @@ pub enum Next {
         /// Its plan.
         plan: Arc<Planned>,
         /// Values and formats.
-        bind: Box<Bind>,
+        bind: Arc<Bind>,
     },
     /// An Execute of a portal that was judged again.
     Execute {
@@ -201,7 +201,7 @@ where
                 self.queue.push(Expect::Simple(Box::new(run)));
                 Ok(())
             }
-            Next::Bind { prepared, plan, bind } => self.go_bind(admitted, prepared, plan, *bind),
+            Next::Bind { prepared, plan, bind } => self.go_bind(admitted, prepared, plan, bind),
             Next::Execute { portal } => {
                 portal.generation.store(self.gate.generation(), Ordering::Relaxed);
                 self.upstream.queue(admitted);
@@ -215,7 +215,7 @@ where
         admitted: Admitted<Work>,
         prepared: Arc<Prepared>,
         plan: Arc<Planned>,
-        bind: Bind,
+        bind: Arc<Bind>,
     ) -> Result<(), End> {
         self.release_withheld()?;
         self.send_parse(&prepared, false)?;
@@ -299,7 +299,7 @@ where
     }
 
     async fn on_bind(&mut self, frame: Frame) -> Result<(), End> {
-        let bind = bind::decode(&frame)?;
+        let bind = Arc::new(bind::decode(&frame)?);
         let Some(prepared) = self.conversation.statement(&bind.statement).cloned() else {
             let name = String::from_utf8_lossy(&bind.statement).into_owned();
             return self.native("26000", &format!("prepared statement \"{name}\" does not exist"));
@@ -321,14 +321,7 @@ where
         let work = Work::bound(frame.bytes().clone(), &plan, values, typed, &self.conversation);
         let work = work.repeating(prepared.first.get().copied());
         let admission = self.admit(work, &plan);
-        self.settle(
-            admission,
-            Next::Bind {
-                prepared,
-                plan,
-                bind: Box::new(bind),
-            },
-        )
+        self.settle(admission, Next::Bind { prepared, plan, bind })
     }
 
     /// Policy, catalog or transaction state changed: the statement's text is judged again.

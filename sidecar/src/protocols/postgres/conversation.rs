@@ -107,7 +107,7 @@ pub struct Portal {
     /// Its plan when it was bound.
     pub plan: Arc<Planned>,
     /// Values and formats.
-    pub bind: Bind,
+    pub bind: Arc<Bind>,
     /// The operation its Bind was admitted as.
     pub op: OpId,
     /// The bundle under which it was judged last.
@@ -128,7 +128,7 @@ pub struct Portal {
 
 impl Portal {
     /// A portal that is about to be bound.
-    pub fn new(prepared: Arc<Prepared>, plan: Arc<Planned>, bind: Bind, op: OpId, generation: u64) -> Self {
+    pub fn new(prepared: Arc<Prepared>, plan: Arc<Planned>, bind: Arc<Bind>, op: OpId, generation: u64) -> Self {
         Portal {
             name: bind.portal.clone(),
             prepared,

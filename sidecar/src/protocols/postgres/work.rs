@@ -26,7 +26,7 @@ pub struct Work {
     plan: Arc<Planned>,
     /// Facts with values, where there are any.
     facts: Option<Box<SqlFacts>>,
-    values: Option<(Arc<Prepared>, Bind)>,
+    values: Option<(Arc<Prepared>, Arc<Bind>)>,
     in_transaction: bool,
     earlier: Vec<Arc<str>>,
     earlier_digest: [u8; 32],
@@ -60,7 +60,7 @@ impl Work {
     pub fn bound(
         bytes: Bytes,
         plan: &Arc<Planned>,
-        values: (Arc<Prepared>, Bind),
+        values: (Arc<Prepared>, Arc<Bind>),
         typed: bool,
         conversation: &Conversation,
     ) -> Self {
