@@ -4,25 +4,30 @@ use bytes::{BufMut, BytesMut};
 
 use super::{write, CodecError, Frame};
 
-/// Fields of an error or notice by their letter, in order.
+/// Fields of an error or notice by their letter, in order; each letter once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fields {
     fields: Vec<(u8, Vec<u8>)>,
 }
 
 impl Fields {
-    /// Decodes an ErrorResponse or NoticeResponse.
+    /// Decodes an ErrorResponse or NoticeResponse. Of a letter that stands there twice, which no server writes, the
+    /// first counts and the others are dropped: whoever replaces a field has replaced all of it.
     pub fn decode(frame: &Frame) -> Result<Self, CodecError> {
         let mut reader = frame.reader();
-        let mut fields = Vec::new();
+        let mut fields = Fields::default();
         loop {
-            match reader.u8()? {
-                0 => break,
-                letter => fields.push((letter, reader.cstr()?.to_vec())),
+            let letter = reader.u8()?;
+            if letter == 0 {
+                break;
+            }
+            let value = reader.cstr()?;
+            if fields.get(letter).is_none() {
+                fields.fields.push((letter, value.to_vec()));
             }
         }
         reader.end()?;
-        Ok(Fields { fields })
+        Ok(fields)
     }
 
     /// A new set with severity, code and message.
@@ -98,5 +103,12 @@ mod tests {
         assert!(!fields.fatal());
         fields.keep(b"SVC");
         assert_eq!(fields.get(b'D'), None);
+    }
+
+    #[test]
+    fn of_a_field_that_stands_twice_one_is_left() {
+        let frame = write::one(b'E', |out| out.put_slice(b"SERROR\0Mfirst\0Msecond\0\0"));
+        let fields = Fields::decode(&frame).unwrap();
+        assert_eq!(fields.frame(b'E').payload(), b"SERROR\0Mfirst\0\0");
     }
 }

@@ -7,10 +7,11 @@
 use super::super::codec::error::Fields;
 use super::rows::Detect;
 
-/// Fields that never carry a value: severities, code, names of schema and table, place in the server's source.
-const KEPT: &[u8] = b"SVCMstFLR";
+/// Fields that never carry a value: severities, code, place in the server's source. A function's RAISE may put anything
+/// into the names of schema, table, column, type and constraint.
+const KEPT: &[u8] = b"SVCMFLR";
 /// Fields that may carry text from user code or values.
-const TEXTS: &[u8] = b"MDHWqcdn";
+const TEXTS: &[u8] = b"MDHWqstcdn";
 
 /// Replaces everything that may quote a value.
 pub fn replace(fields: &mut Fields) {
@@ -73,7 +74,7 @@ mod tests {
     #[test]
     fn no_field_that_can_quote_a_value_survives() {
         let mut fields = Fields::new("ERROR", "22P02", "invalid input syntax for type integer: \"canary\"");
-        for letter in *b"DHWqpncdP" {
+        for letter in *b"DHWqpstncdP" {
             fields.set(letter, b"canary");
         }
         replace(&mut fields);
