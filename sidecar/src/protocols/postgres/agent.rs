@@ -192,6 +192,7 @@ where
                 let run = Run {
                     op: admitted.op(),
                     statement: 0,
+                    described: false,
                     masker: None,
                     progress,
                     plan,

@@ -27,6 +27,8 @@ pub struct Run {
     pub op: OpId,
     /// Which statement of the string answers now.
     pub statement: usize,
+    /// The rows of this statement have been described; before that nothing is known of how they are masked.
+    pub described: bool,
     /// How the rows of this statement are masked.
     pub masker: Option<RowMasker>,
     /// What it did so far.

@@ -14,6 +14,7 @@ use super::conversation::Prepared;
 use super::mask::scrub;
 use super::queue::{Copying, Execution, Expect, Progress, Run};
 use super::relay::{End, Relay};
+use super::rows::Stopped;
 use crate::gate::Outcome;
 
 impl<A, S> Relay<A, S>
@@ -52,7 +53,10 @@ where
             unmasked && progress.stopped.is_none() && progress.row_limit.is_none() && progress.byte_limit.is_none()
         };
         Ok(match self.queue.front() {
-            Some(Expect::Simple(run)) => run.masker.is_none() && free(&run.progress),
+            Some(Expect::Simple(run)) => {
+                let described = run.described || run.plan.passes();
+                described && run.masker.is_none() && free(&run.progress)
+            }
             Some(Expect::Execute(execution)) => {
                 let masked = match execution.portal.masker.get() {
                     Some(masker) => masker.is_some(),
@@ -65,7 +69,6 @@ where
     }
 
     fn on_run(&mut self, tag: u8, frames: u64, bytes: &[u8]) -> Result<(), End> {
-        self.tell(bytes);
         let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let (op, progress) = match self.queue.front_mut() {
             Some(Expect::Simple(run)) => (run.op, &mut run.progress),
@@ -77,6 +80,7 @@ where
         }
         progress.rows = progress.rows.saturating_add(frames);
         progress.bytes = progress.bytes.saturating_add(size);
+        self.tell(bytes);
         self.gate.recorder().body(op.get(), bytes);
         Ok(())
     }
@@ -196,12 +200,16 @@ where
             }
             b'T' => {
                 match self.simple_masker(&run, &frame) {
-                    Ok(masker) => run.masker = masker,
+                    Ok(masker) => (run.described, run.masker) = (true, masker),
                     Err(stopped) => self.stop(&mut run.progress, &stopped),
                 }
                 if run.progress.stopped.is_none() {
                     self.tell(frame.bytes());
                 }
+            }
+            b'D' if !run.described && !run.plan.passes() => {
+                let stopped = Stopped::Mismatch("rows came before their description".to_owned());
+                self.stop(&mut run.progress, &stopped);
             }
             b'D' => self.on_row(&mut run.progress, run.masker.as_mut(), &frame, run.op, 0),
             b'C' => {
@@ -211,7 +219,7 @@ where
                 }
                 self.statement_done(&run.plan, run.statement);
                 run.statement = run.statement.saturating_add(1);
-                (run.masker, run.progress.copy) = (None, None);
+                (run.described, run.masker, run.progress.copy) = (false, None, None);
             }
             b'I' if !told => self.tell(frame.bytes()),
             b'I' => {}
