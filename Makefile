@@ -32,6 +32,7 @@ test: ## Run every test that belongs to a change (real PostgreSQL 15 and 18 incl
 lint: ## Format, clippy, size gate, dependency rules, generated files
 	@$(SETUP) build deny
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --locked --quiet --profile $(PROFILE) --workspace --all-targets -- -D warnings
 	python3 tests/lint/house.py
 	cargo-deny --offline --locked check --hide-inclusion-graph bans licenses sources
@@ -47,6 +48,11 @@ bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=pg
 	@$(SETUP) build postgres bench
 	$(CARGO) build --locked --release -p sidegate -p sidegate-sidecar -p sidegate-bench
 	@"$$($(CARGO) metadata --no-deps --format-version 1 --offline | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/release/sidegate-bench" $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
+
+.PHONY: fuzz
+fuzz: ## Fuzz five parsers on stable Rust (60 s each; SECONDS=... TARGETS=... INPUT=... runs one file)
+	@$(SETUP) build
+	@CARGO="$(CARGO)" FUZZ_INPUT="$(if $(INPUT),$(abspath $(INPUT)))" bash fuzz/run.sh $(or $(SECONDS),60) $(TARGETS)
 
 .PHONY: audit
 audit: ## Check dependencies against published advisories, where the database can be reached

@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MAX_FILE, MAX_FUNCTION = 800, 80
@@ -108,11 +109,29 @@ def check(path, exempt, problems):
         problems.append(f"{name}:1: spawn only through task.rs")
 
 
+def fuzz_lock(problems):
+    """The fuzz targets are a workspace of their own: its lock file must hold what the root's does."""
+    lock = lambda folder: tomllib.loads((ROOT / folder / "Cargo.lock").read_text())["package"]
+    known, locked = {(package["name"], package["version"]) for package in lock(".")}, lock("fuzz")
+    advice = "cp Cargo.lock fuzz/ && cargo update --workspace --manifest-path fuzz/Cargo.toml"
+    for package in locked:
+        name, version = package["name"], package["version"]
+        if (name, version) not in known and name not in ("sidegate-fuzz", "libfuzzer-sys", "arbitrary"):
+            problems.append(f"fuzz/Cargo.lock:1: {name} {version} is not the root's version: {advice}")
+        manifest = ROOT / name.removeprefix("sidegate-") / "Cargo.toml"
+        if name.startswith("sidegate-") and manifest.exists():
+            wanted = tomllib.loads(manifest.read_text())["dependencies"].items()
+            wanted = {crate for crate, how in wanted if isinstance(how, str) or not how.get("optional")}
+            for crate in sorted(wanted - {entry.split()[0] for entry in package["dependencies"]}):
+                problems.append(f"fuzz/Cargo.lock:1: {name} wants {crate}: {advice}")
+
+
 def main():
     problems, exempt = [], exemptions()
     files = tracked("*.rs")
     for path in files:
         check(path, exempt, problems)
+    fuzz_lock(problems)
     for path in exempt:
         if not (ROOT / path).exists():
             problems.append(f"tests/lint/exempt.txt: {path} does not exist")

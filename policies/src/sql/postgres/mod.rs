@@ -18,8 +18,8 @@ pub mod plan;
 pub mod prescan;
 pub mod resolve;
 pub mod shape;
-#[cfg(test)]
-mod shop;
+#[cfg(any(test, fuzzing))]
+pub mod shop;
 mod statements;
 pub mod walk;
 

@@ -1,4 +1,5 @@
-//! The catalog that tests of this module share: a small shop, built through the same builder as a real one.
+//! The catalog that tests of this module and the fuzzer of the walk share: a small shop, built through the same
+//! builder as a real one.
 //!
 //! Customers hold what policies mask; views, a partition, functions and an operator stand around them in every
 //! way a mask has to survive.
@@ -15,8 +16,11 @@ use std::sync::Arc;
 
 use super::analysis::{SessionView, Statement};
 use super::catalog::{Catalog, CatalogBuilder};
-use super::parse::{self, Dialect};
-use super::resolve::{bind, Bound};
+#[cfg(test)]
+use super::{
+    parse::{self, Dialect},
+    resolve::{bind, Bound},
+};
 
 const INT: u32 = 23;
 const TEXT: u32 = 25;
@@ -77,7 +81,7 @@ fn rows(rows: &[&[&str]]) -> Rows {
 }
 
 /// The shop.
-pub(super) fn catalog() -> Catalog {
+pub fn catalog() -> Catalog {
     let mut relations = Vec::new();
     let mut columns = Vec::new();
     for (oid, schema, name, kind, list) in RELATIONS {
@@ -221,10 +225,14 @@ const FUNCTIONS: &[&[&str]] = &[
 ];
 
 /// A session with `search_path` app, public.
-pub(super) struct Shopper {
+pub struct Shopper {
+    /// The search_path.
     pub path: Vec<Arc<str>>,
+    /// The database.
     pub database: Arc<str>,
+    /// The role.
     pub role: Arc<str>,
+    /// Whether there are temporary tables.
     pub temporary: bool,
 }
 
@@ -264,10 +272,12 @@ impl SessionView for Shopper {
 }
 
 /// Binds one statement in the shop.
+#[cfg(test)]
 pub(super) fn bound(text: &str) -> Bound {
     bound_for(text, &Shopper::default())
 }
 
+#[cfg(test)]
 pub(super) fn bound_for(text: &str, shopper: &Shopper) -> Bound {
     let catalog = catalog();
     let result = parse::with_tree(text, Dialect::default(), |statements| {

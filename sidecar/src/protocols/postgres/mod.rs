@@ -11,6 +11,8 @@ mod catalog;
 mod codec;
 mod conversation;
 mod facts;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod hold;
 mod login;
 mod mask;

@@ -40,6 +40,16 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// A snapshot that was fetched just now, for sessions without a server.
+    #[cfg(any(test, fuzzing))]
+    pub fn holding(catalog: Arc<Catalog>) -> Self {
+        Snapshot {
+            current: ArcSwapOption::new(Some(catalog)),
+            last: Mutex::new(Some(Instant::now())),
+            ..Snapshot::default()
+        }
+    }
+
     /// The catalog in force.
     pub fn catalog(&self) -> Option<Arc<Catalog>> {
         self.current.load_full()
