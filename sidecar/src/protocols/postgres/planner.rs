@@ -9,7 +9,8 @@ use sidegate_policies::engine::{Decision, Effect};
 use sidegate_policies::reason::Reason;
 use sidegate_policies::sql::postgres::catalog::Catalog;
 use sidegate_policies::sql::postgres::prescan::Limit;
-use sidegate_policies::sql::postgres::{self as sql, analyse, Options, SessionView, StatementKind};
+use sidegate_policies::sql::postgres::{self as sql, analyse, Options, SessionView, Statement, StatementKind};
+use sidegate_policies::sql::Effects;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::catalog::Snapshot;
@@ -84,6 +85,11 @@ where
         text: &[u8],
     ) -> Result<(Option<Frame>, Arc<Planned>), Refusal> {
         let plan = self.judge(frame, text).await?;
+        if hides_name_change(&plan) {
+            let refusal = Refusal::new(Reason::Denied, "statement")
+                .because("application_name carries who the session belongs to: set it by a SET statement of its own");
+            return Err(self.gate.refused(refusal, Some(&plan.text)));
+        }
         let Some(renamed) = renamed(&plan, &self.planner.prefix) else {
             return Ok((None, plan));
         };
@@ -234,6 +240,23 @@ where
             self.unparsable = self.unparsable.saturating_add(1);
         }
     }
+}
+
+/// Whether a text may change application_name in a form that cannot be rewritten: by set_config, or in a string with
+/// other statements. The server's log would then no longer say whose session it was.
+fn hides_name_change(plan: &Plan) -> bool {
+    let facts = &plan.analysis.facts;
+    let changes = facts.effects.contains(Effects::SESSION)
+        && facts
+            .settings
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case("application_name"));
+    let plain = |statement: &Statement| match &statement.kind {
+        StatementKind::Set { .. } => statement.action.starts_with("SET"),
+        StatementKind::Reset(_) | StatementKind::Show => true,
+        _ => false,
+    };
+    changes && !matches!(plan.analysis.statements.as_slice(), [only] if plain(only))
 }
 
 /// The text to send instead of a SET of application_name that lacks our prefix.
