@@ -23,7 +23,7 @@ use crate::dial::names::Names;
 use crate::dial::DialContext;
 use crate::identity::{Identity, IdentityError};
 use crate::protocols::RoomContext;
-use crate::record::{DirectoryVolume, Log, LogIdentity, LogOptions, SystemClock};
+use crate::record::{DirectoryVolume, Log, LogIdentity, LogOptions, SystemClock, SystemRandom};
 use crate::target::TargetState;
 use crate::task::{Lanes, Tasks};
 use crate::tls::agent::AgentTls;
@@ -212,6 +212,7 @@ fn begin_log(
             volume: volume.clone(),
             identity: log_identity(subject, instance, &authority),
             clock: Arc::new(SystemClock::default()),
+            random: Arc::new(SystemRandom),
         };
         let log = Log::start(options).map_err(|error| error.to_string())?;
         let work = log.clone().run(Arc::new(broker.clone()), stop.clone());

@@ -32,7 +32,9 @@ use crate::credentials::{CredentialError, Credentials, LeaseSource};
 use crate::dial::names::Names;
 use crate::dial::DialContext;
 use crate::protocols::RoomContext;
-use crate::record::{DirectoryVolume, Log, LogIdentity, LogOptions, RecordSink, RecordStream, SinkError, SystemClock};
+use crate::record::{
+    DirectoryVolume, Log, LogIdentity, LogOptions, RecordSink, RecordStream, SinkError, SystemClock, SystemRandom,
+};
 use crate::session::tests::subject;
 use crate::task::Tasks;
 use crate::tls::agent::AgentTls;
@@ -225,6 +227,7 @@ impl Bench {
             volume: Arc::new(DirectoryVolume::open(&journal.path().join("journal")).unwrap()),
             identity: LogIdentity::default(),
             clock: Arc::new(SystemClock::default()),
+            random: Arc::new(SystemRandom),
         });
         let log = log.unwrap();
         let collector = Collector::default();

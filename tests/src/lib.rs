@@ -6,6 +6,7 @@
 
 pub mod authority;
 pub mod clients;
+pub mod disk;
 pub mod middle;
 pub mod names;
 pub mod people;
@@ -15,5 +16,6 @@ pub mod psql;
 pub mod recording;
 pub mod shop;
 pub mod told;
+pub mod verifiers;
 pub mod wire;
 pub mod world;

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{EcdsaKeyPair, KeyPair, ECDSA_P256_SHA256_FIXED_SIGNING};
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine;
@@ -24,7 +23,7 @@ use sidegate_policies::record::payload::{Close, Denied, Intent, Open, Outcome};
 use sidegate_policies::record::Kind;
 use sidegate_sidecar::record::{
     CannotRecord, Clock, DirectoryVolume, Log, LogIdentity, LogOptions, RecordSink, RecordStream, SessionRecorder,
-    SinkError, SystemClock, Volume,
+    SinkError, SystemClock, SystemRandom, Volume,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -33,11 +32,53 @@ use uuid::Uuid;
 /// The pod UID of every recording.
 pub const POD: &str = "7a1b9c52-5e0d-4a53-9d1c-000000000001";
 
+/// Signs certificates over record keys, as a broker does.
+pub struct Certifier {
+    key: EcdsaKeyPair,
+    kid: String,
+}
+
+impl Certifier {
+    /// A fresh key under this id.
+    pub fn new(kid: &str) -> anyhow::Result<Certifier> {
+        let random = aws_lc_rs::rand::SystemRandom::new();
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)?;
+        Ok(Certifier {
+            key: EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref())?,
+            kid: kid.to_owned(),
+        })
+    }
+
+    /// Its public key.
+    pub fn jwk(&self) -> serde_json::Value {
+        let point = self.key.public_key().as_ref();
+        let half = |range| point.get(range).map(|bytes| URL_SAFE_NO_PAD.encode(bytes));
+        json!({"kty": "EC", "crv": "P-256", "kid": self.kid, "x": half(1..33), "y": half(33..65)})
+    }
+
+    /// A certificate for an hour from `now`, seconds since 1970.
+    pub fn certificate(&self, public_key: [u8; 32], instance: u64, now: u64) -> Result<String, SinkError> {
+        let header = json!({"typ": "sidegate-record-key+jwt", "alg": "ES256", "kid": self.kid});
+        let claims = json!({
+            "iss": "https://broker", "aud": "sidegate-records", "iat": now, "nbf": now, "exp": now.saturating_add(3600),
+            "cnf": {"jwk": {"kty": "OKP", "crv": "Ed25519", "x": URL_SAFE_NO_PAD.encode(public_key)}},
+            "sidegate": {"podUid": POD, "instance": instance},
+        });
+        let part = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", part(&header), part(&claims));
+        let signature = self
+            .key
+            .sign(&aws_lc_rs::rand::SystemRandom::new(), signed.as_bytes())
+            .map_err(|_| SinkError("no signature".into()))?;
+        Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref())))
+    }
+}
+
 /// The way from a log to a store, which can be broken.
 pub struct Wire {
     records: Arc<Records>,
     instance: u64,
-    key: EcdsaKeyPair,
+    certifier: Certifier,
     /// While set, the collector does not answer.
     pub silent: AtomicBool,
 }
@@ -45,18 +86,12 @@ pub struct Wire {
 impl Wire {
     /// Certifies with a fresh key, which the store learns.
     pub fn new(records: Arc<Records>, instance: u64) -> anyhow::Result<Arc<Wire>> {
-        let random = SystemRandom::new();
-        let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)?;
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref())?;
-        let point = key.public_key().as_ref();
-        let half = |range| point.get(range).map(|bytes| URL_SAFE_NO_PAD.encode(bytes));
-        let jwk =
-            json!({"kty": "EC", "crv": "P-256", "kid": format!("key-{instance}"), "x": half(1..33), "y": half(33..65)});
-        records.set_ring(&[jwk])?;
+        let certifier = Certifier::new(&format!("key-{instance}"))?;
+        records.set_ring(&[certifier.jwk()])?;
         Ok(Arc::new(Wire {
             records,
             instance,
-            key,
+            certifier,
             silent: AtomicBool::new(false),
         }))
     }
@@ -65,19 +100,7 @@ impl Wire {
         let now = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());
-        let header = json!({"typ": "sidegate-record-key+jwt", "alg": "ES256", "kid": format!("key-{}", self.instance)});
-        let claims = json!({
-            "iss": "https://broker", "aud": "sidegate-records", "iat": now, "nbf": now, "exp": now + 3600,
-            "cnf": {"jwk": {"kty": "OKP", "crv": "Ed25519", "x": URL_SAFE_NO_PAD.encode(public_key)}},
-            "sidegate": {"podUid": POD, "instance": self.instance},
-        });
-        let part = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let signed = format!("{}.{}", part(&header), part(&claims));
-        let signature = self
-            .key
-            .sign(&SystemRandom::new(), signed.as_bytes())
-            .map_err(|_| SinkError("no signature".into()))?;
-        Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature.as_ref())))
+        self.certifier.certificate(public_key, self.instance, now)
     }
 
     fn open(&self) -> Result<RecordStream, SinkError> {
@@ -155,17 +178,9 @@ impl Recording {
     ) -> anyhow::Result<Recording> {
         let log = Log::start(LogOptions {
             volume,
-            identity: LogIdentity {
-                cluster: "local".into(),
-                namespace: "agents".into(),
-                service_account: "agent".into(),
-                pod: "agent-0".into(),
-                pod_uid: POD.into(),
-                instance,
-                release: "test".into(),
-                separation: "none".into(),
-            },
+            identity: identity(instance),
             clock,
+            random: Arc::new(SystemRandom),
         })?;
         let wire = Wire::new(Arc::clone(&records), instance)?;
         let stop = CancellationToken::new();
@@ -210,6 +225,20 @@ impl Recording {
     }
 }
 
+/// Who writes every recording.
+pub fn identity(instance: u64) -> LogIdentity {
+    LogIdentity {
+        cluster: "local".into(),
+        namespace: "agents".into(),
+        service_account: "agent".into(),
+        pod: "agent-0".into(),
+        pod_uid: POD.into(),
+        instance,
+        release: "test".into(),
+        separation: "none".into(),
+    }
+}
+
 /// The store's keeper runs once, as at a graceful stop.
 pub async fn last_checkpoint(records: Arc<Records>) {
     let stopped = CancellationToken::new();
@@ -217,7 +246,8 @@ pub async fn last_checkpoint(records: Arc<Records>) {
     records.run(stopped).await;
 }
 
-fn open(recording: Class) -> Open<'static> {
+/// What a session's `open` says here.
+pub fn open(recording: Class) -> Open<'static> {
     Open {
         subject: Subject {
             namespace: "agents".into(),

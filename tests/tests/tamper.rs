@@ -1,13 +1,12 @@
 //! Any flip, drop, duplicate, reorder, splice, truncation or overwrite of stored bytes is named by both verifiers,
 //! which agree on every store: the library's, and the one in `tests/verifier` that shares no code with it.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use sidegate_policies::record::verify::{verify_store, Options, Report};
+use sidegate_policies::record::verify::{verify_store, Options};
 use sidegate_policies::record::{Frame, Kind};
 use sidegate_tests::recording::{left, operate, small_store, store, Recording};
+use sidegate_tests::verifiers::{second, told};
 
 /// What a mutated store must be called.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -226,7 +225,8 @@ async fn open_and_unsealed_stores_get_the_same_verdicts() {
 
 /// Both verifiers on every case.
 fn judge(cases: Vec<Case>) {
-    let second = second_verifier(&cases);
+    let roots: Vec<&Path> = cases.iter().map(|case| case.root.as_path()).collect();
+    let second = second(&[], &roots).unwrap();
     let mut wrong = Vec::new();
     for (case, theirs) in cases.iter().zip(&second) {
         let report = verify_store(&case.root, &Options::default()).unwrap();
@@ -258,45 +258,6 @@ fn judge(cases: Vec<Case>) {
         cases.len(),
         wrong.join("\n")
     );
-}
-
-/// A report in the form the second verifier prints.
-fn told(report: &Report) -> serde_json::Value {
-    let store: Vec<String> = report.store.iter().map(|finding| finding.verdict.to_string()).collect();
-    let logs: BTreeMap<String, String> = report
-        .logs
-        .iter()
-        .map(|log| (log.log.clone(), log.verdict.to_string()))
-        .collect();
-    let sessions: BTreeMap<String, String> = report
-        .sessions
-        .iter()
-        .map(|session| (session.session.clone(), session.verdict.to_string()))
-        .collect();
-    serde_json::json!({"store": store, "logs": logs, "sessions": sessions, "exit": report.exit_code()})
-}
-
-fn second_verifier(cases: &[Case]) -> Vec<serde_json::Value> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("verifier/sidegate_verify.py");
-    let mut told = Vec::new();
-    for part in cases.chunks(200) {
-        let output = Command::new("python3")
-            .arg("-B")
-            .arg(&script)
-            .args(part.iter().map(|case| &case.root))
-            .output()
-            .expect("python3 runs the second verifier");
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(errors.is_empty(), "{errors}");
-        let lines = String::from_utf8(output.stdout).unwrap();
-        told.extend(
-            lines
-                .lines()
-                .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()),
-        );
-    }
-    assert_eq!(told.len(), cases.len());
-    told
 }
 
 fn frames(bytes: &[u8]) -> Vec<(usize, usize, Kind)> {

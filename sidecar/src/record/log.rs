@@ -24,6 +24,7 @@ use zeroize::Zeroizing;
 
 use super::clock::Clock;
 use super::journal::Volume;
+use super::random::{self, Random};
 use super::recover::{self, EarlierLog};
 use super::segment::{Piece, State};
 use super::session::{SessionRecorder, Shared};
@@ -72,6 +73,8 @@ pub struct LogOptions {
     pub identity: LogIdentity,
     /// Clocks.
     pub clock: Arc<dyn Clock>,
+    /// Source of keys and nonces.
+    pub random: Arc<dyn Random>,
 }
 
 /// Why no log could be started.
@@ -111,6 +114,7 @@ pub struct RecordStatus {
 pub struct Log {
     pub(super) identity: LogIdentity,
     clock: Arc<dyn Clock>,
+    random: Arc<dyn Random>,
     pub(super) volume: Arc<dyn Volume>,
     state: Mutex<State>,
     dirty: Mutex<Vec<Arc<Shared>>>,
@@ -135,13 +139,14 @@ impl Log {
     /// Begins a log: `boot`, then one `recovered` frame for each earlier log found on the volume.
     pub fn start(options: LogOptions) -> Result<Arc<Log>, StartError> {
         let earlier = recover::scan(options.volume.as_ref())?;
-        let key = Ed25519KeyPair::generate().map_err(|_| StartError::Key)?;
+        let random = Arc::clone(&options.random);
+        let key = random::record_key(random.as_ref()).map_err(|_| StartError::Key)?;
         let (mono, wall) = (options.clock.mono_ns(), options.clock.wall_us());
-        let payload = boot_payload(&options.identity, &key)?;
+        let payload = boot_payload(&options.identity, &key, random.as_ref())?;
         let boot = boot_hash(&payload, mono, wall)?;
         let name = recover::log_name(options.identity.instance, &boot);
         options.volume.create_log(&name)?;
-        let mut state = State::new(Arc::clone(&options.volume), name, boot, key);
+        let mut state = State::new(Arc::clone(&options.volume), random, name, boot, key);
         state.append_own(Kind::Boot, &payload, mono, wall)?;
         for log in &earlier {
             let payload = encode(&log.recovered())?;
@@ -150,6 +155,7 @@ impl Log {
         Ok(Arc::new(Log {
             identity: options.identity,
             clock: options.clock,
+            random: options.random,
             volume: options.volume,
             spool: AtomicU64::new(earlier.iter().map(EarlierLog::bytes).sum()),
             state: Mutex::new(state),
@@ -230,6 +236,10 @@ impl Log {
 
     pub(super) fn clock(&self) -> &dyn Clock {
         self.clock.as_ref()
+    }
+
+    pub(super) fn random(&self) -> &dyn Random {
+        self.random.as_ref()
     }
 
     pub(super) fn append(&self, slot: usize, buffer: &mut Vec<u8>) -> Result<u64, CannotRecord> {
@@ -471,9 +481,11 @@ fn encode(payload: &impl Serialize) -> Result<Vec<u8>, CannotRecord> {
     serde_json::to_vec(payload).map_err(|_| CannotRecord::Encoding)
 }
 
-fn boot_payload(identity: &LogIdentity, key: &Ed25519KeyPair) -> Result<Vec<u8>, StartError> {
+fn boot_payload(identity: &LogIdentity, key: &Ed25519KeyPair, random: &dyn Random) -> Result<Vec<u8>, StartError> {
     let mut nonce = [0u8; 16];
-    aws_lc_rs::rand::fill(&mut nonce).map_err(|_| StartError::Key)?;
+    if !random.fill(&mut nonce) {
+        return Err(StartError::Key);
+    }
     Ok(encode(&Boot {
         format: 1,
         release: identity.release.clone(),

@@ -10,6 +10,7 @@ mod body;
 mod clock;
 mod journal;
 mod log;
+mod random;
 mod recover;
 mod segment;
 mod session;
@@ -18,6 +19,7 @@ mod upload;
 pub use clock::{Clock, SystemClock};
 pub use journal::{DirectoryVolume, SegmentFile, Volume};
 pub use log::{Log, LogIdentity, LogOptions, RecordStatus, StartError};
+pub use random::{Random, SystemRandom};
 pub use session::SessionRecorder;
 pub use upload::{RecordSink, RecordStream, SinkError};
 

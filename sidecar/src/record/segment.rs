@@ -17,6 +17,7 @@ use sidegate_policies::record::Kind;
 use smallvec::SmallVec;
 
 use super::journal::{SegmentFile, Volume};
+use super::random::{self, Random};
 use super::CannotRecord;
 
 /// A segment ends at this size.
@@ -58,6 +59,7 @@ struct Current {
 /// See the module.
 pub(super) struct State {
     volume: Arc<dyn Volume>,
+    random: Arc<dyn Random>,
     pub log: String,
     pub boot: Hash,
     pub next: u64,
@@ -83,9 +85,16 @@ pub(super) struct State {
 
 impl State {
     /// A log whose `boot` frame is `boot_frame`; nothing is on disk yet.
-    pub fn new(volume: Arc<dyn Volume>, log: String, boot: Hash, key: Ed25519KeyPair) -> State {
+    pub fn new(
+        volume: Arc<dyn Volume>,
+        random: Arc<dyn Random>,
+        log: String,
+        boot: Hash,
+        key: Ed25519KeyPair,
+    ) -> State {
         State {
             volume,
+            random,
             log,
             boot,
             next: 0,
@@ -291,7 +300,7 @@ impl State {
         if !self.certified || self.tree.size() == 0 {
             return Ok(());
         }
-        let next_key = Ed25519KeyPair::generate().map_err(|_| CannotRecord::Encoding)?;
+        let next_key = random::record_key(self.random.as_ref())?;
         let footer = Footer {
             segment: self.segment,
             log: hex(&self.boot),

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::body::ReplyBody;
 use super::log::Log;
+use super::random;
 use super::CannotRecord;
 
 /// Payloads above this are compressed.
@@ -116,7 +117,7 @@ impl Shared {
 
 impl SessionRecorder {
     pub(super) fn new(log: Arc<Log>, id: Uuid, recording: Recording, slot: usize) -> Result<Self, CannotRecord> {
-        let key = SessionKey::generate().map_err(|_| CannotRecord::Encoding)?;
+        let key = random::session_key(log.random())?;
         let began_ns = log.clock().mono_ns();
         Ok(SessionRecorder {
             digest: key.digest_key(),
