@@ -68,16 +68,21 @@ impl Volume for DirectoryVolume {
     }
 
     fn create(&self, log: &str, file: &str, reserve: u64) -> io::Result<Box<dyn SegmentFile>> {
+        let path = self.path(log, file);
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .custom_flags(nofollow())
-            .open(self.path(log, file))?;
+            .open(&path)?;
         match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, reserve) {
             // A file system that cannot reserve still records; it only loses the promise about full disks.
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(Box::new(file)),
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                // What was allocated so far goes back to the disk that is too full for it.
+                let _ = std::fs::remove_file(&path);
+                Err(error.into())
+            }
         }
     }
 

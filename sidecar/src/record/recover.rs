@@ -102,10 +102,14 @@ fn scan_log(volume: &dyn Volume, name: String, instance: u64, boot: Hash) -> io:
         cut_bytes: 0,
     };
     let mut chain: Option<LogChain> = None;
-    for (file, len) in volume.files(&log.name)? {
-        let Some(first) = file.strip_suffix(".seg").and_then(|first| first.parse::<u64>().ok()) else {
-            continue;
-        };
+    let named = |(file, len): (String, u64)| {
+        let first = file.strip_suffix(".seg")?.parse::<u64>().ok()?;
+        Some((file, len, first))
+    };
+    let files: Vec<_> = volume.files(&log.name)?.into_iter().filter_map(named).collect();
+    let later = files.iter().skip(1).map(|(_, _, first)| Some(*first));
+    let ends: Vec<_> = later.chain([None]).collect();
+    for ((file, len, first), end) in files.into_iter().zip(ends) {
         if log.why == "chain" {
             log.cut_bytes = log.cut_bytes.saturating_add(len);
             continue;
@@ -115,7 +119,7 @@ fn scan_log(volume: &dyn Volume, name: String, instance: u64, boot: Hash) -> io:
             0 => LogChain::default(),
             first => LogChain::partial(boot, first),
         });
-        let (good, why) = good_prefix(begun, &bytes, &mut log.count);
+        let (good, why) = good_prefix(begun, &bytes, end, &mut log.count);
         log.why = why;
         log.cut_bytes = log.cut_bytes.saturating_add(len.saturating_sub(good));
         if good > 0 {
@@ -133,8 +137,9 @@ fn scan_log(volume: &dyn Volume, name: String, instance: u64, boot: Hash) -> io:
     Ok(log)
 }
 
-/// Length of the good frames at the start of `bytes`, and why they end.
-fn good_prefix(chain: &mut LogChain, bytes: &[u8], count: &mut u64) -> (u64, &'static str) {
+/// Length of the good frames at the start of `bytes`, and why they end. From log number `end` on the next file has
+/// the word: what this one holds of it is a write that was refused and could not be cut off again.
+fn good_prefix(chain: &mut LogChain, bytes: &[u8], end: Option<u64>, count: &mut u64) -> (u64, &'static str) {
     let mut at = 0usize;
     loop {
         let left = bytes.get(at..).unwrap_or_default();
@@ -144,6 +149,9 @@ fn good_prefix(chain: &mut LogChain, bytes: &[u8], count: &mut u64) -> (u64, &'s
         let Ok(frame) = Frame::parse(left) else {
             return (at as u64, "torn");
         };
+        if end.is_some_and(|end| chain.next >= end) {
+            return (at as u64, "end");
+        }
         if chain.accept(&frame).is_err() {
             return (at as u64, "chain");
         }

@@ -246,7 +246,14 @@ impl State {
             self.pieces.pop_back();
         }
         let reserve = SEGMENT_BYTES.saturating_add(SEAL_ROOM);
-        let file = self.volume.create(&self.log, &name, reserve)?;
+        let file = match self.volume.create(&self.log, &name, reserve) {
+            // A full disk let the file be named and not allocated. No piece has this name, so nothing is in it.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                self.volume.remove(&self.log, &name)?;
+                self.volume.create(&self.log, &name, reserve)?
+            }
+            other => other?,
+        };
         self.current = Some(Current { file, len: 0 });
         self.pieces.push_back(Piece {
             file: name,

@@ -63,6 +63,8 @@ pub trait RecordSink: Send + Sync + 'static {
 /// The first attempt at a certificate; answers when to ask again, or nothing if it failed.
 pub(super) async fn certify_first(log: &Log, sink: &dyn RecordSink, cancel: &CancellationToken) -> Option<Duration> {
     tokio::select! {
+        // Once the last segment is sealed, no certificate may follow it.
+        biased;
         () = cancel.cancelled() => None,
         again = certify_once(log, sink) => again,
     }
@@ -89,6 +91,7 @@ pub(super) async fn certify(
             () = tokio::time::sleep(wait) => {}
         }
         answer = tokio::select! {
+            biased;
             () = cancel.cancelled() => return,
             answer = certify_once(log, sink) => answer,
         };
