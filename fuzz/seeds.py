@@ -94,6 +94,8 @@ def agents():
     yield "reserved", head(BEHIND_LOGIN) + parse("sidegate.x", "select 1") + SYNC
     copy = query("copy orders (id, note) from stdin") + frame("d", b"1\ta\n") + frame("c") + query("select 1")
     yield "copy-in", head(BEHIND_LOGIN | TWICE) + copy
+    # No number begins with 4f: what the scanner turns away is analysed off the thread.
+    yield "unscannable", head(BEHIND_LOGIN | TWICE) + query("copy t-4f19c2 from stdin") + frame("d", b"1\n") + frame("c") + query("select 1")
     yield "copy-fail", head(BEHIND_LOGIN) + query("copy orders from stdin") + frame("f", b"no\0") + SYNC
     steps = ["begin", "declare c cursor for " + MASKED, "fetch 5 from c", "close c", "savepoint a", "rollback to a", "commit"]
     yield "transaction", head(BEHIND_LOGIN | TWICE) + b"".join(map(query, steps))

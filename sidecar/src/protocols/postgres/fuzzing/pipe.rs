@@ -133,24 +133,25 @@ pub fn drive<F: Future>(world: &World, session: F, mut more: impl FnMut() -> boo
         // Without a budget: a session that is pending waits for a peer, not for its turn.
         let mut session = pin!(tokio::task::unconstrained(session));
         let (mut rounds, mut seen) = (0, 0);
-        poll_fn(move |cx| loop {
-            if let Poll::Ready(output) = session.as_mut().poll(cx) {
-                return Poll::Ready(Some(output));
+        loop {
+            if let Poll::Ready(output) = poll_fn(|cx| Poll::Ready(session.as_mut().poll(cx))).await {
+                return Some(output);
             }
             let moves = MOVES.load(Ordering::Relaxed);
             if moves != seen {
                 (rounds, seen) = (0, moves);
             }
-            if rounds < ROUNDS || world.is_busy() {
-                rounds = (rounds + 1).min(ROUNDS);
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+            rounds += 1;
+            if rounds < ROUNDS {
+                tokio::task::yield_now().await;
+            } else if rounds == ROUNDS {
+                // What the session runs off this thread has ended, and has said so, when this has.
+                let _ = world.ctx.tasks.blocking(|| ()).await;
+            } else if !more() {
+                return None;
+            } else {
+                rounds = 0;
             }
-            rounds = 0;
-            if !more() {
-                return Poll::Ready(None);
-            }
-        })
-        .await
+        }
     })
 }

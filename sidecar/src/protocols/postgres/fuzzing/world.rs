@@ -68,8 +68,6 @@ pub struct World {
     targets: [Arc<TargetState>; 2],
     subject: Arc<Subject>,
     sessions: AtomicU64,
-    /// Tasks that run as long as the process: the keepers of the leases.
-    standing: usize,
 }
 
 /// The world of this process.
@@ -82,6 +80,8 @@ impl World {
     fn new() -> World {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            // One after the other, so that the end of the last is the end of all.
+            .max_blocking_threads(1)
             .build()
             .unwrap();
         let tasks = Tasks::default();
@@ -116,7 +116,6 @@ impl World {
             runtime.block_on(leases.lease(&target.id)).unwrap();
         }
         World {
-            standing: tasks.running(),
             ctx: RoomContext {
                 credentials: Arc::new(leases),
                 dial: Arc::new(DialContext::new(Names::new(&[]), false)),
@@ -133,11 +132,6 @@ impl World {
             subject: Arc::new(subject),
             sessions: AtomicU64::new(0),
         }
-    }
-
-    /// Whether something of a session runs beside it, such as the analysis of a long text.
-    pub fn is_busy(&self) -> bool {
-        self.ctx.tasks.running() > self.standing
     }
 
     /// A gate for a new session; `capped`: limits and detectors are on.
