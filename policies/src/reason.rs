@@ -72,6 +72,32 @@ pub enum Retry {
 }
 
 impl Reason {
+    /// Every reason.
+    pub const ALL: [Reason; 22] = [
+        Reason::Denied,
+        Reason::ApprovalRequired,
+        Reason::ApprovalDenied,
+        Reason::ApprovalExpired,
+        Reason::Withdrawn,
+        Reason::NotUnderstood,
+        Reason::Unresolved,
+        Reason::TooLarge,
+        Reason::Limit,
+        Reason::CannotRecord,
+        Reason::Unavailable,
+        Reason::Stale,
+        Reason::Locked,
+        Reason::CredentialRefused,
+        Reason::LeaseEnded,
+        Reason::MaxSession,
+        Reason::PolicyGone,
+        Reason::ProtocolViolation,
+        Reason::UpstreamRefused,
+        Reason::PlanMismatch,
+        Reason::Draining,
+        Reason::Internal,
+    ];
+
     /// What a client should do next.
     pub fn retry(self) -> Retry {
         match self {

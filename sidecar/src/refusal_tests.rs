@@ -2,31 +2,6 @@
 
 use super::*;
 
-const ALL: [Reason; 22] = [
-    Reason::Denied,
-    Reason::ApprovalRequired,
-    Reason::ApprovalDenied,
-    Reason::ApprovalExpired,
-    Reason::Withdrawn,
-    Reason::NotUnderstood,
-    Reason::Unresolved,
-    Reason::TooLarge,
-    Reason::Limit,
-    Reason::CannotRecord,
-    Reason::Unavailable,
-    Reason::Stale,
-    Reason::Locked,
-    Reason::CredentialRefused,
-    Reason::LeaseEnded,
-    Reason::MaxSession,
-    Reason::PolicyGone,
-    Reason::ProtocolViolation,
-    Reason::UpstreamRefused,
-    Reason::PlanMismatch,
-    Reason::Draining,
-    Reason::Internal,
-];
-
 fn fixed(reason: Reason) -> Refusal {
     let mut refusal = Refusal::new(reason, "statement");
     refusal.id = RefusalId(*b"sg-7k2f9c");
@@ -42,7 +17,7 @@ fn rule() -> RuleRef {
 
 #[test]
 fn every_reason_has_its_golden_line() {
-    let lines: Vec<String> = ALL.iter().map(|reason| fixed(*reason).text()).collect();
+    let lines: Vec<String> = Reason::ALL.iter().map(|reason| fixed(*reason).text()).collect();
     let golden = include_str!("refusal_golden.txt");
     let expected: Vec<&str> = golden.lines().collect();
     assert_eq!(lines, expected, "\n{}\n", lines.join("\n"));
@@ -69,7 +44,7 @@ fn a_ticket_says_when_and_what_to_send() {
 
 #[test]
 fn what_already_ran_is_never_called_unsent() {
-    for reason in ALL {
+    for reason in Reason::ALL {
         for sent in [Sent::Yes { rows: 5 }, Sent::Unknown] {
             let text = fixed(reason).after(sent).text();
             assert!(text.starts_with("Sidegate stopped this statement"), "{text}");

@@ -81,34 +81,9 @@ pub fn with_state(refusal: &Refusal, severity: Severity, state: &str) -> Fields 
 mod tests {
     use super::*;
 
-    const REASONS: [Reason; 22] = [
-        Reason::Denied,
-        Reason::ApprovalRequired,
-        Reason::ApprovalDenied,
-        Reason::ApprovalExpired,
-        Reason::Withdrawn,
-        Reason::NotUnderstood,
-        Reason::Unresolved,
-        Reason::TooLarge,
-        Reason::Limit,
-        Reason::CannotRecord,
-        Reason::Unavailable,
-        Reason::Stale,
-        Reason::Locked,
-        Reason::CredentialRefused,
-        Reason::LeaseEnded,
-        Reason::MaxSession,
-        Reason::PolicyGone,
-        Reason::ProtocolViolation,
-        Reason::UpstreamRefused,
-        Reason::PlanMismatch,
-        Reason::Draining,
-        Reason::Internal,
-    ];
-
     #[test]
     fn a_refused_statement_never_carries_a_code_that_drivers_retry_or_drop_on() {
-        for reason in REASONS {
+        for reason in Reason::ALL {
             let state = sqlstate(reason, Severity::Statement);
             let bad = ["40001", "40P01", "0A000"].contains(&state)
                 || ["08", "53", "57P0"].iter().any(|class| state.starts_with(class));

@@ -39,7 +39,7 @@ use crate::dial::names::Names;
 use crate::dial::DialContext;
 use crate::gate::Gate;
 use crate::protocols::RoomContext;
-use crate::record::{Log, LogIdentity, LogOptions, SegmentFile, SystemClock, Volume};
+use crate::record::{Log, LogIdentity, LogOptions, SegmentFile, SystemClock, SystemRandom, Volume};
 use crate::session::Session;
 use crate::target::TargetState;
 use crate::task::Tasks;
@@ -304,6 +304,7 @@ fn log() -> Arc<Log> {
         volume: Arc::new(Nowhere(Mutex::default())),
         identity: LogIdentity::default(),
         clock: Arc::new(SystemClock::default()),
+        random: Arc::new(SystemRandom),
     };
     Log::start(options).unwrap()
 }
