@@ -21,7 +21,7 @@ use crate::engine::{
     BoundPolicies, Completeness, ConnectFacts, Fact, Facts, Operation, Phase, PolicySet, Subject, TargetId, Verb,
 };
 use crate::reason::Reason;
-use crate::sql::postgres::analysis::{SessionView, Statement};
+use crate::sql::postgres::analysis::{SessionView, Statement, UNRESOLVED};
 use crate::sql::postgres::catalog::{self, Catalog};
 use crate::sql::postgres::plan::{PlanRefusal, ResultPlan};
 use crate::sql::postgres::{analyse, Analysis, Options};
@@ -192,12 +192,7 @@ fn statement(
     setting: &Setting,
     now: jiff::Timestamp,
 ) -> Explanation {
-    let op = Operation {
-        verb: Verb::Statement,
-        action: analysis.statements.first().map_or("", |first| &*first.action),
-        completeness: analysis.completeness,
-        facts: Facts::Sql(&analysis.facts),
-    };
+    let op = analysis.operation(&analysis.facts);
     // Without bind values a statement with parameters is judged as far as its structure tells.
     let phase = match analysis.facts.params {
         Fact::Later => Phase::Structure,
@@ -205,7 +200,7 @@ fn statement(
     };
     let decision = bound.decide(&op, phase, now);
     let trace = explain::operation(bound, &op, phase, now);
-    let plans = plans(&decision, analysis, &setting.catalog);
+    let plans = ResultPlan::of_text(&decision.masks, analysis, &setting.catalog);
     let refused = plans.as_ref().err().filter(|_| decision.effect != Effect::Deny);
     let mut told = told(&decision, trace);
     if let Some(limit) = analysis.limit {
@@ -240,17 +235,6 @@ fn statement(
         has_schema: setting.has_schema,
     });
     told
-}
-
-/// The mask plan of every statement, as a running sidecar makes them.
-fn plans(decision: &Decision, analysis: &Analysis, catalog: &Catalog) -> Result<Vec<ResultPlan>, PlanRefusal> {
-    if analysis.statements.is_empty() && analysis.problem.is_some() && !decision.masks.columns.is_empty() {
-        return Err(PlanRefusal::UnknownOutput);
-    }
-    let statements = analysis.statements.iter();
-    statements
-        .map(|statement| ResultPlan::build(&decision.masks, statement, catalog))
-        .collect()
 }
 
 fn told(decision: &Decision, trace: Trace) -> Explanation {
@@ -297,29 +281,18 @@ fn answer(reason: Reason, rules: &[String], message: String) -> Answer {
 
 /// The refusal of a statement that rules let through and a mask does not.
 fn by_masks(refused: &PlanRefusal, analysis: &Analysis) -> Answer {
-    let rules: Vec<String> = refused
-        .policy()
-        .map(|policy| format!("{policy}/masks"))
-        .into_iter()
-        .collect();
-    let unknown = matches!(refused, PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse);
-    match (&analysis.problem, unknown) {
-        (Some(problem), true) => answer(Reason::NotUnderstood, &rules, problem.clone()),
-        (None, true) => answer(Reason::Unresolved, &rules, refused.to_string()),
-        (_, false) => answer(Reason::Denied, &rules, refused.to_string()),
-    }
+    let (reason, rule, message) = refused.told(analysis);
+    let rules: Vec<String> = rule.iter().map(ToString::to_string).collect();
+    answer(reason, &rules, message)
 }
 
 /// A refusal says why, where the decision alone does not: the grammar's message, or the names that did not resolve.
 fn by_structure(mut answer: Answer, analysis: &Analysis) -> Answer {
-    let facts = &analysis.facts;
-    let unresolved =
-        !analysis.statements.is_empty() && (facts.tables.known().is_none() || facts.columns.known().is_none());
     if let Some(problem) = &analysis.problem {
         answer.reason = Some(Reason::NotUnderstood.as_str());
         answer.message = Some(problem.clone());
-    } else if answer.message.is_none() && unresolved {
-        answer.message = Some("it names a table or column that does not exist or cannot be resolved".to_owned());
+    } else if answer.message.is_none() && analysis.is_unresolved() {
+        answer.message = Some(UNRESOLVED.to_owned());
     }
     answer
 }

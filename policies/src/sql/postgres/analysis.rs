@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::prescan::Limit;
-use crate::engine::operation::Completeness;
+use crate::engine::operation::{Completeness, Facts, Operation, Verb};
 use crate::sql::facts::SqlFacts;
 use crate::sql::names::{ColumnName, RelationName};
 
@@ -25,6 +25,27 @@ pub struct Analysis {
     /// Where constants stand whose values this analysis does not depend on, by byte offset, sorted: see
     /// [`super::shape`]. Of a single statement without meaning for session state only.
     pub free: Vec<usize>,
+}
+
+/// What a refusal says of a text whose names did not resolve, where no rule says more.
+pub const UNRESOLVED: &str = "it names a table or column that does not exist or cannot be resolved";
+
+impl Analysis {
+    /// The operation that rules judge, with facts of this text: its own, or the same with bind values.
+    pub fn operation<'a>(&'a self, facts: &'a SqlFacts) -> Operation<'a> {
+        Operation {
+            verb: Verb::Statement,
+            action: self.statements.first().map_or("", |first| &*first.action),
+            completeness: self.completeness,
+            facts: Facts::Sql(facts),
+        }
+    }
+
+    /// Whether some relation or column of the text is unknown.
+    pub fn is_unresolved(&self) -> bool {
+        let facts = &self.facts;
+        !self.statements.is_empty() && (facts.tables.known().is_none() || facts.columns.known().is_none())
+    }
 }
 
 /// One statement.

@@ -10,11 +10,12 @@ mod tests;
 
 use std::sync::Arc;
 
-use super::analysis::{Output, Source, Statement, StatementKind};
+use super::analysis::{Analysis, Output, Source, Statement, StatementKind};
 use super::catalog::{Catalog, Oid, Relation};
 use super::lineage::{mask_of, not_null, Masked, Verdict};
 use crate::api::access_policy::{MaskAs, NoOptions};
-use crate::engine::decision::MaskSet;
+use crate::engine::decision::{MaskSet, RuleRef};
+use crate::reason::Reason;
 use crate::sql::names::{ColumnName, RelationName};
 
 /// What happens to the rows of one statement.
@@ -89,6 +90,20 @@ pub enum PlanRefusal {
 }
 
 impl PlanRefusal {
+    /// How a refusal of `analysis` is told: its reason, the masks' policy as a rule, and the text.
+    pub fn told(&self, analysis: &Analysis) -> (Reason, Option<RuleRef>, String) {
+        let unknown = matches!(self, PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse);
+        let rule = self.policy().map(|policy| RuleRef {
+            policy: policy.clone(),
+            rule: "masks".into(),
+        });
+        match (&analysis.problem, unknown) {
+            (Some(problem), true) => (Reason::NotUnderstood, rule, problem.clone()),
+            (None, true) => (Reason::Unresolved, rule, self.to_string()),
+            (_, false) => (Reason::Denied, rule, self.to_string()),
+        }
+    }
+
     /// The policy whose mask is in the way, where one is.
     pub fn policy(&self) -> Option<&Arc<str>> {
         match self {
@@ -170,6 +185,22 @@ pub enum Mismatch {
 }
 
 impl ResultPlan {
+    /// A plan for every statement of a text, or why the text may not run.
+    pub fn of_text(
+        masks: &Arc<MaskSet>,
+        analysis: &Analysis,
+        catalog: &Catalog,
+    ) -> Result<Vec<ResultPlan>, PlanRefusal> {
+        if analysis.statements.is_empty() && analysis.problem.is_some() && !masks.columns.is_empty() {
+            // Nothing is known of it: its answer could hold anything.
+            return Err(PlanRefusal::UnknownOutput);
+        }
+        let statements = analysis.statements.iter();
+        statements
+            .map(|statement| ResultPlan::build(masks, statement, catalog))
+            .collect()
+    }
+
     /// Plans one statement under the masks of a decision, or says why it may not run.
     pub fn build(masks: &Arc<MaskSet>, statement: &Statement, catalog: &Catalog) -> Result<ResultPlan, PlanRefusal> {
         let plan = |columns, scrub| ResultPlan {

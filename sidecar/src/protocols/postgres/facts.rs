@@ -5,8 +5,7 @@
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
-use sidegate_policies::engine::{Decision, Facts, MaskSet, Operation, RuleRef, Verb};
-use sidegate_policies::reason::Reason;
+use sidegate_policies::engine::{Decision, MaskSet};
 use sidegate_policies::sql::postgres::catalog::Catalog;
 use sidegate_policies::sql::postgres::plan::{PlanRefusal, ResultPlan};
 use sidegate_policies::sql::postgres::{Analysis, StatementKind, TransactionVerb};
@@ -70,11 +69,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The operation with the facts of the text alone.
-    pub fn operation(&self) -> Operation<'_> {
-        operation(&self.analysis, &self.analysis.facts)
-    }
-
     /// Whether errors of this text may quote hidden values.
     pub fn scrubs(&self) -> bool {
         !self.masks.columns.is_empty()
@@ -117,14 +111,8 @@ impl Plan {
 
     /// Whether names in it did not resolve, so that a fresher snapshot might help.
     pub fn unresolved(&self) -> bool {
-        unresolved(&self.analysis)
+        self.analysis.is_unresolved()
     }
-}
-
-/// Whether some relation or column of the text is unknown.
-pub fn unresolved(analysis: &Analysis) -> bool {
-    let facts = &analysis.facts;
-    !analysis.statements.is_empty() && (facts.tables.known().is_none() || facts.columns.known().is_none())
 }
 
 fn defines(facts: &SqlFacts) -> bool {
@@ -142,49 +130,8 @@ fn defines(facts: &SqlFacts) -> bool {
         .any(|command| facts.commands.contains(command))
 }
 
-/// The operation of a text with the given facts.
-pub fn operation<'a>(analysis: &'a Analysis, facts: &'a SqlFacts) -> Operation<'a> {
-    let action = match analysis.statements.as_slice() {
-        [] => "",
-        [only] => &*only.action,
-        [first, ..] => &*first.action,
-    };
-    Operation {
-        verb: Verb::Statement,
-        action,
-        completeness: analysis.completeness,
-        facts: Facts::Sql(facts),
-    }
-}
-
-/// Mask plans of every statement, or why the text may not run.
-pub fn mask_plans(
-    masks: &Arc<MaskSet>,
-    analysis: &Analysis,
-    catalog: &Catalog,
-) -> Result<Vec<ResultPlan>, PlanRefusal> {
-    let plan = |statement: &Arc<_>| ResultPlan::build(masks, statement, catalog);
-    if analysis.statements.is_empty() && analysis.problem.is_some() && !masks.columns.is_empty() {
-        // Nothing is known of it: its answer could hold anything.
-        return Err(PlanRefusal::UnknownOutput);
-    }
-    analysis.statements.iter().map(plan).collect()
-}
-
 /// The refusal of a text whose masks stand in the way.
 pub fn mask_refusal(refused: &PlanRefusal, analysis: &Analysis) -> Refusal {
-    let reason = match (refused, &analysis.problem) {
-        (PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse, Some(_)) => Reason::NotUnderstood,
-        (PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse, None) => Reason::Unresolved,
-        _ => Reason::Denied,
-    };
-    let rule = refused.policy().map(|policy| RuleRef {
-        policy: policy.clone(),
-        rule: "masks".into(),
-    });
-    let text = match &analysis.problem {
-        Some(problem) if reason == Reason::NotUnderstood => problem.clone(),
-        _ => refused.to_string(),
-    };
+    let (reason, rule, text) = refused.told(analysis);
     Refusal::new(reason, "statement").because(text).by(rule)
 }

@@ -7,7 +7,9 @@ use std::sync::{Arc, OnceLock};
 
 use sidegate_policies::engine::{Decision, Effect};
 use sidegate_policies::reason::Reason;
+use sidegate_policies::sql::postgres::analysis::UNRESOLVED;
 use sidegate_policies::sql::postgres::catalog::Catalog;
+use sidegate_policies::sql::postgres::plan::ResultPlan;
 use sidegate_policies::sql::postgres::prescan::Limit;
 use sidegate_policies::sql::postgres::{self as sql, analyse, Options, SessionView, Statement, StatementKind};
 use sidegate_policies::sql::Effects;
@@ -169,7 +171,7 @@ where
         if plan.structure.effect == Effect::Deny {
             return Err(self.denied(frame, text, plan));
         }
-        match facts::mask_plans(&plan.masks, &plan.analysis, &plan.catalog) {
+        match ResultPlan::of_text(&plan.masks, &plan.analysis, &plan.catalog) {
             Ok(plans) => {
                 plan.plans = plans;
                 Ok(plan)
@@ -208,8 +210,7 @@ where
             refusal.nested = limit.is_complexity();
             return Err(self.gate.refused(refusal, Some(text)));
         }
-        let operation = facts::operation(&analysis, &analysis.facts);
-        let structure = self.gate.structure(&operation)?;
+        let structure = self.gate.structure(&analysis.operation(&analysis.facts))?;
         let masks = self.gate.masks();
         self.masks.update(&masks);
         Ok(Plan {
@@ -287,6 +288,6 @@ pub fn explain(refusal: &mut Refusal, plan: &Plan, decision: &Decision) {
         return;
     }
     if decision.message.is_none() && plan.unresolved() {
-        refusal.message = Some("it names a table or column that does not exist or cannot be resolved".into());
+        refusal.message = Some(UNRESOLVED.into());
     }
 }

@@ -13,7 +13,7 @@ use sidegate_policies::sql::SqlFacts;
 use super::codec::bind::Bind;
 use super::codec::Frame;
 use super::conversation::{Conversation, Prepared};
-use super::facts::{self, Planned};
+use super::facts::Planned;
 use super::values;
 use crate::gate::{Described, OpId};
 
@@ -99,7 +99,7 @@ impl From<Work> for Bytes {
 impl crate::gate::Frame for Work {
     fn operation(&self) -> Operation<'_> {
         let facts = self.facts.as_deref().unwrap_or(&self.plan.analysis.facts);
-        facts::operation(&self.plan.analysis, facts)
+        self.plan.analysis.operation(facts)
     }
 
     fn described(&self) -> Described<'_> {
