@@ -81,11 +81,17 @@ pub fn analyse(text: &str, options: &Options, catalog: &Catalog, view: &dyn Sess
     }
 }
 
-/// Whether a text is so short and flat that its analysis takes well under a millisecond, on the caller's own stack.
-/// Anything else may wait for its turn on a thread with a large stack.
+/// Whether a text is so short and flat that its analysis takes well under a millisecond, on the caller's own stack. So
+/// is a short one that does not scan or runs into a limit: its verdict stands. Anything else may wait for its turn on
+/// a thread with a large stack.
 pub fn is_small(text: &str) -> bool {
-    let scanned = parse::tokens(text).ok().and_then(|tokens| prescan::scan(&tokens).ok());
-    scanned.is_some_and(|scan| scan.fits_inline(text))
+    if text.len() > prescan::INLINE_TEXT {
+        return false;
+    }
+    let Ok(tokens) = parse::tokens(text) else {
+        return true;
+    };
+    prescan::scan(&tokens).map_or(true, |scan| scan.fits_inline(text))
 }
 
 /// A string the grammar or a limit turned away: nothing is known of it.

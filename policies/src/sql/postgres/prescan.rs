@@ -16,7 +16,7 @@ pub const MAX_STATEMENTS: usize = 1_000;
 /// Deepest nesting of one text, in the scan's estimate and in the tree.
 pub const MAX_DEPTH: u32 = 1_000;
 /// Longest text parsed on the caller's stack.
-const INLINE_TEXT: usize = 4 << 10;
+pub const INLINE_TEXT: usize = 4 << 10;
 /// Deepest text parsed on the caller's stack.
 const INLINE_DEPTH: u32 = 48;
 

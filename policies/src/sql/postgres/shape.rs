@@ -60,14 +60,15 @@ impl Shape {
         &self.key
     }
 
-    /// Literals that are not among the free ones of the text's analysis, with their places: they belong to the key.
+    /// Literals that are not among the free ones (sorted) of the text's analysis, with their places: they belong to
+    /// the key.
     /// None if no literal is free, for then the shape serves no other text.
     pub fn pinned(&self, text: &str, free: &[usize]) -> Option<Pinned> {
         let pinned: Vec<_> = self
             .literals
             .iter()
             .enumerate()
-            .filter(|(_, range)| !free.contains(&range.start))
+            .filter(|(_, range)| free.binary_search(&range.start).is_err())
             .map(|(index, range)| Some((index, text.get(range.clone())?.into())))
             .collect::<Option<_>>()?;
         (pinned.len() < self.literals.len()).then_some(Pinned(pinned))
