@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use serde_json::{json, Value};
 
 use super::escape::{escape, escape_lines};
-use super::text::{params, text, text_raw, TEXTS};
+use super::text::{join, params, text, text_raw, TEXTS};
 use super::{rows, Content, Event};
 use crate::record::payload::BodyStream;
 use crate::record::Kind;
@@ -52,7 +52,9 @@ impl Asciicast {
                 offset,
                 bytes,
             } => {
-                self.bytes(*op, *stream, *offset, bytes);
+                if *stream == BodyStream::Reply {
+                    join(&mut self.reply, *op, *offset, bytes);
+                }
                 return out;
             }
             Content::Unreadable(why) => {
@@ -152,15 +154,6 @@ impl Asciicast {
             self.say(event, &line, out);
         }
         self.say(event, "", out);
-    }
-
-    fn bytes(&mut self, op: u64, stream: BodyStream, offset: u64, bytes: &[u8]) {
-        if stream == BodyStream::Reply {
-            let reply = self.reply.entry(op).or_default();
-            if u64::try_from(reply.len()) == Ok(offset) {
-                reply.extend_from_slice(bytes);
-            }
-        }
     }
 
     fn time(&self, event: &Event) -> u64 {

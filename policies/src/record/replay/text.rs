@@ -26,6 +26,15 @@ pub struct Transcript {
     reply: HashMap<u64, Vec<u8>>,
 }
 
+/// Puts a piece of a reply behind what came before. What lies between the first and the last piece was not kept; a cut
+/// message ends the telling.
+pub(super) fn join(replies: &mut HashMap<u64, Vec<u8>>, op: u64, offset: u64, bytes: &[u8]) {
+    let reply = replies.entry(op).or_default();
+    if reply.len() as u64 == offset {
+        reply.extend_from_slice(bytes);
+    }
+}
+
 /// Texts remembered for later references.
 pub(super) const TEXTS: usize = 10_000;
 
@@ -236,11 +245,7 @@ impl Transcript {
     fn bytes(&mut self, event: &Event, op: u64, stream: BodyStream, offset: u64, bytes: &[u8]) -> String {
         match stream {
             BodyStream::Reply => {
-                let reply = self.reply.entry(op).or_default();
-                // What lies between the first and the last piece was not kept; a cut message ends the telling.
-                if reply.len() as u64 == offset {
-                    reply.extend_from_slice(bytes);
-                }
+                join(&mut self.reply, op, offset, bytes);
                 String::new()
             }
             BodyStream::Request => self.line(event, &format!("> {} bytes at {offset} to the target", bytes.len())),

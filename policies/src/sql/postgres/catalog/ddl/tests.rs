@@ -249,8 +249,11 @@ GRANT SELECT ON TABLE app.t TO PUBLIC;
 fn the_quick_start_s_schema_is_the_demo_s() {
     let (ours, notes) = read(include_str!("../../../../../../examples/quickstart/schema.sql"));
     assert_eq!(notes, []);
-    // The demo's script is for psql, with a password in a variable.
-    let (demo, notes) = read(include_str!("../../../../../../examples/demo/schema.sql"));
+    // The demo fills it by a script for psql, with a password in a variable.
+    let (demo, notes) = read(concat!(
+        include_str!("../../../../../../examples/quickstart/schema.sql"),
+        include_str!("../../../../../../examples/demo/data.sql")
+    ));
     assert!(
         notes.iter().all(|note| note.message.contains(":'password'")),
         "{notes:?}"
