@@ -88,7 +88,7 @@ start_postgres() {
     kill -0 $postgres_pid 2>/dev/null || { cat "$work/postgres.log"; bad "PostgreSQL did not start"; }
   done
   admin -d postgres -c 'CREATE DATABASE shop' >/dev/null
-  admin -d shop -v password="$agent_password" -f "$here/schema.sql" >/dev/null
+  admin -d shop -v password="$agent_password" -f "$here/../quickstart/schema.sql" -f "$here/data.sql" >/dev/null
 }
 
 admin() {

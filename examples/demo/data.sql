@@ -1,31 +1,4 @@
--- The shop of the demo: three customers with data worth hiding, and some orders.
-CREATE SCHEMA app;
-
-CREATE TABLE app.customers (
-    id          integer PRIMARY KEY,
-    name        text NOT NULL,
-    email       text NOT NULL,
-    ssn         text NOT NULL,
-    card_number text NOT NULL,
-    notes       text,
-    created_at  timestamptz NOT NULL DEFAULT now()
-);
-
-CREATE TABLE app.orders (
-    id           integer PRIMARY KEY,
-    customer_id  integer NOT NULL REFERENCES app.customers,
-    amount_cents integer NOT NULL,
-    status       text NOT NULL,
-    refunded_at  timestamptz,
-    created_at   timestamptz NOT NULL DEFAULT now()
-);
-
-CREATE TABLE app.cart_items (
-    id          integer PRIMARY KEY,
-    customer_id integer NOT NULL REFERENCES app.customers,
-    product     text NOT NULL
-);
-
+-- The shop of the demo: three customers with data worth hiding, and some orders, in the tables of ../quickstart/schema.sql.
 INSERT INTO app.customers (id, name, email, ssn, card_number, notes) VALUES
     (1, 'Ada Winter',  'ada@example.org',  '531-22-8841', '4539148803436467', 'Prefers mail to phone.'),
     (2, 'Ben Okafor',  'ben@example.org',  '212-09-9923', '5425233430109903', 'Write to ben.private@example.net.'),
