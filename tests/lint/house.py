@@ -59,19 +59,18 @@ def functions(lines):
                 break
 
 
-def rooms():
-    return {p.stem for p in (ROOT / ROOMS).iterdir() if p.suffix == ".rs" or (p / "mod.rs").exists()}
+NAMED = {
+    room.stem: re.compile(rf"\b(protocols|super)::(\{{[^}}]*\b)?{room.stem}\b")
+    for room in (ROOT / ROOMS).iterdir()
+    if room.suffix == ".rs" or (room / "mod.rs").exists()
+}
 
 
 def room_named(name, code):
     """The room that a file outside of it names, if it does."""
-    if name == REGISTRY:
-        return None
     home = name.removeprefix(ROOMS).split("/")[0].removesuffix(".rs") if name.startswith(ROOMS) else ""
-    for room in rooms() - {home}:
-        if re.search(rf"\b(protocols|super)::(\{{[^}}]*\b)?{room}\b", code):
-            return room
-    return None
+    outside = (room for room, pattern in NAMED.items() if room != home and pattern.search(code))
+    return next(outside, None) if name != REGISTRY else None
 
 
 def crates(problems):

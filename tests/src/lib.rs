@@ -5,7 +5,6 @@
 //! be had is an error that says how to get it, never a silent skip.
 
 pub mod authority;
-pub mod clients;
 pub mod disk;
 pub mod middle;
 pub mod names;

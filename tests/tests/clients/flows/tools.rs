@@ -6,7 +6,7 @@ use anyhow::{ensure, Context, Result};
 
 use super::checks::{ssn, Checks};
 use super::{environment, flows, Endpoint};
-use crate::postgres::{cache, Postgres, SUPERUSER, SUPERUSER_PASSWORD};
+use sidegate_tests::postgres::{cache, Postgres, SUPERUSER, SUPERUSER_PASSWORD};
 
 /// The plain values of `app.people.ssn`, as they stand in the expected outputs.
 const PLAIN: [&str; 3] = ["531-22-8841", "212-09-9923", "402-77-1350"];

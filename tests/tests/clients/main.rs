@@ -1,7 +1,9 @@
 //! Stock clients run their ordinary flows: directly, which is the baseline, and through Sidegate. Every client of the
 //! list runs or the suite fails; what ran stands in its output.
 
-use sidegate_tests::clients::{self, Endpoint, CLIENTS};
+mod flows;
+
+use flows::{prepare_bench, run, Endpoint, CLIENTS};
 use sidegate_tests::ports;
 use sidegate_tests::postgres::{Major, Options, Postgres, SUPERUSER, SUPERUSER_PASSWORD};
 use sidegate_tests::shop::{self, Shop};
@@ -12,7 +14,7 @@ const BENCH: &str =
 
 fn server(major: Major) -> Postgres {
     let server = shop::server(major, Options::default()).unwrap();
-    clients::prepare_bench(&server, shop::DATABASE, shop::ROLE).unwrap();
+    prepare_bench(&server, shop::DATABASE, shop::ROLE).unwrap();
     server
 }
 
@@ -29,7 +31,7 @@ fn every_client_passes_its_flow_directly() {
             gated: false,
         };
         for client in CLIENTS {
-            println!("{major:?}: {}", clients::run(client, &endpoint).unwrap());
+            println!("{major:?}: {}", run(client, &endpoint).unwrap());
         }
     }
 }
@@ -50,10 +52,10 @@ async fn through_the_gate(major: Major) {
     let mut failed = Vec::new();
     for client in CLIENTS {
         let endpoint = endpoint.clone();
-        let run = tokio::task::spawn_blocking(move || clients::run(client, &endpoint))
+        let ran = tokio::task::spawn_blocking(move || run(client, &endpoint))
             .await
             .unwrap();
-        match run {
+        match ran {
             Ok(line) => println!("{major:?}: {line}"),
             Err(error) => failed.push(format!("{error:#}")),
         }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 
-use crate::postgres::cache;
+use sidegate_tests::postgres::cache;
 pub use tools::prepare_bench;
 
 /// Where a client connects, and what it should expect.
