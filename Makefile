@@ -8,6 +8,8 @@ SETUP := bash tests/setup/need.sh
 TOOLS := $(or $(SIDEGATE_CACHE),$(HOME)/.cache/sidegate)/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH)
 export CARGO_TERM_COLOR ?= auto
+# Where cargo builds: asked in the recipes that run what was built.
+TARGET = $$($(CARGO) metadata --no-deps --format-version 1 --offline | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
 
 .PHONY: help
 help: ## Show this list
@@ -19,8 +21,8 @@ help: ## Show this list
 demo: ## Watch it work: psql without a password, masks, a refusal, an approval, a kill switch, replay, verify
 	@$(SETUP) build postgres
 	@echo "Building sidegate (the first time takes some minutes)..."
-	@$(CARGO) build --locked --quiet --profile $(PROFILE) -p sidegate
-	@SIDEGATE="$$($(CARGO) metadata --no-deps --format-version 1 --offline | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/$(PROFILE)/sidegate" bash examples/demo/run.sh
+	@$(CARGO) build --locked --profile $(PROFILE) -p sidegate
+	@SIDEGATE="$(TARGET)/$(PROFILE)/sidegate" bash examples/demo/run.sh
 
 .PHONY: test
 test: ## Run every test that belongs to a change (real PostgreSQL 15 and 18 included)
@@ -47,7 +49,7 @@ generate: ## Write generated files: CRDs
 bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=pg-simple,bulk ROUNDS=3 runs a part)
 	@$(SETUP) build postgres bench
 	$(CARGO) build --locked --release -p sidegate -p sidegate-sidecar -p sidegate-bench
-	@"$$($(CARGO) metadata --no-deps --format-version 1 --offline | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/release/sidegate-bench" $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
+	@"$(TARGET)/release/sidegate-bench" $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
 
 .PHONY: fuzz
 fuzz: ## Fuzz five parsers on stable Rust (60 s each; SECONDS=... TARGETS=... INPUT=... runs one file)
