@@ -125,12 +125,21 @@ def fuzz_lock(problems):
                 problems.append(f"fuzz/Cargo.lock:1: {name} wants {crate}: {advice}")
 
 
+def suites(problems):
+    """The suites are modules of one program: a file it does not name would never run."""
+    named = set(re.findall(r"^mod (\w+);", (ROOT / "tests/tests/main.rs").read_text(), re.M))
+    for path in sorted((ROOT / "tests/tests").glob("*.rs")):
+        if path.stem not in named | {"main"}:
+            problems.append(f"{path.relative_to(ROOT)}:1: name it in tests/tests/main.rs, or it never runs")
+
+
 def main():
     problems, exempt = [], exemptions()
     files = tracked("*.rs")
     for path in files:
         check(path, exempt, problems)
     fuzz_lock(problems)
+    suites(problems)
     for path in exempt:
         if not (ROOT / path).exists():
             problems.append(f"tests/lint/exempt.txt: {path} does not exist")

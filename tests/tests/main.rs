@@ -1,0 +1,20 @@
+//! The suites against real servers, one program: each of its own would link every library again (some 100 MB each).
+//! `tests/lint/house.py` fails when a file beside this one is not named here.
+
+mod cancel;
+mod clients;
+mod harness;
+mod held;
+mod kill;
+mod limits;
+mod login;
+mod masked;
+mod oauth;
+mod records;
+mod redirect;
+mod schema;
+mod session_name;
+mod state;
+mod tamper;
+mod vectors;
+mod waist;
