@@ -13,7 +13,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::admitted::Admitted;
-use crate::gate::Ledger;
+use crate::gate::{Ledger, OpId};
 use crate::record::CannotRecord;
 
 /// The right to open an [`Admitted`]. Made here only.
@@ -39,6 +39,8 @@ pub enum SendError {
 pub struct Upstream<S> {
     stream: S,
     queued: BytesMut,
+    /// Among them are bytes whose operation must be recorded first.
+    operations: bool,
     sealed: BytesMut,
     /// Written, and perhaps still in a buffer of TLS.
     unflushed: bool,
@@ -50,6 +52,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
         Upstream {
             stream,
             queued: BytesMut::new(),
+            operations: false,
             sealed: BytesMut::new(),
             unflushed: false,
         }
@@ -57,6 +60,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
 
     /// Queues admitted bytes behind everything queued before.
     pub fn queue<F: Into<Bytes>>(&mut self, admitted: Admitted<F>) {
+        self.operations |= admitted.op() != OpId::default();
         let bytes: Bytes = admitted.open(Opener(())).into();
         self.queued.extend_from_slice(&bytes);
     }
@@ -74,6 +78,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
     /// Throws away what was queued and not sealed: used when it cannot be recorded.
     pub fn discard(&mut self) {
         self.queued.clear();
+        self.operations = false;
     }
 
     /// Makes the intents of everything queued durable by class; only then may it be written.
@@ -82,13 +87,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
             return Ok(());
         }
         recorder.commit()?;
+        self.move_queued();
+        Ok(())
+    }
+
+    /// Lets bytes go that ask for nothing and so need no record: what takes the place of messages that could not be
+    /// recorded. Anything else is refused.
+    pub fn seal_passive(&mut self) -> Result<(), CannotRecord> {
+        if self.operations {
+            return Err(CannotRecord::Closed);
+        }
+        self.move_queued();
+        Ok(())
+    }
+
+    fn move_queued(&mut self) {
         if self.sealed.is_empty() {
             std::mem::swap(&mut self.queued, &mut self.sealed);
         } else {
             self.sealed.extend_from_slice(&self.queued);
         }
         self.queued.clear();
-        Ok(())
+        self.operations = false;
     }
 
     /// Writes sealed bytes as far as the target takes them. Ready once all are written.

@@ -16,5 +16,6 @@ mod schema;
 mod session_name;
 mod state;
 mod tamper;
+mod unrecorded;
 mod vectors;
 mod waist;

@@ -32,6 +32,16 @@ pub const RESERVED: &[u8] = b"sidegate.";
 /// Statements that do not parse before the session is closed.
 const MAX_UNPARSABLE: u32 = 100;
 
+/// What became of the agent's next message.
+pub enum Step {
+    /// It is handled.
+    Done,
+    /// There is no whole one.
+    More,
+    /// It has to wait for something: [`Relay::on_slow`].
+    Slow(Frame),
+}
+
 /// What follows once an operation is admitted.
 pub enum Next {
     /// A simple query.
@@ -71,23 +81,33 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     /// Handles the next message, if a whole one waits.
-    pub(super) async fn agent_step(&mut self) -> Result<bool, End> {
+    pub(super) fn agent_step(&mut self) -> Result<Step, End> {
         match self.agent_in.next()? {
-            Scan::More => Ok(false),
+            Scan::More => Ok(Step::More),
             Scan::TooLong { tag, length } => {
                 self.too_long(tag, length)?;
-                Ok(true)
+                Ok(Step::Done)
             }
             Scan::Frame(frame) => {
-                self.on_agent(frame).await?;
-                if self.unparsable >= MAX_UNPARSABLE {
-                    let refusal =
-                        Refusal::new(Reason::NotUnderstood, "session").because("100 statements did not parse");
-                    return Err(End::Refused(Box::new(self.gate.refused(refusal, None))));
-                }
-                Ok(true)
+                self.generation = self.generation.saturating_add(1);
+                self.on_agent(frame)
             }
         }
+    }
+
+    /// Handles a message that has to wait: for a catalog, or for a thread to analyse its text.
+    pub(super) async fn on_slow(&mut self, frame: Frame) -> Result<(), End> {
+        match frame.tag() {
+            b'Q' => self.query_anew(frame).await?,
+            b'P' => self.parse_anew(frame).await?,
+            b'B' => self.bind_again(frame).await?,
+            _ => self.execute_again(frame).await?,
+        }
+        if self.unparsable >= MAX_UNPARSABLE {
+            let refusal = Refusal::new(Reason::NotUnderstood, "session").because("100 statements did not parse");
+            return Err(End::Refused(Box::new(self.gate.refused(refusal, None))));
+        }
+        Ok(())
     }
 
     fn too_long(&mut self, tag: u8, length: usize) -> Result<(), End> {
@@ -106,9 +126,8 @@ where
         self.refuse(refusal, kind)
     }
 
-    async fn on_agent(&mut self, frame: Frame) -> Result<(), End> {
-        self.generation = self.generation.saturating_add(1);
-        match frame.tag() {
+    fn on_agent(&mut self, frame: Frame) -> Result<Step, End> {
+        let done = match frame.tag() {
             b'X' => Err(End::Goodbye),
             b'S' => self.on_sync(frame),
             // Void until Sync, as at the server; a Query in between too.
@@ -119,10 +138,10 @@ where
                 b'H' => Ok(()),
                 tag => Err(End::Violation(format!("message {:?} during COPY", char::from(tag)))),
             },
-            b'Q' => self.on_query(frame).await,
-            b'P' => self.on_parse(frame).await,
-            b'B' => self.on_bind(frame).await,
-            b'E' => self.on_execute(frame).await,
+            b'Q' => return self.on_query(frame),
+            b'P' => return self.on_parse(frame),
+            b'B' => return self.on_bind(frame),
+            b'E' => return self.on_execute(frame),
             b'D' => self.on_describe(frame),
             b'C' => self.on_close(frame),
             b'H' => self.on_flush(frame),
@@ -133,17 +152,29 @@ where
                 self.refuse(refusal, Kind::Simple)
             }
             tag => Err(End::Violation(format!("unknown message {:?}", char::from(tag)))),
+        };
+        done.map(|()| Step::Done)
+    }
+
+    fn on_query(&mut self, frame: Frame) -> Result<Step, End> {
+        self.release_withheld()?;
+        let text = parse::decode_query(&frame)?;
+        match self.kept(text) {
+            Some(plan) => self.query(&frame, plan).map(|()| Step::Done),
+            None => Ok(Step::Slow(frame)),
         }
     }
 
-    async fn on_query(&mut self, frame: Frame) -> Result<(), End> {
-        self.release_withheld()?;
+    async fn query_anew(&mut self, frame: Frame) -> Result<(), End> {
         let text = parse::decode_query(&frame)?;
-        let (frame, plan) = match self.judge_sent(&frame, text).await {
-            Ok((rewritten, plan)) => (rewritten.unwrap_or(frame), plan),
-            Err(refusal) => return self.refuse(refusal, Kind::Simple),
-        };
-        let work = Work::query(&frame, &plan, &self.conversation);
+        match self.judge_sent(&frame, text).await {
+            Ok((rewritten, plan)) => self.query(&rewritten.unwrap_or(frame), plan),
+            Err(refusal) => self.refuse(refusal, Kind::Simple),
+        }
+    }
+
+    fn query(&mut self, frame: &Frame, plan: Arc<Planned>) -> Result<(), End> {
+        let work = Work::query(frame, &plan, &self.conversation);
         let admission = self.admit(work, &plan);
         self.settle(admission, Next::Simple { plan })
     }
@@ -235,22 +266,35 @@ where
         Ok(())
     }
 
-    async fn on_parse(&mut self, frame: Frame) -> Result<(), End> {
+    fn on_parse(&mut self, frame: Frame) -> Result<Step, End> {
         let parse::Parse { name, text, types } = parse::decode(&frame)?;
         if name.starts_with(RESERVED) {
-            return self.native("42602", "statement names beginning with \"sidegate.\" are reserved");
+            let text = "statement names beginning with \"sidegate.\" are reserved";
+            return self.native("42602", text).map(|()| Step::Done);
         }
         let name = Bytes::copy_from_slice(name);
-        let (frame, plan) = match self.judge_sent(&frame, text).await {
-            Ok((rewritten, plan)) => (rewritten.unwrap_or(frame), plan),
+        match self.kept(text) {
+            Some(plan) => self.parse(name, frame, types, plan).map(|()| Step::Done),
+            None => Ok(Step::Slow(frame)),
+        }
+    }
+
+    async fn parse_anew(&mut self, frame: Frame) -> Result<(), End> {
+        let parse::Parse { name, text, types } = parse::decode(&frame)?;
+        let name = Bytes::copy_from_slice(name);
+        match self.judge_sent(&frame, text).await {
+            Ok((rewritten, plan)) => self.parse(name, rewritten.unwrap_or(frame), types, plan),
             Err(refusal) => {
                 if name.is_empty() {
                     // A Parse that fails leaves no unnamed statement behind.
                     self.conversation.remove_statement(&name);
                 }
-                return self.refuse(refusal, Kind::Extended);
+                self.refuse(refusal, Kind::Extended)
             }
-        };
+        }
+    }
+
+    fn parse(&mut self, name: Bytes, frame: Frame, types: Vec<u32>, plan: Arc<Planned>) -> Result<(), End> {
         if !self.conversation.statement_fits(frame.bytes().len()) {
             let refusal = Refusal::new(Reason::TooLarge, "statement").because("too many prepared statements");
             let refusal = self.gate.refused(refusal, Some(&plan.text));
@@ -299,24 +343,38 @@ where
         Ok(())
     }
 
-    async fn on_bind(&mut self, frame: Frame) -> Result<(), End> {
-        let bind = Arc::new(bind::decode(&frame)?);
+    fn on_bind(&mut self, frame: Frame) -> Result<Step, End> {
+        let bind = bind::decode(&frame)?;
         let Some(prepared) = self.conversation.statement(&bind.statement).cloned() else {
             let name = String::from_utf8_lossy(&bind.statement).into_owned();
-            return self.native("26000", &format!("prepared statement \"{name}\" does not exist"));
+            let text = format!("prepared statement \"{name}\" does not exist");
+            return self.native("26000", &text).map(|()| Step::Done);
         };
         if !self.conversation.portal_fits() {
             let refusal = Refusal::new(Reason::TooLarge, "statement").because("too many open portals");
             let refusal = self.gate.refused(refusal, None);
-            return self.refuse(refusal, Kind::Extended);
+            return self.refuse(refusal, Kind::Extended).map(|()| Step::Done);
         }
-        let mut plan = prepared.plan();
+        let plan = prepared.plan();
         if !self.is_current(&plan) {
-            plan = match self.rejudge(&prepared).await {
-                Ok(plan) => plan,
-                Err(refusal) => return self.refuse(refusal, Kind::Extended),
-            };
+            return Ok(Step::Slow(frame));
         }
+        self.bind(&frame, bind, prepared, plan).map(|()| Step::Done)
+    }
+
+    async fn bind_again(&mut self, frame: Frame) -> Result<(), End> {
+        let bind = bind::decode(&frame)?;
+        let Some(prepared) = self.conversation.statement(&bind.statement).cloned() else {
+            return Ok(());
+        };
+        match self.rejudge(&prepared).await {
+            Ok(plan) => self.bind(&frame, bind, prepared, plan),
+            Err(refusal) => self.refuse(refusal, Kind::Extended),
+        }
+    }
+
+    fn bind(&mut self, frame: &Frame, bind: Bind, prepared: Arc<Prepared>, plan: Arc<Planned>) -> Result<(), End> {
+        let bind = Arc::new(bind);
         let typed = plan.decided.get().is_none();
         let values = (prepared.clone(), bind.clone());
         let work = Work::bound(frame.bytes().clone(), &plan, values, typed, &self.conversation);
@@ -334,22 +392,27 @@ where
         Ok(plan)
     }
 
-    async fn on_execute(&mut self, frame: Frame) -> Result<(), End> {
+    fn on_execute(&mut self, frame: Frame) -> Result<Step, End> {
         let (name, _rows) = named::decode_execute(&frame)?;
         let Some(portal) = self.conversation.portal(name).cloned() else {
             let name = String::from_utf8_lossy(name).into_owned();
-            return self.native("34000", &format!("portal \"{name}\" does not exist"));
+            let text = format!("portal \"{name}\" does not exist");
+            return self.native("34000", &text).map(|()| Step::Done);
         };
         self.release_withheld()?;
         if portal.generation.load(Ordering::Relaxed) != self.gate.generation() {
-            return self.execute_again(frame, portal).await;
+            return Ok(Step::Slow(frame));
         }
         self.forward(frame)?;
-        self.sent_execute(portal)
+        self.sent_execute(portal).map(|()| Step::Done)
     }
 
     /// The policy changed after Bind: the operation is judged under the new one before it runs on.
-    async fn execute_again(&mut self, frame: Frame, portal: Arc<Portal>) -> Result<(), End> {
+    async fn execute_again(&mut self, frame: Frame) -> Result<(), End> {
+        let (name, _rows) = named::decode_execute(&frame)?;
+        let Some(portal) = self.conversation.portal(name).cloned() else {
+            return Ok(());
+        };
         let plan = match self.rejudge(&portal.prepared).await {
             Ok(plan) => plan,
             Err(refusal) => return self.refuse(refusal, Kind::Extended),

@@ -79,6 +79,23 @@ where
             && plan.analysis.facts.in_transaction == self.conversation.in_transaction()
     }
 
+    /// The kept plan of a text, if it has one that can be used as it stands. Everything else is for
+    /// [`Relay::judge_sent`], which looks again.
+    pub(super) fn kept(&mut self, text: &[u8]) -> Option<Arc<Planned>> {
+        let text = std::str::from_utf8(text).ok()?;
+        let snapshot = &self.planner.snapshot;
+        if snapshot.is_stale() || snapshot.is_old() || self.conversation.has_temporary_tables() {
+            return None;
+        }
+        let (scope, in_transaction) = (self.scope(), self.conversation.in_transaction());
+        match self.planner.cache.get(text, &scope, in_transaction) {
+            Kept::Plan(plan) if !hides_name_change(&plan) && renamed(&plan, &self.planner.prefix).is_none() => {
+                Some(plan)
+            }
+            _ => None,
+        }
+    }
+
     /// Plans a text. A SET of application_name is planned in a form that keeps our prefix: that form is returned, and
     /// must be sent in place of the frame.
     pub(super) async fn judge_sent(

@@ -130,6 +130,8 @@ pub enum Expect {
 pub struct Queue {
     entries: VecDeque<Expect>,
     syncs: usize,
+    /// The first so many belong to messages that were sealed: recorded, and on their way.
+    sealed: usize,
 }
 
 impl Queue {
@@ -163,12 +165,27 @@ impl Queue {
 
     /// Puts back what was taken and is not complete.
     pub fn unpop(&mut self, expect: Expect) {
+        self.sealed = self.sealed.saturating_add(1);
         self.entries.push_front(expect);
+    }
+
+    /// Everything so far is recorded, and will be sent.
+    pub fn seal(&mut self) {
+        self.sealed = self.entries.len();
+    }
+
+    /// Takes what was not sealed: the server will never hear of it.
+    pub fn unsealed(&mut self) -> Vec<Expect> {
+        let taken: Vec<Expect> = self.entries.drain(self.sealed.min(self.entries.len())..).collect();
+        let syncs = taken.iter().filter(|entry| matches!(entry, Expect::Sync)).count();
+        self.syncs = self.syncs.saturating_sub(syncs);
+        taken
     }
 
     /// Takes what is expected next.
     pub fn pop(&mut self) -> Option<Expect> {
         let entry = self.entries.pop_front();
+        self.sealed = self.sealed.saturating_sub(1);
         if matches!(entry, Some(Expect::Sync)) {
             self.syncs = self.syncs.saturating_sub(1);
         }
@@ -180,7 +197,7 @@ impl Queue {
         if !matches!(self.entries.front(), Some(Expect::Local(_))) {
             return None;
         }
-        match self.entries.pop_front() {
+        match self.pop() {
             Some(Expect::Local(bytes)) => Some(bytes),
             _ => None,
         }
@@ -195,18 +212,27 @@ impl Queue {
     pub fn void_to_sync(&mut self) -> Vec<Expect> {
         let end = self.entries.iter().position(|entry| matches!(entry, Expect::Sync));
         let end = end.unwrap_or(self.entries.len());
+        self.sealed = self.sealed.saturating_sub(end);
         self.entries.drain(..end).collect()
     }
 
     /// COPY from the agent began: the server ignores Syncs it was sent before.
     pub fn drop_syncs(&mut self) {
-        self.entries.retain(|entry| !matches!(entry, Expect::Sync));
+        let is_sync = |entry: &Expect| matches!(entry, Expect::Sync);
+        let sealed = self
+            .entries
+            .iter()
+            .take(self.sealed)
+            .filter(|entry| is_sync(entry))
+            .count();
+        self.sealed = self.sealed.saturating_sub(sealed);
+        self.entries.retain(|entry| !is_sync(entry));
         self.syncs = 0;
     }
 
     /// Everything, when the session ends.
     pub fn drain(&mut self) -> impl Iterator<Item = Expect> + '_ {
-        self.syncs = 0;
+        (self.syncs, self.sealed) = (0, 0);
         self.entries.drain(..)
     }
 }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use sidegate_policies::reason::Reason;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::agent::RESERVED;
@@ -60,21 +61,74 @@ where
             }
             return Ok(());
         }
-        let text = format!("sidegate refused {id}");
-        match kind {
-            Kind::Simple => self.forward(write::query(&text))?,
-            Kind::Extended => {
-                let name = String::from_utf8_lossy(RESERVED);
-                self.forward(write::parse(&format!("{name}refused"), &text))?;
-                (self.skip, self.unsynced) = (true, true);
+        self.poison(error, kind == Kind::Simple, id)?;
+        self.locals();
+        Ok(())
+    }
+
+    /// The record takes nothing: what was admitted and not sent fails, and the server hears of it what it hears of any
+    /// refused statement. Each batch up to a Sync, and each simple query, gets one error
+    /// (`a_full_disk_fails_statements_and_not_the_session`).
+    pub(super) fn fail_unsealed(&mut self) -> Result<(), End> {
+        let ends = || End::Refused(Box::new(Refusal::new(Reason::CannotRecord, "session")));
+        let taken = self.queue.unsealed();
+        // Our own questions stand between statements; without their answer nothing can be judged.
+        let question = |expect: &Expect| matches!(expect, Expect::SearchPath);
+        if self.copy_in || taken.is_empty() || taken.iter().any(question) {
+            return Err(ends());
+        }
+        let (mut failed, mut undone) = (false, Vec::new());
+        for expect in taken {
+            match expect {
+                Expect::Local(bytes) if !failed => self.queue.push(Expect::Local(bytes)),
+                Expect::Sync => {
+                    self.forward(write::sync())?;
+                    self.queue.push(Expect::Sync);
+                    (self.skip, self.unsynced, failed) = (false, false, false);
+                }
+                Expect::Poison { error, simple, .. } if !failed => {
+                    self.poison(error, simple, "before")?;
+                    failed = !simple;
+                }
+                other => {
+                    // Behind a failed extended message the server skips everything, queries too.
+                    if !failed {
+                        let simple = matches!(other, Expect::Simple(_));
+                        self.unrecorded(simple)?;
+                        failed = !simple;
+                    }
+                    undone.push(other);
+                }
             }
+        }
+        while let Some(expect) = undone.pop() {
+            self.undo(expect, ("58000", "it could not be recorded, and was not sent"));
+        }
+        self.locals();
+        self.upstream.seal_passive().map_err(|_| ends())
+    }
+
+    fn unrecorded(&mut self, simple: bool) -> Result<(), End> {
+        let refusal = Refusal::new(Reason::CannotRecord, "statement");
+        let id = refusal.id.to_string();
+        self.poison(reply::error(&refusal, Severity::Statement), simple, &id)
+    }
+
+    /// A text the grammar refuses, in the place of a statement: the server fails as it would for any wrong text.
+    fn poison(&mut self, error: Fields, simple: bool, id: &str) -> Result<(), End> {
+        let text = &format!("sidegate refused {id}");
+        if simple {
+            self.forward(write::query(text))?;
+        } else {
+            let name = String::from_utf8_lossy(RESERVED);
+            self.forward(write::parse(&format!("{name}refused"), text))?;
+            (self.skip, self.unsynced) = (true, true);
         }
         self.queue.push(Expect::Poison {
             error,
-            simple: kind == Kind::Simple,
+            simple,
             told: false,
         });
-        self.locals();
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::oneshot;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::agent::Step;
 use super::cancel;
 use super::codec::{write, AgentScanner, CodecError, Frame, ServerScanner};
 use super::conversation::{Conversation, Prepared};
@@ -198,10 +199,13 @@ where
     /// One round: what the server said, what the agent said, then wait for either.
     pub(super) async fn turn(&mut self) -> Result<(), End> {
         self.pump_server()?;
+        // What rarely happens is boxed: a future is moved whole each time it is made, and these are large.
         if self.parked.is_some() && self.queue.is_empty() {
-            self.hold().await?;
+            Box::pin(self.hold()).await?;
         }
-        self.pump_agent().await?;
+        while let Some(frame) = self.pump_agent()? {
+            Box::pin(self.on_slow(frame)).await?;
+        }
         self.mark_flight();
         self.seal()?;
         if self.parked.is_some() && self.queue.is_empty() {
@@ -227,13 +231,16 @@ where
             || self.out.len() > HIGH
     }
 
-    async fn pump_agent(&mut self) -> Result<(), End> {
+    /// Handles what the agent said, up to a message that has to wait for something.
+    fn pump_agent(&mut self) -> Result<Option<Frame>, End> {
         while !self.blocked() {
-            if !self.agent_step().await? {
-                return Ok(());
+            match self.agent_step()? {
+                Step::Done => {}
+                Step::More => return Ok(None),
+                Step::Slow(frame) => return Ok(Some(frame)),
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Tells the cancel key which statement is in flight: a request counts for that one only.
@@ -244,13 +251,13 @@ where
         }
     }
 
-    /// Makes intents durable; what cannot be recorded ends the session, because its bytes cannot be taken back out of
-    /// the order they stand in.
+    /// Makes intents durable. What cannot be recorded is not sent: its statements fail, here and at the server.
     pub(super) fn seal(&mut self) -> Result<(), End> {
         if self.upstream.seal(self.gate.recorder()).is_err() {
             self.upstream.discard();
-            return Err(End::Refused(Box::new(Refusal::new(Reason::CannotRecord, "statement"))));
+            self.fail_unsealed()?;
         }
+        self.queue.seal();
         Ok(())
     }
 

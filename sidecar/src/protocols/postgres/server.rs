@@ -441,7 +441,7 @@ where
         self.undo(failed, (&fields.text(b'C'), &fields.text(b'M')));
     }
 
-    fn undo(&mut self, expect: Expect, (code, text): (&str, &str)) {
+    pub(super) fn undo(&mut self, expect: Expect, (code, text): (&str, &str)) {
         let failed = |progress: Progress| Progress {
             error: Some((code.to_owned(), text.to_owned())),
             ..progress

@@ -59,6 +59,11 @@ pub fn describe_statement(name: &[u8]) -> Frame {
     })
 }
 
+/// `S`.
+pub fn sync() -> Frame {
+    Frame::whole(Bytes::from_static(b"S\0\0\0\x04"))
+}
+
 /// `H`.
 pub fn flush() -> Frame {
     Frame::whole(Bytes::from_static(b"H\0\0\0\x04"))
