@@ -23,6 +23,8 @@
 //! }
 //! ```
 
+use std::sync::Arc;
+
 use sidegate_policies::engine::Decision;
 
 use crate::gate::{OpId, Seal};
@@ -31,17 +33,17 @@ use crate::upstream::Opener;
 /// A judged frame.
 pub struct Admitted<F> {
     frame: F,
-    decision: Option<Decision>,
+    decision: Option<Arc<Decision>>,
     op: OpId,
 }
 
 impl<F> Admitted<F> {
-    pub(crate) fn new(_seal: Seal, frame: F, decision: Option<Decision>, op: OpId) -> Self {
+    pub(crate) fn new(_seal: Seal, frame: F, decision: Option<Arc<Decision>>, op: OpId) -> Self {
         Admitted { frame, decision, op }
     }
 
     /// The decision, with its obligations. Absent for passive bytes, which are part of an operation judged before.
-    pub fn decision(&self) -> Option<&Decision> {
+    pub fn decision(&self) -> Option<&Arc<Decision>> {
         self.decision.as_ref()
     }
 

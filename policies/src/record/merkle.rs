@@ -59,14 +59,24 @@ pub fn node(left: &Hash, right: &Hash) -> Hash {
     hashed(1, left, right)
 }
 
+/// One call over one buffer: an incremental context would be allocated for each of the two hashes of every frame.
 fn hashed(prefix: u8, first: &[u8], second: &[u8]) -> Hash {
-    let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    context.update(&[prefix]);
-    context.update(first);
-    context.update(second);
-    let mut out = [0u8; 32];
-    out.copy_from_slice(context.finish().as_ref());
-    out
+    const SMALL: usize = 65;
+    let mut small = [0u8; SMALL];
+    let length = first.len().saturating_add(second.len()).saturating_add(1);
+    let Some(buffer) = small.get_mut(..length) else {
+        let mut long = Vec::with_capacity(length);
+        long.push(prefix);
+        long.extend_from_slice(first);
+        long.extend_from_slice(second);
+        return sha256(&long);
+    };
+    let (head, rest) = buffer.split_at_mut(1);
+    let (left, right) = rest.split_at_mut(first.len());
+    head.copy_from_slice(&[prefix]);
+    left.copy_from_slice(first);
+    right.copy_from_slice(second);
+    sha256(buffer)
 }
 
 #[cfg(test)]

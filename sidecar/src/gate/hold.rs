@@ -35,7 +35,7 @@ const POLL_SECONDS: u64 = 10;
 /// A frame that waits for people.
 pub struct Held<F> {
     frame: F,
-    decision: Decision,
+    decision: Arc<Decision>,
     digest: [u8; 32],
     patience: Duration,
     op: OpId,
@@ -85,7 +85,7 @@ impl<F> Held<F> {
 }
 
 impl Gate {
-    pub(super) fn hold<F: Frame>(&mut self, frame: F, decision: Decision) -> Admission<F> {
+    pub(super) fn hold<F: Frame>(&mut self, frame: F, decision: Arc<Decision>) -> Admission<F> {
         let Some(bundle) = self.bundle.clone() else {
             return Admission::No(Refusal::new(Reason::PolicyGone, frame.what()));
         };

@@ -210,7 +210,7 @@ impl Gate {
             let refusal = Refusal::new(Reason::Unavailable, "connection").because("no policy has arrived yet");
             return Admission::No(self.record_denied(refusal, None));
         };
-        let decision = bound.decide(&opening.operation(), Phase::Final, jiff::Timestamp::now());
+        let decision = Arc::new(bound.decide(&opening.operation(), Phase::Final, jiff::Timestamp::now()));
         if let Some(limit) = decision.limits.max_session {
             let deadline = tokio::time::Instant::now().checked_add(limit.0);
             self.session.deadline.send_replace(deadline);
@@ -274,12 +274,12 @@ impl Gate {
             return Admission::No(self.record_denied(refusal, Some(&frame.described())));
         };
         let decision = bound.decide(&frame.operation(), Phase::Final, jiff::Timestamp::now());
-        self.settle(frame, decision)
+        self.settle(frame, Arc::new(decision))
     }
 
     /// Admits a re-execution under a cacheable decision. The decision must come from the bundle in force (compare
     /// [`Gate::generation`]); from an older one the frame is judged anew.
-    pub fn admit_decided<F: Frame>(&mut self, frame: F, decision: &Decision, generation: u64) -> Admission<F> {
+    pub fn admit_decided<F: Frame>(&mut self, frame: F, decision: &Arc<Decision>, generation: u64) -> Admission<F> {
         if generation != self.authority.generation() || !decision.cacheable {
             return self.admit(frame);
         }
@@ -355,7 +355,7 @@ impl Gate {
         self.close_reason.get_or_insert(how);
     }
 
-    fn settle<F: Frame>(&mut self, frame: F, decision: Decision) -> Admission<F> {
+    fn settle<F: Frame>(&mut self, frame: F, decision: Arc<Decision>) -> Admission<F> {
         match decision.effect {
             Effect::Deny => Admission::No(self.refuse(&frame, &decision)),
             Effect::Ask => self.hold(frame, decision),

@@ -462,7 +462,7 @@ impl Log {
         for shared in waiting {
             if shared.is_closed() {
                 self.session_ended(&shared);
-            } else if shared.flush(self).is_err() {
+            } else if shared.flush_announced(self).is_err() {
                 lock(&self.dirty).push(shared);
             }
         }

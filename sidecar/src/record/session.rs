@@ -76,9 +76,16 @@ impl Shared {
 
     /// Writes what waits. `None`: nothing did.
     pub fn flush(&self, log: &Log) -> Result<Option<u64>, CannotRecord> {
+        self.write(log, &mut self.lock())
+    }
+
+    /// The same for the flusher, which has to be told again of what comes later. Nobody else resets that: operations
+    /// that follow each other would tell it of each outcome.
+    pub fn flush_announced(&self, log: &Log) -> Result<Option<u64>, CannotRecord> {
         let mut buffer = self.lock();
+        let written = self.write(log, &mut buffer)?;
         buffer.announced = false;
-        self.write(log, &mut buffer)
+        Ok(written)
     }
 
     /// The journal does not take what waits. `BestEffort` drops and counts; `Journal` refuses.
@@ -176,11 +183,7 @@ impl SessionRecorder {
         let mut scratch = std::mem::take(&mut self.scratch);
         let written = encode_event(op, payload, &mut scratch).and_then(|()| self.frame_event(kind, op, &scratch));
         self.scratch = scratch;
-        written?;
-        if self.log.needs_flusher(kind) {
-            self.announce();
-        }
-        Ok(())
+        written
     }
 
     /// The outcome of an operation, with what is kept of its reply.
@@ -327,6 +330,10 @@ impl SessionRecorder {
             buffer.bytes.truncate(start);
         } else {
             self.number = self.number.saturating_add(1);
+            if self.log.needs_flusher(kind) && !std::mem::replace(&mut buffer.announced, true) {
+                drop(buffer);
+                self.log.announce(&self.shared);
+            }
         }
         framed
     }
@@ -340,15 +347,6 @@ impl SessionRecorder {
         }
         let packed = self.compressor.as_mut()?.compress(plain).ok()?;
         (packed.len() < plain.len()).then_some(packed)
-    }
-
-    fn announce(&self) {
-        let mut buffer = self.shared.lock();
-        if !buffer.announced && !buffer.bytes.is_empty() {
-            buffer.announced = true;
-            drop(buffer);
-            self.log.announce(&self.shared);
-        }
     }
 }
 

@@ -61,7 +61,7 @@ pub struct Plan {
     /// The decision by structure.
     pub structure: Decision,
     /// The final decision, once made, where it may be kept.
-    pub decided: OnceLock<Decision>,
+    pub decided: OnceLock<Arc<Decision>>,
     /// The catalog it was resolved in.
     pub catalog: Arc<Catalog>,
     /// What it depends on.
