@@ -161,6 +161,8 @@ pub struct Function {
     pub outputs: Vec<(Arc<str>, Oid)>,
     /// Argument types.
     pub arguments: Vec<Oid>,
+    /// Belongs to an extension whose reviewed list has it: see [`super::functions::is_listed_of`].
+    pub listed: bool,
 }
 
 impl Function {
@@ -214,6 +216,8 @@ pub struct Type {
     pub element: Oid,
     /// The relation a row type belongs to; 0 otherwise.
     pub relation: Oid,
+    /// Belongs to an extension whose reviewed list has it: see [`super::functions::is_listed_of`].
+    pub listed: bool,
 }
 
 /// A user-defined operator.
@@ -227,6 +231,8 @@ pub struct Operator {
     pub function: Arc<str>,
     /// Whether that function is immutable.
     pub immutable: bool,
+    /// Belongs to an extension whose reviewed list has it: see [`super::functions::is_listed_of`].
+    pub listed: bool,
 }
 
 /// A user-defined cast, by target type.
@@ -238,6 +244,8 @@ pub struct Cast {
     pub target: Arc<str>,
     /// The function behind it, `schema.name`; None for binary-coercible and I/O casts.
     pub function: Option<Arc<str>>,
+    /// Belongs to an extension whose reviewed list has it: see [`super::functions::is_listed_of`].
+    pub listed: bool,
 }
 
 /// The body of a view, bound under the view's own scope.

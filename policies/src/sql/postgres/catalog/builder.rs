@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::super::functions;
 use super::{
     Cast, Catalog, Column, Function, FunctionKind, Oid, Operator, Relation, RelationKind, Type, TypeKind, Volatility,
     QUERIES,
@@ -198,6 +199,7 @@ impl CatalogBuilder {
                 name: cells.name(1)?,
                 function: format!("{}.{}", cells.text(2)?, cells.text(3)?).into(),
                 immutable: cells.flag(4)?,
+                listed: cells.listed(5, cells.text(3)?),
             };
             let name = Arc::clone(&operator.name);
             catalog.operators.entry(name).or_default().push(operator);
@@ -215,6 +217,7 @@ impl CatalogBuilder {
                 base: cells.number(4)?,
                 element: cells.number(5)?,
                 relation: cells.number(6)?,
+                listed: cells.listed(7, cells.text(2)?),
             };
             let name = Arc::clone(&found.name);
             catalog.type_names.entry(name).or_default().push(found.oid);
@@ -230,6 +233,7 @@ impl CatalogBuilder {
                 target_schema: cells.name(0)?,
                 target: cells.name(1)?,
                 function,
+                listed: cells.listed(4, cells.optional(3).unwrap_or_default()),
             };
             let name = Arc::clone(&cast.target);
             catalog.casts.entry(name).or_default().push(cast);
@@ -281,6 +285,7 @@ fn function(cells: Cells<'_>) -> Result<Function, CatalogError> {
         max_arguments: if variadic { None } else { Some(given) },
         outputs,
         arguments,
+        listed: cells.listed(16, cells.text(2)?),
     })
 }
 
@@ -327,6 +332,12 @@ impl<'a> Cells<'a> {
 
     fn optional(self, column: usize) -> Option<&'a str> {
         self.cells.get(column)?.as_deref()
+    }
+
+    /// Whether the extension in a column lists a name. Older snapshots have no such column.
+    fn listed(self, column: usize, name: &str) -> bool {
+        self.optional(column)
+            .is_some_and(|extension| functions::is_listed_of(extension, name))
     }
 
     fn text(self, column: usize) -> Result<&'a str, CatalogError> {

@@ -23,10 +23,10 @@ const WIDTHS: [(&str, usize); 11] = [
     ("inherits", 2),
     ("views", 2),
     ("depends", 3),
-    ("functions", 16),
-    ("types", 7),
-    ("operators", 5),
-    ("casts", 4),
+    ("functions", 17),
+    ("types", 8),
+    ("operators", 6),
+    ("casts", 5),
 ];
 
 /// A document that is no snapshot.

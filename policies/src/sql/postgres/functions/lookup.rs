@@ -97,7 +97,12 @@ impl Lookup<'_> {
                 continue;
             }
             found = true;
-            called.add(&function.identity(), Class::Unknown);
+            let class = if function.listed {
+                Class::Harmless
+            } else {
+                Class::Unknown
+            };
+            called.add(&function.identity(), class);
         }
         found
     }
@@ -134,7 +139,10 @@ impl Lookup<'_> {
             if self.reaches(written, &operator.schema) {
                 found = true;
                 let own = operator.function.strip_prefix("pg_catalog.");
-                let class = own.and_then(|name| super::class(self.major, Kind::Function, name));
+                let class = match operator.listed {
+                    true => Some(Class::Harmless),
+                    false => own.and_then(|name| super::class(self.major, Kind::Function, name)),
+                };
                 called.add(&operator.function, class.unwrap_or(Class::Unknown));
             }
         }
@@ -175,7 +183,8 @@ impl Lookup<'_> {
             found = true;
             // A base type runs its author's input function; the checks of a domain are its owner's code and ride
             // along, as those of a table do.
-            if own.kind == TypeKind::Base && own.element == 0 && &*own.schema != "information_schema" {
+            let plain = own.listed || &*own.schema == "information_schema";
+            if own.kind == TypeKind::Base && own.element == 0 && !plain {
                 called.add(&format!("{}.{}", own.schema, own.name), Class::Unknown);
             }
         }
@@ -185,7 +194,8 @@ impl Lookup<'_> {
                 .as_ref()
                 .filter(|_| self.reaches(written, &cast.target_schema))
             {
-                called.add(function, Class::Unknown);
+                let class = if cast.listed { Class::Harmless } else { Class::Unknown };
+                called.add(function, class);
             }
         }
         let row_type = || {

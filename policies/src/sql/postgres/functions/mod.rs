@@ -7,7 +7,7 @@
 pub mod classify;
 pub mod lookup;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
 use crate::sql::facts::Effects;
@@ -140,6 +140,23 @@ fn tables() -> &'static [(u32, Table); 2] {
     })
 }
 
+/// Whether the reviewed list of an extension has this function or type.
+pub fn is_listed_of(extension: &str, name: &str) -> bool {
+    static LISTS: OnceLock<HashMap<&'static str, HashSet<&'static str>>> = OnceLock::new();
+    let lists = LISTS.get_or_init(|| {
+        let mut lists: HashMap<&str, HashSet<&str>> = HashMap::new();
+        let text = include_str!("extensions.txt");
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let mut words = line.split_whitespace();
+            if let Some(extension) = words.next() {
+                lists.entry(extension).or_default().extend(words);
+            }
+        }
+        lists
+    });
+    lists.get(extension).is_some_and(|list| list.contains(name))
+}
+
 /// The class of one of the server's own names; None where no table knows it.
 pub fn class(server_major: u32, kind: Kind, name: &str) -> Option<Class> {
     let tables = tables();
@@ -242,6 +259,20 @@ mod tests {
             ] {
                 assert_eq!(class(major, Kind::Type, name), Some(Class::Harmless), "{major} {name}");
             }
+        }
+    }
+
+    #[test]
+    fn extensions_list_what_only_computes() {
+        assert!(is_listed_of("citext", "citext_eq") && is_listed_of("uuid-ossp", "uuid_generate_v4"));
+        for (extension, name) in [
+            ("citext", "similarity"),
+            ("pg_trgm", "set_limit"),
+            ("tablefunc", "crosstab"),
+            ("dblink", "dblink"),
+            ("#", "A"),
+        ] {
+            assert!(!is_listed_of(extension, name), "{extension} {name}");
         }
     }
 

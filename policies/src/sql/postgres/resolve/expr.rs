@@ -267,7 +267,10 @@ impl<'t> Binder<'t> {
                 None => names::search_order(self.view).any(|searched| *searched == *operator.schema),
             };
             if reachable {
-                self.record.functions.insert(Arc::clone(&operator.function));
+                // What extensions list is found by name, and needs no naming.
+                if !operator.listed {
+                    self.record.functions.insert(Arc::clone(&operator.function));
+                }
                 mix.unknown |= !operator.immutable;
             }
         }
@@ -289,8 +292,10 @@ impl<'t> Binder<'t> {
                 schema.is_none_or(|schema| *schema == *user.target_schema),
                 &user.function,
             ) {
-                self.record.functions.insert(Arc::clone(function));
-                mix.unknown = true;
+                if !user.listed {
+                    self.record.functions.insert(Arc::clone(function));
+                    mix.unknown = true;
+                }
             }
         }
         mix.source()
@@ -346,7 +351,9 @@ impl<'t> Binder<'t> {
     pub(super) fn function_identities(&mut self, schema: Option<&str>, name: &str, arguments: u32, mix: &mut Mix) {
         for function in names::functions(self.catalog, schema, name, arguments, self.view) {
             if !function.is_builtin() {
-                self.record.functions.insert(function.identity());
+                if !function.listed {
+                    self.record.functions.insert(function.identity());
+                }
                 mix.unknown |= function.volatility != Volatility::Immutable;
             }
         }

@@ -120,6 +120,7 @@ impl Reader {
             max_arguments: (!signature.variadic).then_some(given),
             outputs: signature.outputs,
             arguments: signature.arguments,
+            listed: false,
         }
     }
 
@@ -170,6 +171,7 @@ impl Reader {
             name: Arc::clone(&name),
             function,
             immutable,
+            listed: false,
         };
         self.catalog.operators.entry(name).or_default().push(operator);
         Ok(())
@@ -215,6 +217,7 @@ impl Reader {
             target_schema,
             target: Arc::clone(&target),
             function,
+            listed: false,
         };
         self.catalog.casts.entry(target).or_default().push(cast);
         Ok(())

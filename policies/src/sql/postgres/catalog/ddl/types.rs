@@ -35,6 +35,7 @@ impl Reader {
                 base,
                 element,
                 relation,
+                listed: false,
             };
             self.catalog.type_names.entry(name).or_default().push(oid);
             self.catalog.types.insert(oid, Arc::new(found));
@@ -153,6 +154,7 @@ impl Reader {
             max_arguments: most,
             outputs: Vec::new(),
             arguments: Vec::new(),
+            listed: false,
         };
         self.add_function(function);
     }
