@@ -55,6 +55,15 @@ impl People {
         self.call("POST", &format!("/requests/{name}/decide"), &body).map(drop)
     }
 
+    /// The only request there is.
+    pub fn only(&self) -> Result<Value> {
+        let all = self.call("GET", "/requests?all=true", &Value::Null)?;
+        match all.as_array().context("a list")?.as_slice() {
+            [only] => Ok(only.clone()),
+            _ => anyhow::bail!("not one request: {all}"),
+        }
+    }
+
     /// The state of a request, as `sidegate requests --all` shows it.
     pub fn state(&self, name: &str) -> Result<String> {
         let all = self.call("GET", "/requests?all=true", &Value::Null)?;

@@ -5,6 +5,7 @@ mod cancel;
 mod clients;
 mod harness;
 mod held;
+mod hidden;
 mod kill;
 mod limits;
 mod login;

@@ -61,7 +61,7 @@ pub fn print(request: &AccessRequest, out: &Out) -> anyhow::Result<()> {
     }
     if spec.operation.hidden_values > 0 {
         out.line(format!(
-            "  hidden   {} value(s) are masked for you",
+            "  hidden   {} value(s) are hidden: secrets, or masked",
             spec.operation.hidden_values
         ))?;
     }

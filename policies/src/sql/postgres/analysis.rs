@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::literals::Literals;
 use super::prescan::Limit;
 use crate::engine::operation::{Completeness, Facts, Operation, Verb};
 use crate::sql::facts::SqlFacts;
@@ -67,6 +68,8 @@ pub struct Statement {
     pub uses: Uses,
     /// Number of `$n` parameters.
     pub parameters: u32,
+    /// Which of its constants may have to be hidden where its text is shown.
+    pub literals: Literals,
 }
 
 /// What a statement means to the session's own state.
@@ -129,6 +132,8 @@ pub enum StatementKind {
     Explain {
         /// ANALYZE in any spelling.
         analyze: bool,
+        /// FORMAT, lower case.
+        format: Arc<str>,
         /// What is explained.
         inner: Arc<Statement>,
     },
@@ -231,6 +236,8 @@ pub struct Uses {
     pub columns: Vec<ColumnName>,
     /// Columns a write assigns from anything but a parameter, a constant or DEFAULT, sorted.
     pub assigned: Vec<ColumnName>,
+    /// Columns of a relation on which ON CONFLICT names no columns: it may tell whether a value of any of them exists.
+    pub conflicts: Vec<ColumnName>,
     /// Some use could not be resolved.
     pub unknown: bool,
 }

@@ -36,6 +36,23 @@ pub fn is_analyze(explain: &pb::ExplainStmt) -> bool {
     })
 }
 
+/// The FORMAT of EXPLAIN, lower case; the server takes the last of several.
+fn explain_format(explain: &pb::ExplainStmt) -> Arc<str> {
+    let given = explain
+        .options
+        .iter()
+        .rev()
+        .find_map(|option| match option.node.as_ref() {
+            Some(N::DefElem(option)) if option.defname.eq_ignore_ascii_case("format") => option.arg.as_deref(),
+            _ => None,
+        });
+    match given.and_then(|value| value.node.as_ref()) {
+        Some(N::String(word)) => word.sval.to_ascii_lowercase().into(),
+        Some(_) => "unknown".into(),
+        None => "text".into(),
+    }
+}
+
 /// The kind of a statement; `inner` is what PREPARE, DECLARE or EXPLAIN wraps.
 pub fn kind(node: &N, inner: Option<&Arc<Statement>>) -> StatementKind {
     let all = |name: &str| (!name.is_empty()).then(|| name.into());
@@ -68,6 +85,7 @@ pub fn kind(node: &N, inner: Option<&Arc<Statement>>) -> StatementKind {
         (N::ClosePortalStmt(stmt), _) => StatementKind::CloseCursor(all(&stmt.portalname)),
         (N::ExplainStmt(stmt), Some(inner)) => StatementKind::Explain {
             analyze: is_analyze(stmt),
+            format: explain_format(stmt),
             inner: Arc::clone(inner),
         },
         _ => StatementKind::Plain,

@@ -11,6 +11,7 @@ mod filtered;
 pub mod functions;
 pub mod guc;
 pub mod lineage;
+pub mod literals;
 mod merge;
 pub mod names;
 pub mod parse;

@@ -74,7 +74,13 @@ pub enum TokenKind {
     Integer,
     /// A string constant in quotes of its own: `'…'`, `E'…'` or `$$…$$`.
     Text,
-    /// Names, other constants, and keywords that only separate.
+    /// Any other constant: a number beyond int4, bits, a string with Unicode escapes.
+    Constant,
+    /// A name, quoted or not.
+    Name,
+    /// `$1`.
+    Parameter,
+    /// Keywords and signs that only separate.
     Flat,
 }
 
@@ -109,8 +115,10 @@ fn token(token: &pb::ScanToken) -> Token {
         Ok(T::Union | T::Intersect | T::Except) => TokenKind::SetOperation,
         Ok(T::Iconst) => TokenKind::Integer,
         Ok(T::Sconst) => TokenKind::Text,
-        Ok(T::Ident | T::Uident | T::Fconst | T::Usconst | T::Bconst | T::Xconst) => TokenKind::Flat,
-        Ok(T::Param | T::As | T::And | T::Ascii46 | T::Asc | T::Desc) => TokenKind::Flat,
+        Ok(T::Fconst | T::Usconst | T::Bconst | T::Xconst) => TokenKind::Constant,
+        Ok(T::Ident | T::Uident) => TokenKind::Name,
+        Ok(T::Param) => TokenKind::Parameter,
+        Ok(T::As | T::And | T::Ascii46 | T::Asc | T::Desc) => TokenKind::Flat,
         _ => TokenKind::Nesting,
     };
     Token {
@@ -162,7 +170,7 @@ fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, ParseError> {
 fn error(error: pg_query::Error) -> ParseError {
     use pg_query::Error as E;
     match error {
-        E::Parse(message) | E::Scan(message) => ParseError::Syntax(message),
+        E::Parse(message) | E::Scan(message) => ParseError::Syntax(super::literals::message(message)),
         E::Conversion(_) => ParseError::Nul,
         _ => ParseError::Internal("its tree could not be read"),
     }

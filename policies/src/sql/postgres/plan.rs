@@ -397,7 +397,7 @@ fn planned(masked: &Masked<'_>, not_null: bool) -> PlannedMask {
 }
 
 /// Whether any relation of the statement has a masked column: the server quotes whole rows in its errors.
-fn touches_masked(masks: &MaskSet, statement: &Statement, catalog: &Catalog) -> bool {
+pub(super) fn touches_masked(masks: &MaskSet, statement: &Statement, catalog: &Catalog) -> bool {
     let Some(tables) = statement.facts.tables.known() else {
         return true;
     };

@@ -108,7 +108,12 @@ pub fn scan(tokens: &[Token]) -> Result<Scan, Limit> {
             TokenKind::Comma | TokenKind::Semicolon => level.chain = 0,
             TokenKind::SetOperation => level.sets = level.sets.saturating_add(1),
             TokenKind::Nesting => level.chain = level.chain.saturating_add(1),
-            TokenKind::Integer | TokenKind::Text | TokenKind::Flat => {}
+            TokenKind::Integer
+            | TokenKind::Text
+            | TokenKind::Constant
+            | TokenKind::Name
+            | TokenKind::Parameter
+            | TokenKind::Flat => {}
         }
         if !in_statement {
             in_statement = true;

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use super::analysis::{Output, OutputColumn, SessionView, Source, Uses};
 use super::catalog::{Catalog, ViewBody};
+use super::literals::Assigned;
 use super::parse::pb;
 use pb::node::Node as N;
 use record::Record;
@@ -69,6 +70,8 @@ pub struct Bound {
     pub output: Output,
     /// Columns used for anything but being shown as they are.
     pub uses: Uses,
+    /// What columns are assigned from, where constants take part.
+    pub meets: Vec<(ColumnName, Assigned)>,
     /// Every UPDATE and DELETE compares a column of its target with something.
     pub filtered: bool,
     /// What was not understood, in words.
@@ -90,6 +93,7 @@ impl Bound {
                 unknown: true,
                 ..Uses::default()
             },
+            meets: Vec::new(),
             filtered: false,
             problems: vec![problem.to_owned()],
         }
@@ -193,6 +197,8 @@ struct Binder<'t> {
     record: Record,
     /// Item and column of each column reference, by its location.
     refs: HashMap<i32, (u32, Arc<str>)>,
+    /// The item of ON CONFLICT's proposed row, while its assignments are bound.
+    proposed: Option<u32>,
 }
 
 impl<'t> Binder<'t> {
@@ -205,6 +211,7 @@ impl<'t> Binder<'t> {
             next_item: 0,
             record: Record::default(),
             refs: HashMap::new(),
+            proposed: None,
         }
     }
 

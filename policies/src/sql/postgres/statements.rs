@@ -13,6 +13,7 @@ use super::analysis::{Output, OutputColumn, SessionView, Source, Statement, Stat
 use super::catalog::Catalog;
 use super::functions::lookup::Lookup;
 use super::guc::{self, Setting};
+use super::literals::Literals;
 use super::parse::{pb, NodeEnum as N};
 use super::prescan::Limit;
 use super::resolve::{self, Bound};
@@ -183,6 +184,12 @@ impl Context<'_> {
             lookup,
         });
         let mut draft = Draft::of(bound, inner.statement());
+        draft.literals.secrets.clone_from(&syntax.secrets);
+        match inner {
+            Inner::Wrapped(inner) => draft.literals.wrap(&inner.literals),
+            Inner::Stored(inner) => draft.literals.run(&inner.literals),
+            Inner::Nothing | Inner::Missing(_) => {}
+        }
         draft.kind = match kind_node {
             N::CopyStmt(stmt) if !stmt.is_program && stmt.filename.is_empty() => {
                 let relation = copied(&facts, stmt);
@@ -255,6 +262,7 @@ impl Context<'_> {
                 ..Uses::default()
             },
             parameters: 0,
+            literals: Literals::default(),
         };
         (Arc::new(statement), Some(Trouble { message, limit }))
     }
@@ -321,6 +329,7 @@ struct Draft {
     /// Its parameters are those of a body, not its own.
     prepares: bool,
     inner: Completeness,
+    literals: Literals,
 }
 
 impl Draft {
@@ -333,8 +342,10 @@ impl Draft {
             problems: false,
             prepares: false,
             inner: inner.map_or(Completeness::Exact, |inner| inner.completeness),
+            literals: Literals::default(),
         };
         if let Some(bound) = bound {
+            draft.literals = Literals::of_bound(bound.meets);
             draft.output = bound.output;
             draft.uses = bound.uses;
             draft.problems = !bound.problems.is_empty();
@@ -443,6 +454,7 @@ impl Draft {
                 true => 0,
                 false => syntax.parameters,
             },
+            literals: self.literals,
             facts,
         }
     }

@@ -297,7 +297,7 @@ where
     fn parse(&mut self, name: Bytes, frame: Frame, types: Vec<u32>, plan: Arc<Planned>) -> Result<(), End> {
         if !self.conversation.statement_fits(frame.bytes().len()) {
             let refusal = Refusal::new(Reason::TooLarge, "statement").because("too many prepared statements");
-            let refusal = self.gate.refused(refusal, Some(&plan.text));
+            let refusal = self.gate.refused(refusal, Some(plan.shown().0));
             return self.refuse(refusal, Kind::Extended);
         }
         let waits = plan.structure.effect == Effect::Ask || (plan.structure.open && !plan.structure.cacheable);
@@ -420,7 +420,7 @@ where
         if plan.masks != portal.plan.masks {
             let refusal =
                 Refusal::new(Reason::PlanMismatch, "statement").because("the masks changed after it was bound");
-            let refusal = self.gate.refused(refusal, Some(&plan.text));
+            let refusal = self.gate.refused(refusal, Some(plan.shown().0));
             return self.refuse(refusal, Kind::Extended);
         }
         let values = (portal.prepared.clone(), portal.bind.clone());

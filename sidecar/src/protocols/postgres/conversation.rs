@@ -300,8 +300,8 @@ impl Conversation {
         self.portals.drain().map(|(_, portal)| portal).collect()
     }
 
-    /// A statement ran in the open transaction: approvals of later ones bind to it.
-    pub fn ran(&mut self, text: &str) {
+    /// A statement ran in the open transaction: approvals of later ones bind to it. `shown`: what people see of it.
+    pub fn ran(&mut self, text: &str, shown: &str) {
         let mut context = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
         context.update(&self.earlier_digest);
         context.update(text.as_bytes());
@@ -309,7 +309,7 @@ impl Conversation {
             self.earlier_digest = digest;
         }
         if self.earlier.len() < MAX_EARLIER {
-            self.earlier.push(text.chars().take(500).collect::<String>().into());
+            self.earlier.push(shown.chars().take(500).collect::<String>().into());
         }
     }
 
@@ -504,7 +504,7 @@ mod tests {
     fn what_ran_earlier_in_the_transaction_changes_the_digest_until_it_ends() {
         let mut conversation = Conversation::new("d", "r", "public", b'T');
         let fresh = conversation.earlier_digest();
-        conversation.ran("update t set x = 1");
+        conversation.ran("update t set x = 1", "update t set x = 1");
         assert_ne!(conversation.earlier_digest(), fresh);
         conversation.ready(b'I');
         assert_eq!(conversation.earlier_digest(), fresh);

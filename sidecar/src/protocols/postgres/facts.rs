@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use sidegate_policies::engine::{Decision, MaskSet};
 use sidegate_policies::sql::postgres::catalog::Catalog;
+use sidegate_policies::sql::postgres::literals::Hidden;
 use sidegate_policies::sql::postgres::plan::{PlanRefusal, ResultPlan};
 use sidegate_policies::sql::postgres::{Analysis, StatementKind, TransactionVerb};
 use sidegate_policies::sql::SqlFacts;
@@ -40,6 +41,39 @@ pub struct Planned {
     pub text: Arc<str>,
     /// What holds for it, and for every text of its shape that has the same literals wherever they matter.
     pub plan: Arc<Plan>,
+    shown: OnceLock<(Box<str>, u32)>,
+}
+
+impl Planned {
+    /// A text with its plan.
+    pub fn new(text: &str, plan: Arc<Plan>) -> Self {
+        Planned {
+            text: text.into(),
+            plan,
+            shown: OnceLock::new(),
+        }
+    }
+
+    /// The text as records and people see it, and how many of its constants are hidden. What is sent and what approvals
+    /// bind to is the text itself.
+    pub fn shown(&self) -> (&str, u32) {
+        if self.plan.hidden.is_empty() {
+            return (&self.text, 0);
+        }
+        let (text, count) = self.shown.get_or_init(|| {
+            let (text, count) = self.plan.hidden.shown(&self.text);
+            (text.into(), count)
+        });
+        (text, *count)
+    }
+
+    /// The server's error as the record keeps it: it may quote a secret of the text.
+    pub fn recorded_error(&self, message: String) -> String {
+        match self.plan.hidden.holds_secrets() {
+            true => "(not kept: the statement holds secrets)".to_owned(),
+            false => message,
+        }
+    }
 }
 
 impl Deref for Planned {
@@ -56,6 +90,8 @@ pub struct Plan {
     pub analysis: Analysis,
     /// A mask plan for each statement; empty where the text is refused by it.
     pub plans: Vec<ResultPlan>,
+    /// What of the text is hidden where it is shown.
+    pub hidden: Hidden,
     /// The masks these are made of.
     pub masks: Arc<MaskSet>,
     /// The decision by structure.

@@ -9,6 +9,7 @@ use sidegate_policies::engine::{Decision, Effect};
 use sidegate_policies::reason::Reason;
 use sidegate_policies::sql::postgres::analysis::UNRESOLVED;
 use sidegate_policies::sql::postgres::catalog::Catalog;
+use sidegate_policies::sql::postgres::literals::{self, Hidden};
 use sidegate_policies::sql::postgres::plan::ResultPlan;
 use sidegate_policies::sql::postgres::prescan::Limit;
 use sidegate_policies::sql::postgres::{self as sql, analyse, Options, SessionView, Statement, StatementKind};
@@ -107,7 +108,7 @@ where
         if hides_name_change(&plan) {
             let refusal = Refusal::new(Reason::Denied, "statement")
                 .because("application_name carries who the session belongs to: set it by a SET statement of its own");
-            return Err(self.gate.refused(refusal, Some(&plan.text)));
+            return Err(self.gate.refused(refusal, Some(plan.shown().0)));
         }
         let Some(renamed) = renamed(&plan, &self.planner.prefix) else {
             return Ok((None, plan));
@@ -137,10 +138,8 @@ where
             Some(Kept::Missing(shape)) => shape,
             None => None,
         };
-        let plan = Arc::new(Planned {
-            plan: Arc::new(self.plan_text(frame, text).await?),
-            text: text.into(),
-        });
+        let plan = self.plan_text(frame, text).await?;
+        let plan = Arc::new(Planned::new(text, Arc::new(plan)));
         if shared {
             self.planner.cache.put(&plan, shape.as_ref(), in_transaction);
         }
@@ -175,7 +174,7 @@ where
             tracing::warn!(target = %self.planner.target.id, %error, "the catalog could not be read");
             let refusal =
                 Refusal::new(Reason::Unavailable, "statement").because("the target's catalog could not be read");
-            self.gate.refused(refusal, Some(text))
+            self.gate.refused(refusal, Some(&literals::unknown(text)))
         })
     }
 
@@ -185,10 +184,12 @@ where
             self.fetch_catalog(text).await?;
             plan = self.analyse(text).await?;
         }
+        let plans = ResultPlan::of_text(&plan.masks, &plan.analysis, &plan.catalog);
+        plan.hidden = Hidden::of(text, &plan.analysis, &plan.masks, &plan.catalog, plans.is_err());
         if plan.structure.effect == Effect::Deny {
             return Err(self.denied(frame, text, plan));
         }
-        match ResultPlan::of_text(&plan.masks, &plan.analysis, &plan.catalog) {
+        match plans {
             Ok(plans) => {
                 plan.plans = plans;
                 Ok(plan)
@@ -196,7 +197,7 @@ where
             Err(refused) => {
                 let refusal = facts::mask_refusal(&refused, &plan.analysis);
                 self.count_unparsable(&plan);
-                Err(self.gate.refused(refusal, Some(text)))
+                Err(self.gate.refused(refusal, Some(&plan.hidden.shown(text).0)))
             }
         }
     }
@@ -225,7 +226,7 @@ where
             };
             let mut refusal = Refusal::new(reason, "statement").because(limit.to_string());
             refusal.nested = limit.is_complexity();
-            return Err(self.gate.refused(refusal, Some(text)));
+            return Err(self.gate.refused(refusal, Some(&literals::unknown(text))));
         }
         let structure = self.gate.structure(&analysis.operation(&analysis.facts))?;
         let masks = self.gate.masks();
@@ -233,6 +234,7 @@ where
         Ok(Plan {
             analysis,
             plans: Vec::new(),
+            hidden: Hidden::ALL,
             masks,
             structure,
             decided: OnceLock::new(),
@@ -243,10 +245,7 @@ where
 
     fn denied(&mut self, frame: &Frame, text: &str, plan: Plan) -> Refusal {
         self.count_unparsable(&plan);
-        let plan = Arc::new(Planned {
-            text: text.into(),
-            plan: Arc::new(plan),
-        });
+        let plan = Arc::new(Planned::new(text, Arc::new(plan)));
         let work = Work::query(frame, &plan, &self.conversation);
         let mut refusal = self.gate.deny(&work, &plan.structure);
         explain(&mut refusal, &plan, &plan.structure);

@@ -137,10 +137,7 @@ impl PlanCache {
             return Kept::Missing(None);
         };
         match self.shapes.get(&sought(shape.key())) {
-            Some(kept) if shape.agrees(text, &kept.pinned) => Kept::Plan(Arc::new(Planned {
-                text: text.into(),
-                plan: kept.plan,
-            })),
+            Some(kept) if shape.agrees(text, &kept.pinned) => Kept::Plan(Arc::new(Planned::new(text, kept.plan))),
             _ => Kept::Missing(Some(shape)),
         }
     }

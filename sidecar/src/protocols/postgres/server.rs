@@ -258,7 +258,7 @@ where
             None => {}
         }
         if self.conversation.status != b'I' {
-            self.conversation.ran(&plan.text);
+            self.conversation.ran(&plan.text, plan.shown().0);
         }
     }
 
@@ -384,7 +384,8 @@ where
         match self.queue.pop() {
             Some(Expect::Simple(mut run)) => {
                 let told = run.progress.stopped.is_some();
-                run.progress.error = Some((fields.text(b'C'), fields.text(b'M')));
+                let message = run.plan.recorded_error(fields.text(b'M'));
+                run.progress.error = Some((fields.text(b'C'), message));
                 self.copy_in = false;
                 self.queue.unpop(Expect::Simple(run));
                 if !told {
@@ -438,7 +439,12 @@ where
         while let Some(expect) = voided.pop() {
             self.undo(expect, ("25P02", "skipped after an earlier error"));
         }
-        self.undo(failed, (&fields.text(b'C'), &fields.text(b'M')));
+        let message = match &failed {
+            Expect::Bind { portal } => portal.plan.recorded_error(fields.text(b'M')),
+            Expect::Execute(execution) => execution.portal.plan.recorded_error(fields.text(b'M')),
+            _ => fields.text(b'M'),
+        };
+        self.undo(failed, (&fields.text(b'C'), &message));
     }
 
     pub(super) fn undo(&mut self, expect: Expect, (code, text): (&str, &str)) {

@@ -86,7 +86,7 @@ impl Work {
     }
 
     fn hides_values(&self) -> bool {
-        self.plan.scrubs()
+        self.plan.scrubs() || self.plan.hidden.hides_values()
     }
 }
 
@@ -104,10 +104,12 @@ impl crate::gate::Frame for Work {
 
     fn described(&self) -> Described<'_> {
         let hidden = self.hides_values();
+        let (text, hidden_constants) = self.plan.shown();
         let mut described = Described {
-            text: Cow::Borrowed(&self.plan.text),
+            text: Cow::Borrowed(text),
             earlier: self.earlier.iter().map(|text| Cow::Borrowed(&**text)).collect(),
             masks: mask_words(&self.plan),
+            hidden_values: i32::try_from(hidden_constants).unwrap_or(i32::MAX),
             ..Described::default()
         };
         if let Some((prepared, bind)) = &self.values {
@@ -125,7 +127,8 @@ impl crate::gate::Frame for Work {
                 })
                 .collect();
             if hidden {
-                described.hidden_values = i32::try_from(bind.values.len()).unwrap_or(i32::MAX);
+                let values = i32::try_from(bind.values.len()).unwrap_or(i32::MAX);
+                described.hidden_values = described.hidden_values.saturating_add(values);
             }
         }
         described

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use super::super::analysis::Source;
 use super::super::catalog::Relation;
 use super::super::filtered;
+use super::super::literals::Assigned;
 use super::super::names;
 use super::super::parse::pb;
 use super::expr::Mix;
 use super::from::{alias_name, relation_columns, with_aliases};
 use super::scope::{Cols, Frame, Item};
-use super::target::is_plain;
+use super::target::{constant_of, is_plain};
 use super::Binder;
 use crate::api::access_policy::SqlCommand;
 use crate::sql::facts::PartRelation;
@@ -57,8 +58,10 @@ impl<'t> Binder<'t> {
             names.iter().filter_map(name).collect()
         };
         for (at, name) in listed.iter().enumerate() {
-            let plain = rows.complete && rows.columns.get(at).is_some_and(|column| column.plain);
-            self.assigned(target, name, plain);
+            let column = rows.columns.get(at).filter(|_| rows.complete);
+            let plain = column.is_some_and(|column| column.plain);
+            let constants = column.map(|column| Assigned::Constants(column.constants.clone()));
+            self.assigned(target, name, plain, constants.unwrap_or(Assigned::Anything));
         }
     }
 
@@ -79,6 +82,13 @@ impl<'t> Binder<'t> {
             }
             self.use_all(infer.where_clause.as_deref());
         }
+        let named = conflict
+            .infer
+            .as_deref()
+            .is_some_and(|infer| infer.conname.is_empty() && !infer.index_elems.is_empty());
+        if !named {
+            self.any_conflict(target);
+        }
         if conflict.action != pb::OnConflictAction::OnconflictUpdate as i32 {
             return;
         }
@@ -93,13 +103,27 @@ impl<'t> Binder<'t> {
             complete: target.item.cols.complete,
         };
         let excluded = self.named_item("excluded", excluded, false);
+        let before = self.proposed.replace(excluded.id);
         if let Some(frame) = self.frames.last_mut() {
             frame.items.push(excluded);
         }
         self.assignments(&conflict.target_list, target);
         self.use_all(conflict.where_clause.as_deref());
+        self.proposed = before;
         if let Some(frame) = self.frames.last_mut() {
             frame.items.pop();
+        }
+    }
+
+    /// ON CONFLICT without columns asks every unique index, or one by its name, which the snapshot does not hold: any
+    /// column of the target may be what it tells about.
+    fn any_conflict(&mut self, target: &Target) {
+        match &target.relation {
+            Some(relation) => {
+                let columns = relation.columns.iter().map(|column| relation.column_name(column));
+                self.record.conflicts.extend(columns);
+            }
+            None => self.record.uses_unknown = true,
         }
     }
 
@@ -181,6 +205,7 @@ impl<'t> Binder<'t> {
                     self.consume(&source, &mut Mix::default());
                     columns.push(super::scope::Col {
                         plain: is_plain(value),
+                        constants: constant_of(value).into_iter().collect(),
                         ..super::scope::Col::new("", source)
                     });
                 }
@@ -255,9 +280,10 @@ impl<'t> Binder<'t> {
         }
     }
 
-    fn assigned(&mut self, target: &Target, name: &str, plain: bool) {
+    fn assigned(&mut self, target: &Target, name: &str, plain: bool, by: Assigned) {
         if let Some(column) = self.target_column(target, name) {
             self.record.columns.insert(column.clone());
+            self.record.meet(column.clone(), by);
             if !plain {
                 self.record.assigned.insert(column);
             }
@@ -274,48 +300,59 @@ impl<'t> Binder<'t> {
                     self.use_all(indices.uidx.as_deref());
                 }
             }
-            let plain = match set.val.as_deref() {
-                Some(value) => self.assigned_value(value),
-                None => false,
+            let (plain, by) = match set.val.as_deref() {
+                Some(value) => self.assigned_value(value, names::truncated(&set.name)),
+                None => (false, Assigned::Anything),
             };
-            self.assigned(target, names::truncated(&set.name), plain);
+            self.assigned(target, names::truncated(&set.name), plain, by);
         }
     }
 
-    /// Uses an assigned value; true if it is a parameter, a constant or what the statement itself proposed.
-    fn assigned_value(&mut self, value: &'t pb::Node) -> bool {
+    /// Uses an assigned value; true if it is a parameter, a constant or what the statement itself proposed. The second
+    /// answer tells which constants the column gets.
+    fn assigned_value(&mut self, value: &'t pb::Node, column: &str) -> (bool, Assigned) {
         match &value.node {
             // `(a, b) = …` names its source once per column; the first stands for all.
             Some(N::MultiAssignRef(multi)) => {
                 let Some(source) = multi.source.as_deref() else {
-                    return false;
+                    return (false, Assigned::Anything);
                 };
                 match &source.node {
                     Some(N::RowExpr(row)) => {
                         let at = usize::try_from(multi.colno).ok().and_then(|at| at.checked_sub(1));
                         match at.and_then(|at| row.args.get(at)) {
-                            Some(value) => self.assigned_value(value),
+                            Some(value) => self.assigned_value(value, column),
                             None => {
                                 self.use_expr(source);
-                                false
+                                (false, Assigned::Anything)
                             }
                         }
                     }
                     _ if multi.colno == 1 => {
                         self.use_expr(source);
-                        false
+                        (false, Assigned::Anything)
                     }
-                    _ => false,
+                    _ => (false, Assigned::Anything),
                 }
             }
             Some(N::ColumnRef(reference)) => {
                 let source = self.column_ref(reference);
                 self.consume(&source, &mut Mix::default());
-                source == Source::Clean
+                // `ssn = excluded.ssn`: the constants proposed for the column are known already.
+                let proposed = self.refs.get(&reference.location);
+                let same = proposed.is_some_and(|(item, name)| Some(*item) == self.proposed && **name == *column);
+                let by = match same {
+                    true => Assigned::Constants(Vec::new()),
+                    false => Assigned::Anything,
+                };
+                (source == Source::Clean, by)
             }
             _ => {
                 self.use_expr(value);
-                is_plain(value)
+                match is_plain(value) {
+                    true => (true, Assigned::Constants(constant_of(value).into_iter().collect())),
+                    false => (false, Assigned::Anything),
+                }
             }
         }
     }

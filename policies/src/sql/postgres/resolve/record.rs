@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::super::analysis::{Output, Source, Uses};
 use super::super::catalog::{Catalog, Relation, RelationKind};
 use super::super::lineage;
+use super::super::literals::Assigned;
 use super::{Bound, Resolution};
 use crate::api::access_policy::SqlCommand;
 use crate::engine::operation::Fact;
@@ -28,6 +29,8 @@ pub(super) struct Record {
     pub uses: BTreeSet<ColumnName>,
     pub uses_unknown: bool,
     pub assigned: BTreeSet<ColumnName>,
+    pub conflicts: BTreeSet<ColumnName>,
+    meets: Vec<(ColumnName, Assigned)>,
     pub functions: BTreeSet<Arc<str>>,
     pub relations: HashMap<i32, Resolution>,
     problems: BTreeSet<String>,
@@ -105,6 +108,13 @@ impl Record {
         }
     }
 
+    /// A column is assigned: from these constants, or from what cannot be told apart.
+    pub fn meet(&mut self, column: ColumnName, by: Assigned) {
+        if by != Assigned::Constants(Vec::new()) {
+            self.meets.push((column, by));
+        }
+    }
+
     pub fn finish(self, catalog: &Catalog, output: Output) -> Bound {
         let mut columns = BTreeSet::new();
         for column in &self.columns {
@@ -125,8 +135,10 @@ impl Record {
             uses: Uses {
                 columns: self.uses.into_iter().collect(),
                 assigned: self.assigned.into_iter().collect(),
+                conflicts: self.conflicts.into_iter().collect(),
                 unknown: self.uses_unknown,
             },
+            meets: self.meets,
             filtered: !self.unfiltered,
             problems: self.problems.into_iter().collect(),
         }

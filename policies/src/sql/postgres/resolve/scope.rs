@@ -18,6 +18,8 @@ pub(super) struct Col {
     pub source: Source,
     /// The expression is a parameter, a constant or DEFAULT.
     pub plain: bool,
+    /// Where the constants stand that a plain column is made of, by byte offset.
+    pub constants: Vec<usize>,
 }
 
 impl Col {
@@ -26,6 +28,7 @@ impl Col {
             name: name.into(),
             source,
             plain: false,
+            constants: Vec::new(),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::super::names;
 use super::super::parse::pb;
 use super::expr::{split, Mix};
 use super::scope::{self, Col, Cols, Cte, CteState, Found, Frame, Item};
-use super::target::{is_plain, renamed};
+use super::target::{constant_of, is_plain, renamed};
 use super::{Binder, Resolution};
 use pb::node::Node as N;
 
@@ -187,6 +187,7 @@ impl<'t> Binder<'t> {
                 columns.push(Col {
                     source: self.expr(value),
                     plain: is_plain(value),
+                    constants: constant_of(value).into_iter().collect(),
                     name: name.into(),
                 });
             }
@@ -391,6 +392,7 @@ fn stacked(left: &Cols, right: &Cols) -> Cols {
         name: std::sync::Arc::clone(&one.name),
         source: either(&one.source, &other.source),
         plain: one.plain && other.plain,
+        constants: one.constants.iter().chain(&other.constants).copied().collect(),
     });
     Cols::known(columns.collect())
 }

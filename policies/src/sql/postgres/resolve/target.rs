@@ -41,6 +41,7 @@ impl<'t> Binder<'t> {
                 name: name.into(),
                 source,
                 plain: is_plain(val),
+                constants: constant_of(val).into_iter().collect(),
             });
         }
         out
@@ -126,6 +127,23 @@ pub(super) fn is_plain(node: &pb::Node) -> bool {
         }
     }
     false
+}
+
+/// Where the constant of a plain expression stands, by byte offset. NULL, true and false are not counted: they are no
+/// literals of the text.
+pub(super) fn constant_of(node: &pb::Node) -> Option<usize> {
+    let mut current = node;
+    for _ in 0..16 {
+        match &current.node {
+            Some(N::AConst(constant)) => {
+                let word = constant.isnull || matches!(constant.val, None | Some(pb::a_const::Val::Boolval(_)));
+                return usize::try_from(constant.location).ok().filter(|_| !word);
+            }
+            Some(N::TypeCast(cast)) => current = cast.arg.as_deref()?,
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// The name the server gives an output column without AS.

@@ -324,9 +324,10 @@ impl<'a> Walk<'a> {
             agg_distinct: _,
             func_variadic,
             funcformat: _,
-            location: _,
+            location,
         } = node;
         self.call_name(funcname, args, *func_variadic);
+        self.secret_call(funcname, args, *location);
         self.all(args, at);
         self.all(agg_order, at);
         self.maybe(agg_filter, at);

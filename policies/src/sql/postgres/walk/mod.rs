@@ -11,6 +11,7 @@ mod json;
 pub(super) mod name;
 mod object;
 mod query;
+mod secret;
 mod session;
 mod syntax;
 mod table;
@@ -21,7 +22,10 @@ use crate::api::access_policy::SqlCommand;
 use crate::sql::facts::Effects;
 use name::{literal, qualified};
 
-pub use syntax::{FunctionKind, FunctionRef, Problem, RelationRef, RelationRole, SettingRef, SettingVerb, Syntax};
+pub use syntax::{
+    FunctionKind, FunctionRef, Problem, RelationRef, RelationRole, SecretKind, SecretRef, SettingRef, SettingVerb,
+    Syntax,
+};
 
 /// Walks one statement for a server of this major version.
 pub fn walk(statement: &pb::Node, server_major: u32) -> Syntax {
@@ -295,6 +299,7 @@ impl<'a> Walk<'a> {
             }
             Ok(K::VarSetValue | K::VarSetDefault | K::VarSetCurrent | K::VarReset) => {
                 self.setting(name, verb, name::constant(args).as_deref());
+                self.secret_setting(name, args);
                 self.all(args, at.quiet());
             }
             Ok(K::VarResetAll) if args.is_empty() => {}

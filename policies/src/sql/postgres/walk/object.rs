@@ -15,12 +15,13 @@ impl<'a> Walk<'a> {
     pub(super) fn def_elem(&mut self, node: &'a pb::DefElem, at: Place) {
         let pb::DefElem {
             defnamespace: _,
-            defname: _,
+            defname,
             arg,
             defaction: _,
-            location: _,
+            location,
             arg_location: _,
         } = node;
+        self.option_text(defname, arg.is_some(), *location);
         match arg.as_ref().and_then(|arg| arg.node.as_ref()) {
             // Option values are words and numbers; a type name here is a word, too, unless a definition needs it.
             Some(NodeEnum::TypeName(_)) => self.maybe(arg, at.quiet()),
@@ -143,7 +144,7 @@ impl<'a> Walk<'a> {
         self.define(C::Create, "ForeignDataWrapper");
         self.found.effects.insert(Effects::NETWORK);
         self.all(func_options, at);
-        self.all(options, at);
+        self.foreign_options(options, at);
     }
 
     pub(super) fn alter_fdw_stmt(&mut self, node: &'a pb::AlterFdwStmt, at: Place) {
@@ -155,7 +156,7 @@ impl<'a> Walk<'a> {
         self.define(C::Alter, "ForeignDataWrapper");
         self.found.effects.insert(Effects::NETWORK);
         self.all(func_options, at);
-        self.all(options, at);
+        self.foreign_options(options, at);
     }
 
     pub(super) fn create_foreign_server_stmt(&mut self, node: &'a pb::CreateForeignServerStmt, at: Place) {
@@ -169,7 +170,7 @@ impl<'a> Walk<'a> {
         } = node;
         self.define(C::Create, "ForeignServer");
         self.found.effects.insert(Effects::NETWORK);
-        self.all(options, at);
+        self.foreign_options(options, at);
     }
 
     pub(super) fn alter_foreign_server_stmt(&mut self, node: &'a pb::AlterForeignServerStmt, at: Place) {
@@ -181,7 +182,7 @@ impl<'a> Walk<'a> {
         } = node;
         self.define(C::Alter, "ForeignServer");
         self.found.effects.insert(Effects::NETWORK);
-        self.all(options, at);
+        self.foreign_options(options, at);
     }
 
     pub(super) fn create_user_mapping_stmt(&mut self, node: &'a pb::CreateUserMappingStmt, at: Place) {
@@ -193,7 +194,7 @@ impl<'a> Walk<'a> {
         } = node;
         self.define(C::Create, "UserMapping");
         self.found.effects.insert(Effects::NETWORK);
-        self.all(options, at);
+        self.foreign_options(options, at);
     }
 
     pub(super) fn alter_user_mapping_stmt(&mut self, node: &'a pb::AlterUserMappingStmt, at: Place) {
@@ -204,7 +205,7 @@ impl<'a> Walk<'a> {
         } = node;
         self.define(C::Alter, "UserMapping");
         self.found.effects.insert(Effects::NETWORK);
-        self.all(options, at);
+        self.foreign_options(options, at);
     }
 
     pub(super) fn drop_user_mapping_stmt(&mut self, node: &'a pb::DropUserMappingStmt, _at: Place) {
@@ -229,7 +230,7 @@ impl<'a> Walk<'a> {
         self.define(C::Create, "ForeignTable");
         self.found.effects.insert(Effects::NETWORK);
         self.whole_database(C::Create);
-        self.all(options, at);
+        self.foreign_options(options, at);
         // Names of relations of the foreign server.
         let _ = table_list;
     }
@@ -736,15 +737,16 @@ impl<'a> Walk<'a> {
     pub(super) fn create_subscription_stmt(&mut self, node: &'a pb::CreateSubscriptionStmt, at: Place) {
         let pb::CreateSubscriptionStmt {
             subname: _,
-            conninfo: _,
+            conninfo,
             publication,
             options,
-            conninfo_location: _,
+            conninfo_location,
         } = node;
         self.define(C::Create, "Subscription");
         self.found.effects.insert(Effects::NETWORK);
         self.found.effects.insert(Effects::ADMIN);
         self.whole_database(C::Create);
+        self.connection(conninfo, *conninfo_location);
         self.all(publication, at);
         self.all(options, at);
     }
@@ -753,15 +755,16 @@ impl<'a> Walk<'a> {
         let pb::AlterSubscriptionStmt {
             kind: _,
             subname: _,
-            conninfo: _,
+            conninfo,
             publication,
             options,
-            conninfo_location: _,
+            conninfo_location,
         } = node;
         self.define(C::Alter, "Subscription");
         self.found.effects.insert(Effects::NETWORK);
         self.found.effects.insert(Effects::ADMIN);
         self.whole_database(C::Alter);
+        self.connection(conninfo, *conninfo_location);
         self.all(publication, at);
         self.all(options, at);
     }

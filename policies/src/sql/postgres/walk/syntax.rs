@@ -41,6 +41,8 @@ pub struct Syntax {
     pub query: bool,
     /// Cursors named by WHERE CURRENT OF.
     pub current_of: Vec<Arc<str>>,
+    /// Where constants stand that must not be shown.
+    pub secrets: Vec<SecretRef>,
     /// What was not understood; the statement is Opaque then.
     pub problem: Option<Problem>,
     /// The tree is deeper than the limit.
@@ -64,6 +66,7 @@ impl Default for Syntax {
             unnamed: CommandSet::EMPTY,
             query: false,
             current_of: Vec::new(),
+            secrets: Vec::new(),
             problem: None,
             too_deep: false,
         }
@@ -175,4 +178,24 @@ pub enum SettingVerb {
     Read,
     /// ALTER ROLE, DATABASE, SYSTEM … SET, or attached to a function: outlives the session.
     Store,
+}
+
+/// A place of the text whose constants must not be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SecretRef {
+    /// Byte offset.
+    pub at: usize,
+    /// Which constants, seen from there.
+    pub what: SecretKind,
+}
+
+/// Which constants a [`SecretRef`] means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecretKind {
+    /// The first constant at the place or behind it.
+    Next,
+    /// Arguments of the call whose name begins there.
+    Arguments(super::super::literals::Arguments),
+    /// The string at the place or behind it is code: constants in it are looked at as if they stood outside.
+    Code,
 }

@@ -375,7 +375,7 @@ impl<'a> Walk<'a> {
         if let Some(create) = base_stmt {
             self.create_stmt(create, at);
         }
-        self.all(options, at);
+        self.foreign_options(options, at);
     }
 
     pub(super) fn create_policy_stmt(&mut self, node: &'a pb::CreatePolicyStmt, at: Place) {
