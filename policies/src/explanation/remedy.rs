@@ -56,6 +56,8 @@ fn unmask(case: &Case<'_>, refused: &PlanRefusal) -> Vec<String> {
             format!("Use {column} only in the list of selected columns, as it is; it is shown masked there")
         }
         PlanRefusal::Assigned { column, .. } => format!("Set {column} from a parameter or a constant"),
+        PlanRefusal::Conflict { .. } => "Name the columns of ON CONFLICT, none of them masked".to_owned(),
+        PlanRefusal::PlanFormat => "Ask for FORMAT TEXT or JSON".to_owned(),
         PlanRefusal::Row { relation, .. } => format!("Select the columns of {relation} by name"),
         PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse => return resolve(case, "its columns"),
     };

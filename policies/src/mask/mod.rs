@@ -9,11 +9,13 @@ mod array;
 mod cell;
 mod date;
 pub mod detect;
+mod explained;
 mod text;
 mod types;
 
 pub use cell::{CellMask, Unmaskable};
 pub use detect::{ColumnDetectors, Detected, Detectors};
+pub use explained::{explained, PlanForm};
 
 use aws_lc_rs::hmac;
 use zeroize::Zeroizing;

@@ -15,6 +15,7 @@ use super::catalog::{Catalog, Oid, Relation};
 use super::lineage::{mask_of, not_null, Masked, Verdict};
 use crate::api::access_policy::{MaskAs, NoOptions};
 use crate::engine::decision::{MaskSet, RuleRef};
+use crate::mask::PlanForm;
 use crate::reason::Reason;
 use crate::sql::names::{ColumnName, RelationName};
 
@@ -25,6 +26,8 @@ pub struct ResultPlan {
     /// None: any number of columns, and none of them can be masked.
     columns: Option<Vec<ColumnPlan>>,
     scrub: bool,
+    /// The rows are a plan over masked relations.
+    explained: Option<PlanForm>,
 }
 
 /// One output column.
@@ -71,6 +74,17 @@ pub enum PlanRefusal {
         /// The policy that masks it.
         policy: Arc<str>,
     },
+    /// ON CONFLICT that may look at a masked column.
+    #[error(
+        "{column} is masked, and ON CONFLICT without a list of columns may tell whether a value of it exists: \
+         name columns that are not masked, as in ON CONFLICT (id)"
+    )]
+    Conflict {
+        /// The column.
+        column: ColumnName,
+        /// The policy that masks it.
+        policy: Arc<str>,
+    },
     /// A whole row that holds a masked column.
     #[error("{relation} cannot be selected as a whole row, because {column} is masked: select its columns by name")]
     Row {
@@ -81,6 +95,11 @@ pub enum PlanRefusal {
         /// The policy that masks it.
         policy: Arc<str>,
     },
+    /// EXPLAIN of masked relations in a form that is not read.
+    #[error(
+        "columns are masked for this subject, so a plan over their relations is shown in FORMAT TEXT or JSON only"
+    )]
+    PlanFormat,
     /// Output whose origin cannot be told.
     #[error("columns are masked for this subject, and where this statement's output comes from cannot be told")]
     UnknownOutput,
@@ -109,9 +128,18 @@ impl PlanRefusal {
         match self {
             PlanRefusal::Used { policy, .. }
             | PlanRefusal::Assigned { policy, .. }
+            | PlanRefusal::Conflict { policy, .. }
             | PlanRefusal::Row { policy, .. } => Some(policy),
-            PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse => None,
+            PlanRefusal::PlanFormat | PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse => None,
         }
+    }
+}
+
+fn plan_form(format: &str) -> Result<PlanForm, PlanRefusal> {
+    match format {
+        "text" => Ok(PlanForm::Lines),
+        "json" => Ok(PlanForm::Json),
+        _ => Err(PlanRefusal::PlanFormat),
     }
 }
 
@@ -135,12 +163,14 @@ pub struct ColumnMasks {
     pub columns: Vec<ColumnMask>,
     /// Whether detectors look at the text-like cells of the others.
     pub detect: bool,
+    /// The only column is a plan over masked relations, written like this: nothing but its shape passes.
+    pub explained: Option<PlanForm>,
 }
 
 impl ColumnMasks {
     /// Whether rows pass untouched.
     pub fn is_empty(&self) -> bool {
-        self.columns.is_empty() && !self.detect
+        self.columns.is_empty() && !self.detect && self.explained.is_none()
     }
 }
 
@@ -207,6 +237,7 @@ impl ResultPlan {
             masks: Arc::clone(masks),
             columns,
             scrub,
+            explained: None,
         };
         if masks.columns.is_empty() {
             return Ok(plan(None, false));
@@ -219,7 +250,15 @@ impl ResultPlan {
         {
             // Refused now rather than at EXECUTE or FETCH: the name would stand for something that cannot run.
             let inner = ResultPlan::build(masks, inner, catalog)?;
-            return Ok(plan(None, scrub || inner.scrub));
+            let scrub = scrub || inner.scrub;
+            let explained = match &statement.kind {
+                StatementKind::Explain { format, .. } if scrub => Some(plan_form(format)?),
+                _ => None,
+            };
+            return Ok(ResultPlan {
+                explained,
+                ..plan(None, scrub)
+            });
         }
         if matches!(statement.kind, StatementKind::Show) {
             return Ok(plan(None, false));
@@ -248,17 +287,31 @@ impl ResultPlan {
     /// Whether any column is masked or looked at.
     pub fn is_pass(&self) -> bool {
         let masked = |column: &ColumnPlan| matches!(column, ColumnPlan::Mask(_));
-        self.masks.detectors.is_empty() && !self.columns.as_ref().is_some_and(|all| all.iter().any(masked))
+        self.masks.detectors.is_empty()
+            && self.explained.is_none()
+            && !self.columns.as_ref().is_some_and(|all| all.iter().any(masked))
     }
 
     /// Compares the server's description of the result with the plan. Origins never widen what passes: they
     /// may only reveal that the plan is wrong.
     pub fn check_origin(&self, fields: &[FieldOrigin], catalog: &Catalog) -> Result<ColumnMasks, Mismatch> {
         let detect = !self.masks.detectors.is_empty();
+        if let Some(form) = self.explained {
+            return match fields {
+                [_] => Ok(ColumnMasks {
+                    explained: Some(form),
+                    ..ColumnMasks::default()
+                }),
+                _ => Err(Mismatch::Count {
+                    planned: 1,
+                    found: fields.len(),
+                }),
+            };
+        }
         if self.masks.columns.is_empty() {
             return Ok(ColumnMasks {
-                columns: Vec::new(),
                 detect,
+                ..ColumnMasks::default()
             });
         }
         if let Some(planned) = self.columns.as_ref().filter(|planned| planned.len() != fields.len()) {
@@ -279,7 +332,11 @@ impl ResultPlan {
                 Some(ColumnPlan::Pass) | None => self.check_passing(index, field, catalog)?,
             }
         }
-        Ok(ColumnMasks { columns, detect })
+        Ok(ColumnMasks {
+            columns,
+            detect,
+            explained: None,
+        })
     }
 
     fn check_passing(&self, index: usize, field: &FieldOrigin, catalog: &Catalog) -> Result<(), Mismatch> {
@@ -316,6 +373,11 @@ fn check_uses(masks: &MaskSet, statement: &Statement, catalog: &Catalog) -> Resu
     for column in &statement.uses.assigned {
         if let Some((column, policy)) = hit(masks, catalog, column, PlanRefusal::UnknownUse)? {
             return Err(PlanRefusal::Assigned { column, policy });
+        }
+    }
+    for column in &statement.uses.conflicts {
+        if let Some((column, policy)) = hit(masks, catalog, column, PlanRefusal::UnknownUse)? {
+            return Err(PlanRefusal::Conflict { column, policy });
         }
     }
     Ok(())

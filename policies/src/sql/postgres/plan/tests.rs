@@ -32,6 +32,7 @@ fn statement(text: &str) -> Statement {
         output: bound.output,
         uses: bound.uses,
         parameters: 0,
+        literals: Default::default(),
     }
 }
 
@@ -259,6 +260,7 @@ fn a_prepared_or_declared_query_is_refused_before_it_has_a_name() {
         },
         StatementKind::Explain {
             analyze: false,
+            format: "text".into(),
             inner: Arc::clone(&inner),
         },
     ] {
@@ -271,4 +273,76 @@ fn a_prepared_or_declared_query_is_refused_before_it_has_a_name() {
         let refused = ResultPlan::build(&masks(&["app.users.ssn"]), &outer, &catalog());
         assert!(matches!(refused, Err(PlanRefusal::Used { .. })));
     }
+}
+
+#[test]
+fn on_conflict_asks_no_masked_column() {
+    let refused = |text: &str| plan(text).unwrap_err();
+    let insert = "INSERT INTO users (id, ssn) VALUES (1, '1')";
+    assert!(matches!(
+        refused(&format!("{insert} ON CONFLICT DO NOTHING")),
+        PlanRefusal::Conflict { .. }
+    ));
+    assert!(matches!(
+        refused(&format!(
+            "{insert} ON CONFLICT ON CONSTRAINT users_key DO UPDATE SET name = 'x'"
+        )),
+        PlanRefusal::Conflict { .. }
+    ));
+    assert!(matches!(
+        refused(&format!(
+            "WITH w AS ({insert} ON CONFLICT DO NOTHING RETURNING id) SELECT id FROM w"
+        )),
+        PlanRefusal::Conflict { .. }
+    ));
+    for used in ["(ssn)", "(id, lower(ssn))", "(id) WHERE ssn > '5'"] {
+        assert!(matches!(
+            refused(&format!("{insert} ON CONFLICT {used} DO NOTHING")),
+            PlanRefusal::Used { .. }
+        ));
+    }
+    plan(&format!("{insert} ON CONFLICT (id) DO NOTHING")).unwrap();
+    plan("INSERT INTO docs (id) VALUES (1) ON CONFLICT DO NOTHING").unwrap();
+    assert!(plan("INSERT INTO nowhere (id) VALUES (1) ON CONFLICT DO NOTHING").is_err());
+}
+
+#[test]
+fn a_plan_over_masked_relations_passes_in_a_form_that_is_read() {
+    let explain = |text: &str, format: &str| {
+        let inner = Arc::new(statement(text));
+        let outer = Statement {
+            kind: StatementKind::Explain {
+                analyze: false,
+                format: format.into(),
+                inner: Arc::clone(&inner),
+            },
+            ..(*inner).clone()
+        };
+        ResultPlan::build(&masks(&["app.users.ssn"]), &outer, &catalog())
+    };
+    let field = FieldOrigin {
+        table_oid: 0,
+        attnum: 0,
+        type_oid: 25,
+        typmod: -1,
+    };
+    for (format, form) in [("text", PlanForm::Lines), ("json", PlanForm::Json)] {
+        let plan = explain("SELECT ssn FROM v_users", format).unwrap();
+        assert!(!plan.is_pass() && plan.scrubs_errors());
+        let masks = plan.check_origin(&[field], &catalog()).unwrap();
+        assert_eq!(masks.explained, Some(form));
+        assert!(!masks.is_empty());
+        assert!(plan.check_origin(&[field, field], &catalog()).is_err());
+    }
+    for format in ["xml", "yaml", "unknown"] {
+        assert_eq!(
+            explain("SELECT id FROM users", format).unwrap_err(),
+            PlanRefusal::PlanFormat
+        );
+    }
+    assert!(explain("SELECT id FROM docs", "xml").unwrap().is_pass());
+    assert!(matches!(
+        explain("SELECT id FROM users WHERE ssn < '5'", "text"),
+        Err(PlanRefusal::Used { .. })
+    ));
 }

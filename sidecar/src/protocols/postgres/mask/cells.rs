@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use sidegate_policies::engine::MaskSet;
-use sidegate_policies::mask::{CellMask, ColumnDetectors, Detected, Detectors, Format, Keys, MaskedCell, Unmaskable};
+use sidegate_policies::mask::{
+    explained, CellMask, ColumnDetectors, Detected, Detectors, Format, Keys, MaskedCell, PlanForm, Unmaskable,
+};
 use sidegate_policies::sql::postgres::catalog::Catalog;
 use sidegate_policies::sql::postgres::plan::{ColumnMasks, ColumnPlan, PlannedMask, ResultPlan};
 
@@ -39,6 +41,13 @@ impl WorkCell for ColumnDetectors {
             Detected::Masked => Worked::Value,
             Detected::Null => Worked::Null,
         }
+    }
+}
+
+impl WorkCell for PlanForm {
+    fn work(&self, cell: &[u8], _binary: bool, out: &mut Vec<u8>) -> Worked {
+        explained(cell, *self, out);
+        Worked::Value
     }
 }
 
@@ -85,6 +94,9 @@ impl MaskKit {
 
     /// Work on the columns of a result; `types`: type without domains, and type modifier, of each.
     pub fn columns(&self, masks: &ColumnMasks, types: &[(u32, i32)]) -> Result<Vec<ColumnWork>, Unmaskable> {
+        if let Some(form) = masks.explained {
+            return Ok(vec![Some(Box::new(form))]);
+        }
         let mut masked = masks.columns.iter().peekable();
         let mut columns = Vec::with_capacity(types.len());
         for (index, (type_oid, typmod)) in types.iter().enumerate() {
