@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::approvals::store::RequestFolder;
 use crate::approvals::Approvals;
 use crate::attest::{Attestor, PodView};
+use crate::audit::Audit;
 use crate::authority::Authority;
 use crate::back;
 use crate::config::{BrokerConfig, StartError};
@@ -29,7 +30,7 @@ use crate::folder::Folders;
 use crate::front::{self, Front, Leases, Streams};
 use crate::index::Index;
 use crate::issuer::{random, Issuer};
-use crate::keeper::{load, Keeper};
+use crate::keeper::{accepted, load, Keeper};
 use crate::local_cluster::LocalCluster;
 use crate::lockdown::Lockdowns;
 use crate::pins::Pins;
@@ -38,7 +39,7 @@ use crate::report::{Findings, Reporter};
 use crate::secrets::{check_folder, SecretFolder};
 use crate::server::serve_tls;
 use crate::state::StateDir;
-use crate::task::Tasks;
+use crate::task::{blocking, Tasks};
 
 /// A broker.
 #[derive(Debug, Clone, Copy)]
@@ -85,9 +86,14 @@ impl Broker {
         let index = Index::new(objects, revision, config.cluster.clone(), digest_key.clone());
         let (index, watcher) = watch::channel(Arc::new(index));
         let cluster = Arc::new(cluster);
-        let front = Arc::new(build_front(&config, &state, &listeners, &cluster, watcher)?);
+        let issuer = Issuer::open(&state, listeners.issuer_url.clone(), config.cluster.clone())?;
+        let issuer = Arc::new(issuer);
+        let records = open_records(&state, &issuer, &config.cluster)?;
+        let audit = Audit::start(&state, &records, &issuer, &config.clock, &config.identity.separation)?;
+        let front = build_front(&config, &state, &listeners, &cluster, watcher, issuer, audit)?;
+        let front = Arc::new(front);
         front.lockdowns.configure(front.index().lockdowns())?;
-        let records = open_records(&state, &front, &config.cluster)?;
+        accepted(&front.audit, revision).map_err(|error| StartError::Records(error.to_string()))?;
         let subject = subject_of(&cluster);
         let reporter = Arc::new(Reporter {
             front: Arc::clone(&front),
@@ -115,6 +121,7 @@ impl Broker {
         tasks.spawn("keeper", keeper.run());
         let late = Tasks::new();
         late.spawn("records", Arc::clone(&records).run(late.stopping()));
+        tasks.spawn("audit", Arc::clone(&front.audit).run(tasks.stopping()));
         let quit = CancellationToken::new();
         let running = Running {
             front_addr: listeners.front_addr,
@@ -162,9 +169,13 @@ impl Running {
     }
 
     /// Tells streams to drain, ends every task, and waits for them. The record store comes last: its checkpoint
-    /// covers what sidecars uploaded until their streams closed.
+    /// covers what sidecars uploaded until their streams closed, and the audit of all that.
     pub async fn shutdown(self) {
         self.tasks.shutdown(PATIENCE).await;
+        let audit = Arc::clone(&self.reporter.front.audit);
+        if blocking(move || audit.finish()).await.is_none() {
+            tracing::error!("the audit log could not be ended");
+        }
         self.late.shutdown(PATIENCE).await;
         let _ = std::fs::remove_file(&self.control_socket);
     }
@@ -284,12 +295,14 @@ fn build_front(
     listeners: &Listeners,
     cluster: &Arc<LocalCluster>,
     index: watch::Receiver<Arc<Index>>,
+    issuer: Arc<Issuer>,
+    audit: Arc<Audit>,
 ) -> Result<Front, StartError> {
     let clock = Arc::clone(&config.clock);
     let dpop = Dpop::new(listeners.front_url.clone(), Arc::clone(&clock))
         .map_err(|error| StartError::crypto("the nonce key", error))?;
     Ok(Front {
-        issuer: Issuer::open(state, listeners.issuer_url.clone(), config.cluster.clone())?,
+        issuer,
         attestor: Attestor::new(
             cluster.trust(),
             Arc::clone(cluster) as Arc<dyn crate::attest::TokenReviewer>,
@@ -300,7 +313,12 @@ fn build_front(
         dpop,
         index,
         lockdowns: Arc::new(Lockdowns::open(Arc::clone(state), Arc::clone(&clock))?),
-        approvals: Arc::new(Approvals::open(RequestFolder::open(state)?, Arc::clone(&clock))?),
+        approvals: Arc::new(Approvals::open(
+            RequestFolder::open(state)?,
+            Arc::clone(&clock),
+            Arc::clone(&audit),
+        )?),
+        audit,
         secrets: SecretFolder::new(config.secrets_dir.clone()),
         leases: Leases::default(),
         revoked: Default::default(),
@@ -328,11 +346,11 @@ fn serve(listeners: Listeners, authority: &Authority, reporter: Arc<Reporter>, q
 }
 
 /// The record store, which keeps the keys that certify record keys for ever.
-fn open_records(state: &StateDir, front: &Front, cluster: &str) -> Result<Arc<Records>, StartError> {
+fn open_records(state: &StateDir, issuer: &Issuer, cluster: &str) -> Result<Arc<Records>, StartError> {
     let options = RecordsOptions::new(state.dir("records")?, cluster);
     let fail = |error: RecordsError| StartError::Records(error.to_string());
     let records = Records::open(options).map_err(fail)?;
-    records.set_ring(&front.issuer.record_ring()).map_err(fail)?;
+    records.set_ring(&issuer.record_ring()).map_err(fail)?;
     Ok(records)
 }
 

@@ -18,12 +18,14 @@ use sidegate_policies::api::access_request::{
 use sidegate_policies::api::meta::{Metadata, NamespacedRef, Object};
 use sidegate_policies::api::API_VERSION;
 use sidegate_policies::engine::Subject;
+use sidegate_policies::record::Kind;
 use sidegate_policies::wire::{ApprovalAsk, ApprovalClaim, ApprovalOutcome, ApprovalState};
 use tokio::sync::watch;
 
+use crate::audit::{Audit, Event, Unrecorded};
 use crate::clock::{rfc3339, Clock};
 use crate::index::{AskBasis, Index};
-use crate::issuer::random;
+use crate::issuer::{client_id, random};
 use crate::lockdown::{About, Denied};
 use crate::state::StateError;
 use people::Person;
@@ -67,6 +69,9 @@ pub enum ApprovalError {
     /// The claim is about something else.
     #[error("the digest is another one")]
     Digest,
+    /// It cannot be recorded, so it is not done.
+    #[error("{0}")]
+    Unrecorded(#[from] Unrecorded),
     /// The store.
     #[error(transparent)]
     State(#[from] StateError),
@@ -81,6 +86,7 @@ pub struct Approvals {
     known: Mutex<Known>,
     changed: watch::Sender<u64>,
     clock: Arc<dyn Clock>,
+    audit: Arc<Audit>,
 }
 
 #[derive(Default)]
@@ -121,7 +127,7 @@ impl Known {
 
 impl Approvals {
     /// Loads every request of the folder.
-    pub fn open(folder: RequestFolder, clock: Arc<dyn Clock>) -> Result<Self, StateError> {
+    pub fn open(folder: RequestFolder, clock: Arc<dyn Clock>, audit: Arc<Audit>) -> Result<Self, StateError> {
         let requests = folder
             .load()?
             .into_iter()
@@ -135,6 +141,7 @@ impl Approvals {
             known: Mutex::new(known),
             changed: watch::channel(0).0,
             clock,
+            audit,
         })
     }
 
@@ -240,6 +247,15 @@ impl Approvals {
             operation: claim.operation,
             at_ms: now_ms,
         });
+        // A grant is used up on record first: a claim that nobody can prove is not won.
+        self.audit.record(Event {
+            subject: &client_id(who),
+            pod_uid: &who.pod_uid,
+            object: name,
+            digest: &claim.digest,
+            detail: &format!("session {}, operation {}", claim.session, claim.operation),
+            ..Event::new(Kind::Request, "grant.claimed")
+        })?;
         let moved = self.transition(&mut known, &stored, RequestState::Claimed)?;
         let won = moved.state() == RequestState::Claimed;
         Ok(moved.answer(won))
@@ -308,7 +324,21 @@ impl Approvals {
                 person.name
             )));
         }
+        let event = match verdict {
+            Verdict::Approve => "approval.approved",
+            Verdict::Deny => "approval.denied",
+        };
+        let said = reason.clone().unwrap_or_default();
         decisions.push(person.decision(verdict, reason, rfc3339(now_ms)));
+        // On record before it takes effect: a word that cannot be recorded was not given.
+        self.audit.record(Event {
+            subject: &person.name,
+            pod_uid: &stored.spec().subject.pod_uid,
+            object: name,
+            digest: &stored.spec().digest,
+            detail: &said,
+            ..Event::new(Kind::Decided, event)
+        })?;
         let next = match verdict {
             Verdict::Deny => RequestState::Denied,
             Verdict::Approve if people::all_met(&stored.spec().approver_sets, &stored.status().decisions) => {
@@ -385,8 +415,21 @@ impl Approvals {
             Ok(()) => {}
             Err(SwapError::Gone) => moved.status_mut().state = RequestState::Void,
             Err(SwapError::Changed(present)) => moved = *present,
-            Err(SwapError::State(error)) => return Err(error.into()),
+            Err(SwapError::State(error)) => {
+                self.audit.note(Event {
+                    object: moved.name(),
+                    detail: &format!("it could not move to {next:?}: {error}"),
+                    ..Event::new(Kind::Request, "request.failed")
+                });
+                return Err(error.into());
+            }
         }
+        self.audit.note(Event {
+            pod_uid: &moved.asked_by.pod_uid,
+            object: moved.name(),
+            detail: &format!("{:?} to {:?}", stored.state(), moved.state()),
+            ..Event::new(Kind::Request, "request.moved")
+        });
         known.requests.insert(moved.name().to_owned(), moved.clone());
         self.moved();
         Ok(moved)

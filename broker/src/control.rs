@@ -168,6 +168,9 @@ pub struct Locked {
     pub sessions_closed: u64,
     /// Microseconds from the request to the last confirmation.
     pub took_us: u64,
+    /// Why it is not in the audit log (yet). It is in force all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrecorded: Option<String>,
 }
 
 /// Lifts freezes.

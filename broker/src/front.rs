@@ -25,6 +25,7 @@ use tokio::sync::watch;
 
 use crate::approvals::Approvals;
 use crate::attest::Attestor;
+use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::dpop::Dpop;
 use crate::index::Index;
@@ -40,7 +41,7 @@ pub use stream::Streams;
 /// Everything the front face serves from.
 pub struct Front {
     /// Signs tokens.
-    pub issuer: Issuer,
+    pub issuer: Arc<Issuer>,
     /// Attests callers.
     pub attestor: Attestor,
     /// Checks proofs.
@@ -49,6 +50,8 @@ pub struct Front {
     pub index: watch::Receiver<Arc<Index>>,
     /// The kill switch.
     pub lockdowns: Arc<Lockdowns>,
+    /// What is asked and what comes of it, on record.
+    pub audit: Arc<Audit>,
     /// Requests waiting for people.
     pub approvals: Arc<Approvals>,
     /// Where secrets are.

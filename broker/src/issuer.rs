@@ -42,12 +42,16 @@ pub struct Workload {
 impl Workload {
     /// `system:serviceaccount:ns:name`.
     pub fn client_id(&self) -> String {
-        let subject = &self.subject;
-        format!(
-            "system:serviceaccount:{}:{}",
-            subject.namespace, subject.service_account
-        )
+        client_id(&self.subject)
     }
+}
+
+/// `system:serviceaccount:ns:name` of a subject.
+pub fn client_id(subject: &Subject) -> String {
+    format!(
+        "system:serviceaccount:{}:{}",
+        subject.namespace, subject.service_account
+    )
 }
 
 /// A token just made. No Debug: it is a secret.

@@ -10,15 +10,16 @@ use std::time::Duration;
 use sidegate_policies::check::check;
 use sidegate_policies::compile::Problem;
 use sidegate_policies::objects::Objects;
+use sidegate_policies::record::Kind;
 use sidegate_policies::yaml;
 use tokio::sync::watch;
 
-use crate::audit;
+use crate::audit::{Audit, Event, Unrecorded};
 use crate::folder::{Fingerprint, Folders};
 use crate::index::Index;
 use crate::local_cluster::{LocalCluster, TOKEN_LIFE};
 use crate::report::{Findings, Reporter};
-use crate::state::StateDir;
+use crate::state::{StateDir, StateError};
 
 const TICK: Duration = Duration::from_millis(500);
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -37,6 +38,23 @@ pub fn load(folders: &Folders) -> Result<(Objects, Vec<Problem>), Vec<Problem>> 
         problems.dedup();
         Err(problems)
     }
+}
+
+/// Why a good configuration was not put into force. It is tried again.
+#[derive(Debug, thiserror::Error)]
+enum NotAccepted {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("the configuration is not in force: {0}")]
+    Unrecorded(#[from] Unrecorded),
+}
+
+/// The audit event of a configuration put into force. It is on record first.
+pub(crate) fn accepted(audit: &Audit, revision: u64) -> Result<(), Unrecorded> {
+    audit.record(Event {
+        object: &revision.to_string(),
+        ..Event::new(Kind::Config, "configuration.accepted")
+    })
 }
 
 /// The housekeeper of one broker.
@@ -64,6 +82,7 @@ impl Keeper {
     pub async fn run(mut self) {
         let tasks = self.reporter.front.tasks.clone();
         let stop = tasks.stopping();
+        let mut again = false;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -74,9 +93,9 @@ impl Keeper {
             }
             let folders = self.folders.clone();
             if let Some(now) = tasks.blocking(move || folders.fingerprint()).await {
-                if now != self.seen {
+                if now != self.seen || again {
                     self.seen = self.settle(now).await;
-                    self.reload().await;
+                    again = self.reload().await;
                 }
             }
             self.keep().await;
@@ -96,12 +115,14 @@ impl Keeper {
         last
     }
 
-    async fn reload(&self) {
+    /// Answers whether a good configuration is not in force and must be tried again.
+    async fn reload(&self) -> bool {
         let folders = self.folders.clone();
         let tasks = &self.reporter.front.tasks;
         let Some(loaded) = tasks.blocking(move || load(&folders)).await else {
-            return;
+            return false;
         };
+        let mut again = false;
         let findings = match loaded {
             Ok((objects, warnings)) => match self.accept(objects) {
                 Ok(revision) => {
@@ -111,16 +132,23 @@ impl Keeper {
                         warnings,
                     }
                 }
-                Err(error) => Findings {
-                    problems: vec![unplaced(error.to_string())],
-                    warnings,
-                },
+                Err(error) => {
+                    again = true;
+                    Findings {
+                        problems: vec![unplaced(error.to_string())],
+                        warnings,
+                    }
+                }
             },
             Err(problems) => {
                 tracing::warn!(
                     problems = problems.len(),
                     "configuration refused; the last good one stays in force"
                 );
+                self.reporter.front.audit.note(Event {
+                    detail: &format!("{} problem(s); the last good one stays in force", problems.len()),
+                    ..Event::new(Kind::Config, "configuration.refused")
+                });
                 Findings {
                     problems,
                     warnings: Vec::new(),
@@ -132,21 +160,16 @@ impl Keeper {
             .findings
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner()) = findings;
+        again
     }
 
-    fn accept(&self, objects: Objects) -> Result<u64, crate::state::StateError> {
+    fn accept(&self, objects: Objects) -> Result<u64, NotAccepted> {
         let revision = self.state.count("bundle")?;
         let index = Index::new(objects, revision, self.cluster_name.clone(), self.digest_key.clone());
         // Lockdowns first: what a new configuration freezes is frozen before what it allows is offered.
         self.reporter.front.lockdowns.configure(index.lockdowns())?;
+        accepted(&self.reporter.front.audit, revision)?;
         self.index.send_replace(Arc::new(index));
-        audit::write(audit::Event {
-            event: "configuration.accepted",
-            subject: "",
-            pod_uid: "",
-            object: "",
-            detail: &format!("revision {revision}"),
-        });
         Ok(revision)
     }
 

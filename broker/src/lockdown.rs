@@ -14,6 +14,7 @@ use sidegate_policies::wire::{DenyEntry, DenySet};
 use sidegate_policies::yaml;
 use tokio::sync::watch;
 
+use crate::audit::Unrecorded;
 use crate::clock::{parse_rfc3339, Clock};
 use crate::state::{read_private, remove, write_private, StateDir, StateError};
 
@@ -93,6 +94,9 @@ pub enum LockdownError {
     /// A name that cannot be a file's.
     #[error("a lockdown's name has 1 to 63 lower-case letters, digits and dashes")]
     Name,
+    /// It cannot be recorded, so it is not done.
+    #[error("{0}")]
+    Unrecorded(#[from] Unrecorded),
     /// The state directory.
     #[error(transparent)]
     State(#[from] StateError),

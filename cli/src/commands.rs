@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+pub mod audit;
 pub mod cases;
 pub mod decide;
 pub mod explain;

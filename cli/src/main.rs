@@ -58,6 +58,8 @@ enum Command {
     Sessions(commands::sessions::SessionsArgs),
     /// Show what happened in a session, as the agent saw it
     Replay(commands::replay::ReplayArgs),
+    /// List what people decided, and what the broker gave out or refused
+    Audit(commands::audit::AuditArgs),
     /// Check a record store offline, with public keys only
     Verify(commands::verify::VerifyArgs),
     /// Say what an agent may do, or what becomes of a statement and why
@@ -109,6 +111,7 @@ fn run(command: Command, out: &Out) -> anyhow::Result<ExitCode> {
         Command::Deny(args) => commands::decide::run(args, false, out),
         Command::Sessions(args) => commands::sessions::run(args, out),
         Command::Replay(args) => commands::replay::run(args, out),
+        Command::Audit(args) => commands::audit::run(args, out),
         Command::Verify(args) => commands::verify::run(args, out),
         Command::Explain(args) => commands::explain::run(&args, out),
         Command::Policy(command) => commands::policy::run(command, out),

@@ -16,6 +16,7 @@ KINDS = {
     16: "open", 17: "pins", 18: "policy", 19: "cut", 20: "close",
     32: "intent", 33: "outcome", 48: "denied", 49: "held", 50: "granted", 51: "released",
     64: "body", 65: "term",
+    96: "decided", 97: "request", 98: "lockdown", 99: "issued", 100: "refused", 101: "config", 102: "bundle",
 }  # fmt: skip
 
 _TABLE = []
@@ -63,7 +64,8 @@ class Frame:
         if version != 1 or flags & ~7 or reserved or kind not in KINDS:
             raise NotAFrame()
         self.kind = KINDS[kind]
-        self.of_log = kind < 16
+        self.of_broker = kind >= 96
+        self.of_log = kind < 16 or self.of_broker
         self.payload = data[at + 88 : at + length + 4]
         self.hash = sha256(hashed)
         self.crc_fits = struct.pack("<I", crc32c(hashed)) == data[at + length + 4 : at + self.size]

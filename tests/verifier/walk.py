@@ -185,7 +185,8 @@ class Walk:
 
     def own(self, frame, bad):
         chained = self.zero is LOST or (frame.number, frame.previous) == self.zero
-        if frame.session != bytes(16) or not chained or bad:
+        astray = frame.of_broker and self.namespace != "_broker"
+        if frame.session != bytes(16) or not chained or bad or astray:
             self.log_finding("FORGED")
         self.zero = (frame.number + 1, frame.hash)
         if frame.kind == "seal":

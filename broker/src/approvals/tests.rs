@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::audit::tests::{told, Obstacle};
 use crate::clock::ManualClock;
 use crate::state::StateDir;
 use sidegate_policies::api::access_policy::Approver;
@@ -46,7 +47,8 @@ impl Bench {
         let temp = tempfile::tempdir().unwrap();
         let state = StateDir::open(&temp.path().join("state")).unwrap();
         let clock = Arc::new(ManualClock::starting_now());
-        let approvals = Approvals::open(RequestFolder::open(&state).unwrap(), clock.clone()).unwrap();
+        let audit = crate::audit::tests::audit(&state, clock.clone());
+        let approvals = Approvals::open(RequestFolder::open(&state).unwrap(), clock.clone(), audit).unwrap();
         Bench {
             state,
             clock,
@@ -403,7 +405,9 @@ fn finished_requests_are_forgotten_after_a_day_and_states_survive_a_restart() {
     let bench = Bench::new();
     let name = bench.granted('a');
     bench.claim(&name, 'a', "n");
-    let again = Approvals::open(RequestFolder::open(&bench.state).unwrap(), bench.clock.clone()).unwrap();
+    let folder = RequestFolder::open(&bench.state).unwrap();
+    let audit = Arc::clone(&bench.approvals.audit);
+    let again = Approvals::open(folder, bench.clock.clone(), audit).unwrap();
     assert_eq!(again.find(&name).unwrap().state(), RequestState::Claimed);
     bench.settle(&name, RequestState::Done, "n").unwrap();
     bench.clock.advance_ms(KEEP_MS - 1);
@@ -444,4 +448,46 @@ fn concurrent_claims_have_one_winner() {
             .count()
     });
     assert_eq!(winners, 1);
+}
+
+#[test]
+fn a_word_that_cannot_be_recorded_was_not_given_and_a_claim_that_cannot_is_not_won() {
+    let bench = Bench::new();
+    let asked = bench.ask('a', &["one"]).unwrap();
+    let granted = bench.granted('b');
+    let obstacle = Obstacle::new(&bench.approvals.audit, &bench.state);
+    for verdict in [Verdict::Approve, Verdict::Deny] {
+        let refused = bench.approvals.decide(&asked.name, &person("ann", &[]), verdict, None);
+        let refused = refused.unwrap_err();
+        assert!(matches!(refused, ApprovalError::Unrecorded(_)), "{refused}");
+    }
+    let claim = ApprovalClaim {
+        session: "s".to_owned(),
+        operation: 1,
+        digest: "b".repeat(64),
+        nonce: "n".to_owned(),
+    };
+    let claimed = bench
+        .approvals
+        .claim(&agent("u1"), &granted, &claim, &bench.index, &bench.free);
+    assert!(matches!(claimed, Err(ApprovalError::Unrecorded(_))), "{claimed:?}");
+    let stored = bench.approvals.find(&asked.name).unwrap();
+    assert_eq!(
+        (stored.state(), stored.status().decisions.len()),
+        (RequestState::Pending, 0)
+    );
+    assert_eq!(bench.approvals.find(&granted).unwrap().state(), RequestState::Granted);
+    drop(obstacle);
+    let reason = Some("looks right".to_owned());
+    let decided = bench
+        .approvals
+        .decide(&asked.name, &person("ann", &[]), Verdict::Approve, reason);
+    assert_eq!(decided.unwrap().state(), RequestState::Granted);
+    assert!(bench.claim(&granted, 'b', "n").won);
+    let told = told(&bench.state);
+    assert!(
+        told.contains(&("approval.approved".to_owned(), "looks right".to_owned())),
+        "{told:?}"
+    );
+    assert!(told.iter().any(|(event, _)| event == "grant.claimed"), "{told:?}");
 }

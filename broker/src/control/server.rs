@@ -19,14 +19,16 @@ use tokio_util::sync::CancellationToken;
 
 use sidegate_policies::api::lockdown::LockdownSpec;
 use sidegate_policies::api::AccessRequest;
+use sidegate_policies::record::Kind;
 
 use super::{Decide, Lock, Locked, Restarted, SessionRow, Status, Unlock, Unlocked, CREATED, SEPARATION, SESSION};
 use crate::approvals::people::Person;
 use crate::approvals::store::Stored;
 use crate::approvals::ApprovalError;
-use crate::audit;
+use crate::audit::{Event, Unrecorded};
 use crate::clock::rfc3339;
 use crate::config::{Separation, StartError};
+use crate::front::Front;
 use crate::issuer::random;
 use crate::lockdown::LockdownError;
 use crate::report::Reporter;
@@ -86,12 +88,9 @@ fn admitted(stream: &UnixStream, control: &Control) -> Option<Peer> {
         gid: cred.gid(),
     };
     if control.reporter.separation.is_agent(peer.uid) {
-        audit::write(audit::Event {
-            event: "control.refused",
-            subject: "",
-            pod_uid: "",
-            object: "",
+        control.reporter.front.audit.note(Event {
             detail: "the agent's own user reached the control socket",
+            ..Event::new(Kind::Refused, "control.refused")
         });
         return None;
     }
@@ -154,26 +153,27 @@ async fn decide(
     let person = person(peer, &control.reporter.separation)?;
     let front = Arc::clone(&control.reporter.front);
     let tasks = front.tasks.clone();
-    let (by, ticket, verdict) = (person.name.clone(), name.clone(), word.verdict);
     let decided = tasks
-        .blocking(move || front.approvals.decide(&name, &person, word.verdict, word.reason))
+        .blocking(move || {
+            let decided = front.approvals.decide(&name, &person, word.verdict, word.reason);
+            if let Err(error) = &decided {
+                front.audit.note(Event {
+                    subject: &person.name,
+                    object: &name,
+                    detail: &format!("{:?} refused: {error}", word.verdict),
+                    ..Event::new(Kind::Refused, "approval.refused")
+                });
+            }
+            decided
+        })
         .await
         .ok_or_else(|| refuse(StatusCode::INTERNAL_SERVER_ERROR, "the decision could not be stored"))?;
-    audit::write(audit::Event {
-        event: "approval.decided",
-        subject: &by,
-        pod_uid: "",
-        object: &ticket,
-        detail: &match &decided {
-            Ok(stored) => format!("{verdict:?}: {:?}", stored.state()),
-            Err(error) => format!("{verdict:?} refused: {error}"),
-        },
-    });
     let decided = decided.map_err(|error| {
         let status = match &error {
             ApprovalError::NotFound => StatusCode::NOT_FOUND,
             ApprovalError::NotAllowed(_) => StatusCode::FORBIDDEN,
             ApprovalError::NotPending(_) => StatusCode::CONFLICT,
+            ApprovalError::Unrecorded(_) => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         refuse(status, error.to_string())
@@ -208,9 +208,11 @@ async fn lock(
     };
     let name = made_name()?;
     let (tasks, named) = (front.tasks.clone(), name.clone());
-    let done = tasks.blocking(move || front.lockdowns.lock(&named, spec)).await;
-    let revision = audited(peer, "lockdown.locked", &name, done)?;
-    Ok(Json(acknowledged(&control, name, revision, asked).await))
+    let done = tasks.blocking(move || freeze(&front, peer, &named, spec)).await;
+    let (revision, unrecorded) = settled(done)?;
+    let mut locked = acknowledged(&control, name, revision, asked).await;
+    locked.unrecorded = unrecorded.map(|error| error.to_string());
+    Ok(Json(locked))
 }
 
 async fn unlock(
@@ -229,36 +231,71 @@ async fn unlock(
     for name in &names {
         let front = Arc::clone(&control.reporter.front);
         let (tasks, named) = (front.tasks.clone(), name.clone());
-        let done = tasks.blocking(move || front.lockdowns.unlock(&named)).await;
-        revision = audited(peer, "lockdown.unlocked", name, done)?;
+        let done = tasks.blocking(move || thaw(&front, peer, &named)).await;
+        revision = settled(done)?;
     }
     Ok(Json(Unlocked { names, revision }))
 }
 
-/// Audits a lock or unlock and gives its revision.
-fn audited(
+/// Freezes: on record first. Where that fails it freezes all the same, because refusing to would fail open; the
+/// person is told, and the event is written as soon as the log takes it.
+fn freeze(
+    front: &Front,
     peer: Peer,
-    event: &'static str,
     name: &str,
-    done: Option<Result<u64, LockdownError>>,
-) -> Result<u64, Refuse> {
-    let done = done.ok_or_else(|| refuse(StatusCode::INTERNAL_SERVER_ERROR, "the lockdown could not be stored"))?;
-    let detail = match &done {
-        Ok(revision) => format!("revision {revision}"),
-        Err(error) => error.to_string(),
-    };
-    audit::write(audit::Event {
-        event,
-        subject: &format!("uid:{}", peer.uid),
-        pod_uid: "",
+    spec: LockdownSpec,
+) -> Result<(u64, Option<Unrecorded>), LockdownError> {
+    let frozen = serde_json::to_string(&spec.freeze).unwrap_or_default();
+    let detail = format!("{frozen}: {}", spec.reason);
+    let by = format!("uid:{}", peer.uid);
+    let event = Event {
+        subject: &by,
         object: name,
         detail: &detail,
-    });
+        ..Event::new(Kind::Lockdown, "lockdown.locked")
+    };
+    let unrecorded = front.audit.record(event).err();
+    if unrecorded.is_some() {
+        front.audit.note(Event {
+            detail: "it is in force, though not recorded in time",
+            ..event
+        });
+    }
+    let revision = front.lockdowns.lock(name, spec).inspect_err(|error| {
+        front.audit.note(Event {
+            detail: &format!("it failed: {error}"),
+            ..event
+        });
+    })?;
+    Ok((revision, unrecorded))
+}
+
+/// Unfreezes: on record first, or not at all.
+fn thaw(front: &Front, peer: Peer, name: &str) -> Result<u64, LockdownError> {
+    let by = format!("uid:{}", peer.uid);
+    let event = Event {
+        subject: &by,
+        object: name,
+        ..Event::new(Kind::Lockdown, "lockdown.unlocked")
+    };
+    front.audit.record(event)?;
+    front.lockdowns.unlock(name).inspect_err(|error| {
+        front.audit.note(Event {
+            detail: &format!("it failed: {error}"),
+            ..event
+        });
+    })
+}
+
+/// What a lock or unlock did, or what to say to the person.
+fn settled<T>(done: Option<Result<T, LockdownError>>) -> Result<T, Refuse> {
+    let done = done.ok_or_else(|| refuse(StatusCode::INTERNAL_SERVER_ERROR, "the lockdown could not be stored"))?;
     done.map_err(|error| {
         let status = match &error {
             LockdownError::Unknown(_) => StatusCode::NOT_FOUND,
             LockdownError::Exists(_) => StatusCode::CONFLICT,
             LockdownError::Name => StatusCode::BAD_REQUEST,
+            LockdownError::Unrecorded(_) => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         refuse(status, error.to_string())
@@ -281,6 +318,7 @@ async fn acknowledged(control: &Control, name: String, revision: u64, asked: Ins
             acknowledged: u64::try_from(acked.len()).unwrap_or(u64::MAX),
             sessions_closed: acked.iter().fold(0, |sum, sidecar| sum.saturating_add(sidecar.closed)),
             took_us: u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX),
+            unrecorded: None,
         };
         if report.acknowledged == report.sidecars {
             return report;

@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use axum::extract::{Path, RawQuery, Request, State};
 use axum::{Extension, Json};
+use sidegate_policies::record::Kind;
 use sidegate_policies::wire::{ApprovalAsk, ApprovalClaim, ApprovalOutcome, ApprovalState};
 
 use super::caller::{refused, Caller};
 use super::{json, Front, Refusal, MAX_ASK, MAX_BODY};
 use crate::approvals::ApprovalError;
-use crate::audit;
+use crate::audit::Event;
 
 type Answer = Result<Json<ApprovalState>, Refusal>;
 
@@ -23,20 +24,22 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 /// `POST /v1/approvals`.
 pub async fn ask(State(front): State<Arc<Front>>, Extension(caller): Extension<Caller>, request: Request) -> Answer {
     let ask: ApprovalAsk = json(request, MAX_ASK).await?;
-    let target = ask.target.clone();
+    let (target, digest) = (ask.target.clone(), ask.digest.clone());
     let who = caller.clone();
+    let audit = Arc::clone(&front.audit);
     let answer = run(front, move |front| {
         front
             .approvals
             .ask(who.subject(), ask, &front.index(), &front.lockdowns.now())
     })
     .await?;
-    audit::write(audit::Event {
-        event: "approval.asked",
+    audit.note(Event {
         subject: &caller.workload.client_id(),
         pod_uid: &caller.subject().pod_uid,
-        object: &target,
-        detail: &answer.0.name,
+        object: &answer.0.name,
+        digest: &digest,
+        detail: &format!("for {target}"),
+        ..Event::new(Kind::Request, "approval.asked")
     });
     Ok(answer)
 }
@@ -57,7 +60,7 @@ pub async fn watch(
         let now = front
             .approvals
             .get(caller.subject(), &name)
-            .map_err(|error| outward(&error))?;
+            .map_err(|error| outward(&front, &error))?;
         if known.as_ref() != Some(&serde_json::to_value(now.state).unwrap_or_default()) {
             return Ok(Json(now));
         }
@@ -117,20 +120,20 @@ where
 {
     let tasks = front.tasks.clone();
     let outcome = tasks
-        .blocking(move || work(&front))
+        .blocking(move || work(&front).map_err(|error| outward(&front, &error)))
         .await
         .ok_or_else(Refusal::unavailable)?;
-    outcome.map(Json).map_err(|error| outward(&error))
+    outcome.map(Json)
 }
 
-fn outward(error: &ApprovalError) -> Refusal {
-    refused("approval.refused", "", &error.to_string());
+fn outward(front: &Front, error: &ApprovalError) -> Refusal {
+    refused(front, "approval.refused", "", &error.to_string());
     match error {
         ApprovalError::NotFound => Refusal::not_found(),
         ApprovalError::TooLong => Refusal::too_large(),
         ApprovalError::Flood(_) => Refusal::limit(),
         ApprovalError::Locked(_) => Refusal::locked(),
-        ApprovalError::State(_) | ApprovalError::Random => Refusal::unavailable(),
+        ApprovalError::State(_) | ApprovalError::Random | ApprovalError::Unrecorded(_) => Refusal::unavailable(),
         ApprovalError::NotAsked
         | ApprovalError::NotPending(_)
         | ApprovalError::NotAllowed(_)

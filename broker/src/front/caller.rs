@@ -11,10 +11,11 @@ use axum::response::{IntoResponse, Response};
 use http::header::{HeaderMap, AUTHORIZATION};
 use http::request::Parts;
 use sidegate_policies::engine::Subject;
+use sidegate_policies::record::Kind;
 
 use super::{Front, Refusal};
 use crate::attest::NotAttested;
-use crate::audit;
+use crate::audit::Event;
 use crate::dpop::{Call, DpopRefused};
 use crate::issuer::Workload;
 use crate::jwt::{accept, Accepted, Slot};
@@ -69,10 +70,11 @@ async fn identify(front: &Front, request: &Parts) -> Result<Caller, Refusal> {
     let key = front
         .dpop
         .check(proof, call)
-        .map_err(|error| proof_refused(error, false))?;
+        .map_err(|error| proof_refused(front, error, false))?;
     let caller = session(front, token).await?;
     if caller.thumbprint != key.thumbprint() {
         refused(
+            front,
             "session.refused",
             &caller.workload.client_id(),
             "the proof is by another key",
@@ -94,14 +96,19 @@ pub async fn session(front: &Front, token: &str) -> Result<Caller, Refusal> {
         front.clock.now(),
     );
     let accepted = accepted.map_err(|error| {
-        refused("session.refused", "", &error.to_string());
+        refused(front, "session.refused", "", &error.to_string());
         Refusal::invalid_client()
     })?;
     let mut caller = read(&accepted).ok_or_else(Refusal::invalid_client)?;
     match front.attestor.still(&caller.workload).await {
         Ok(pod) => caller.workload.subject.labels = pod.labels,
         Err(error) => {
-            refused("session.refused", &caller.workload.client_id(), &error.to_string());
+            refused(
+                front,
+                "session.refused",
+                &caller.workload.client_id(),
+                &error.to_string(),
+            );
             return Err(attestation_refused(&error));
         }
     }
@@ -149,13 +156,13 @@ pub fn single<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a [u8]>
 }
 
 /// A refused proof outward; RFC 9449 wants 400 at the token endpoint and 401 elsewhere.
-pub fn proof_refused(error: DpopRefused, token_endpoint: bool) -> Refusal {
+pub fn proof_refused(front: &Front, error: DpopRefused, token_endpoint: bool) -> Refusal {
     match error {
         DpopRefused::Nonce if token_endpoint => Refusal::use_nonce(),
         DpopRefused::Nonce => Refusal::use_nonce_here(),
         DpopRefused::Full => Refusal::unavailable(),
         _ => {
-            refused("proof.refused", "", &error.to_string());
+            refused(front, "proof.refused", "", &error.to_string());
             Refusal::invalid_proof()
         }
     }
@@ -171,12 +178,10 @@ pub fn attestation_refused(error: &NotAttested) -> Refusal {
 }
 
 /// Audits a refusal.
-pub fn refused(event: &'static str, subject: &str, detail: &str) {
-    audit::write(audit::Event {
-        event,
+pub fn refused(front: &Front, event: &'static str, subject: &str, detail: &str) {
+    front.audit.note(Event {
         subject,
-        pod_uid: "",
-        object: "",
         detail,
+        ..Event::new(Kind::Refused, event)
     });
 }

@@ -12,12 +12,13 @@ use axum::{Extension, Json};
 use http::StatusCode;
 use sidegate_policies::api::target::{Credential, SecretCredential};
 use sidegate_policies::bundle::BundledTarget;
+use sidegate_policies::record::Kind;
 use sidegate_policies::wire::{Lease, LeaseMaterial, LeaseRequest};
 
 use super::caller::Caller;
 use super::token::mint;
 use super::{json, Front, Refusal, MAX_BODY};
-use crate::audit;
+use crate::audit::Event;
 use crate::issuer::{random_id, Workload};
 use crate::lockdown::About;
 use crate::secrets::SecretError;
@@ -69,19 +70,33 @@ pub async fn create(
     let asked: LeaseRequest = json(request, MAX_BODY).await?;
     let tasks = front.tasks.clone();
     let lease = tasks.blocking(move || {
+        let client = caller.workload.client_id();
         let outcome = grant(&front, &caller.workload, &asked.target);
-        let (event, detail) = match &outcome {
-            Ok(lease) => ("lease.granted", lease.id.clone()),
-            Err((_, detail)) => ("lease.refused", detail.clone()),
-        };
-        audit::write(audit::Event {
-            event,
-            subject: &caller.workload.client_id(),
-            pod_uid: &caller.subject().pod_uid,
+        let told = Event {
+            subject: &client,
+            pod_uid: &caller.workload.subject.pod_uid,
             object: &asked.target,
-            detail: &detail,
+            ..Event::new(Kind::Refused, "lease.refused")
+        };
+        let lease = outcome.map_err(|(refusal, detail)| {
+            front.audit.note(Event {
+                detail: &detail,
+                ..told
+            });
+            refusal
+        })?;
+        // On record before it leaves.
+        let granted = front.audit.record(Event {
+            kind: Kind::Issued,
+            event: "lease.granted",
+            detail: &lease.id,
+            ..told
         });
-        outcome.map_err(|(refusal, _)| refusal)
+        if granted.is_err() {
+            front.leases.end(&lease.id, &caller.subject().pod_uid);
+            return Err(Refusal::unavailable());
+        }
+        Ok(lease)
     });
     lease.await.unwrap_or_else(|| Err(Refusal::unavailable())).map(Json)
 }
@@ -95,12 +110,12 @@ pub async fn end(
     if !front.leases.end(&id, &caller.subject().pod_uid) {
         return Err(Refusal::not_found());
     }
-    audit::write(audit::Event {
-        event: "lease.ended",
+    front.audit.note(Event {
         subject: &caller.workload.client_id(),
         pod_uid: &caller.subject().pod_uid,
         object: &id,
         detail: "handed back",
+        ..Event::new(Kind::Issued, "lease.ended")
     });
     Ok(StatusCode::NO_CONTENT)
 }

@@ -9,11 +9,12 @@ use axum::extract::{Request, State};
 use axum::{Extension, Json};
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
+use sidegate_policies::record::Kind;
 use sidegate_policies::wire::{RecordKeyRequest, RecordKeyResponse, RecordKeyRing};
 
 use super::caller::Caller;
 use super::{json, Front, Refusal, MAX_BODY};
-use crate::audit;
+use crate::audit::Event;
 
 /// `POST /v1/record-keys`.
 pub async fn certify(
@@ -33,12 +34,11 @@ pub async fn certify(
         .issuer
         .record_certificate(who, &asked.public_key, front.clock.now())
         .map_err(|_| Refusal::unavailable())?;
-    audit::write(audit::Event {
-        event: "record-key.certified",
+    front.audit.note(Event {
         subject: &who.client_id(),
         pod_uid: &who.subject.pod_uid,
         object: &asked.public_key,
-        detail: "",
+        ..Event::new(Kind::Issued, "record-key.certified")
     });
     Ok(Json(RecordKeyResponse { certificate }))
 }

@@ -17,12 +17,13 @@ use bytes::{Bytes, BytesMut};
 use http::header::{HeaderValue, CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
+use sidegate_policies::record::Kind;
 use sidegate_policies::wire::{SidecarStatus, ToBroker, ToSidecar};
 use tokio::sync::{mpsc, watch};
 
 use super::caller::{session, Caller};
 use super::{Front, Refusal};
-use crate::audit;
+use crate::audit::Event;
 
 /// The protocol of the stream.
 pub const PROTOCOL: u32 = 1;
@@ -182,12 +183,16 @@ impl Pump {
             Err(ended) => ended,
         };
         self.front.streams.close(self.id);
-        audit::write(audit::Event {
-            event: "stream.ended",
+        self.note("stream.ended", "", &ended.to_string());
+    }
+
+    fn note(&self, event: &'static str, object: &str, detail: &str) {
+        self.front.audit.note(Event {
             subject: &self.caller.workload.client_id(),
             pod_uid: &self.caller.subject().pod_uid,
-            object: "",
-            detail: &ended.to_string(),
+            object,
+            detail,
+            ..Event::new(Kind::Bundle, event)
         });
     }
 
@@ -308,17 +313,26 @@ impl Pump {
                 revision,
                 closed,
                 took_us,
-            } => streams.update(self.id, |report| {
-                if version.is_some() {
-                    report.bundle = version;
-                    report.nack = None;
+            } => {
+                if let Some(version) = &version {
+                    self.note("bundle.loaded", version, "");
                 }
                 if let Some(revision) = revision {
-                    report.deny_revision = revision;
-                    report.closed = closed;
-                    report.took_us = took_us;
+                    let what = format!("deny set {revision}: {closed} session(s) cut");
+                    self.note("lockdown.applied", "", &what);
                 }
-            }),
+                streams.update(self.id, |report| {
+                    if version.is_some() {
+                        report.bundle = version;
+                        report.nack = None;
+                    }
+                    if let Some(revision) = revision {
+                        report.deny_revision = revision;
+                        report.closed = closed;
+                        report.took_us = took_us;
+                    }
+                });
+            }
             ToBroker::Nack { version, message } => self.refused_bundle(&version, message).await?,
             ToBroker::Status(status) => streams.update(self.id, |report| report.status = status),
             ToBroker::Reauth { token } => self.reauth(&token).await?,
@@ -329,6 +343,7 @@ impl Pump {
     /// A bundle was not taken: it is offered again at most twice, and the previous one stays in force there.
     async fn refused_bundle(&mut self, version: &str, message: String) -> Result<(), Ended> {
         tracing::warn!(version, message, "a sidecar did not take its bundle");
+        self.note("bundle.refused", version, &message);
         self.front.streams.update(self.id, |report| report.nack = Some(message));
         self.nacks = self.nacks.saturating_add(1);
         if self.nacks >= MAX_NACKS || self.sent.as_deref() != Some(version) {

@@ -14,11 +14,12 @@ use http::header::CONTENT_TYPE;
 use http::StatusCode;
 use serde_json::json;
 use sidegate_policies::api::target::{Credential, TokenCredential};
+use sidegate_policies::record::Kind;
 use sidegate_policies::wire::TokenResponse;
 
 use super::caller::{attestation_refused, proof_refused, refused, single, Caller};
 use super::{body, Front, Refusal, MAX_BODY};
-use crate::audit;
+use crate::audit::Event;
 use crate::dpop::Call;
 use crate::issuer::{Issued, Workload};
 use crate::jwt::Slot;
@@ -46,7 +47,7 @@ pub async fn exchange(State(front): State<Arc<Front>>, request: Request) -> Resu
     let key = front
         .dpop
         .check(proof.as_deref(), call)
-        .map_err(|error| proof_refused(error, true))?;
+        .map_err(|error| proof_refused(&front, error, true))?;
     let denied = front.lockdowns.now();
     let now_ms = front.clock.now_ms();
     let frozen = |id: &str| denied.token(id, now_ms);
@@ -55,11 +56,17 @@ pub async fn exchange(State(front): State<Arc<Front>>, request: Request) -> Resu
         .attest(slot, token, &key, &frozen)
         .await
         .map_err(|error| {
-            refused("token.refused", "", &error.to_string());
+            refused(&front, "token.refused", "", &error.to_string());
             attestation_refused(&error)
         })?;
-    let answer = match asked_target(&form)? {
-        Some(audience) if audience != front.issuer.url() => target_token(&front, &who, audience, &form)?,
+    let answer = match asked_target(&form)?.map(str::to_owned) {
+        Some(audience) if audience != front.issuer.url() => {
+            let tasks = front.tasks.clone();
+            let minted = tasks
+                .blocking(move || target_token(&front, &who, &audience, &form))
+                .await;
+            minted.unwrap_or_else(|| Err(Refusal::unavailable()))?
+        }
         _ => session_token(&front, &who, &key.thumbprint())?,
     };
     Ok(Json(answer).into_response())
@@ -177,7 +184,7 @@ fn asked_target(form: &BTreeMap<String, String>) -> Result<Option<&str>, Refusal
 fn session_token(front: &Front, who: &Workload, thumbprint: &str) -> Result<TokenResponse, Refusal> {
     let issued = front.issuer.session(who, thumbprint, front.clock.now());
     let issued = issued.map_err(|_| Refusal::unavailable())?;
-    granted(who, "session", &issued);
+    front.audit.note(granted(&who.client_id(), who, "session", &issued));
     Ok(TokenResponse {
         access_token: issued.token,
         issued_token_type: TYPE_ACCESS.to_owned(),
@@ -230,6 +237,7 @@ pub fn mint(
     };
     if let Some(lockdown) = front.lockdowns.now().frozen(about, front.clock.now_ms()) {
         refused(
+            front,
             "token.refused",
             &who.client_id(),
             &format!("frozen by lockdown `{lockdown}`"),
@@ -238,6 +246,7 @@ pub fn mint(
     }
     if token.issuer != "sidegate" {
         refused(
+            front,
             "token.refused",
             &who.client_id(),
             "exchanges with other issuers are not built yet",
@@ -259,18 +268,20 @@ pub fn mint(
     };
     let issued = front.issuer.target(who, &token.audience, &scope, front.clock.now());
     let issued = issued.map_err(|_| Refusal::unavailable())?;
-    granted(who, target, &issued);
+    // On record before it leaves.
+    let recorded = front.audit.record(granted(&who.client_id(), who, target, &issued));
+    recorded.map_err(|_| Refusal::unavailable())?;
     Ok((issued, scope))
 }
 
-fn granted(who: &Workload, object: &str, issued: &Issued) {
-    audit::write(audit::Event {
-        event: "token.granted",
-        subject: &who.client_id(),
+fn granted<'a>(client: &'a str, who: &'a Workload, object: &'a str, issued: &'a Issued) -> Event<'a> {
+    Event {
+        subject: client,
         pod_uid: &who.subject.pod_uid,
         object,
         detail: &issued.id,
-    });
+        ..Event::new(Kind::Issued, "token.granted")
+    }
 }
 
 /// A form body without repeated parameters.

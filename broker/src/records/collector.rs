@@ -13,9 +13,9 @@ use std::time::Instant;
 
 use sidegate_policies::record::chain::{ChainError, LogChain};
 use sidegate_policies::record::footer::Footer;
-use sidegate_policies::record::frame::{sha256, Frame, Hash};
-use sidegate_policies::record::layout::{self, LogPath};
-use sidegate_policies::record::payload::{Boot, Cert};
+use sidegate_policies::record::frame::{hex, sha256, Frame, FrameError, Hash};
+use sidegate_policies::record::layout::{self, LogPath, BROKER};
+use sidegate_policies::record::payload::{Boot, Cert, Recovered};
 use sidegate_policies::record::stream::{self, Item};
 use sidegate_policies::record::summary::{rfc3339, Orphan, SessionSummary};
 use sidegate_policies::record::tlog::{Entry, LogHead};
@@ -32,12 +32,16 @@ const WAITING_KEYS: usize = 4096;
 
 /// A log in the collector.
 pub(super) struct LogState {
-    path: LogPath,
+    pub path: LogPath,
     chain: LogChain,
     tail: Vec<u8>,
     tail_first: u64,
     /// Bytes of `tail` that are in the journal, synced.
     landed: usize,
+    /// Bytes behind the last good frame that a restart found in the journal.
+    torn: u64,
+    /// The broker writes it itself: its silence means nothing.
+    own: bool,
     journal: Option<File>,
     sessions: HashMap<[u8; 16], SessionSummary>,
     closed: Vec<SessionSummary>,
@@ -79,16 +83,20 @@ pub(super) enum Refusal {
     Certificate(u64),
     #[error("the log states a head that the collector does not know")]
     Head,
+    #[error(transparent)]
+    Frame(#[from] FrameError),
 }
 
 impl LogState {
     pub fn new(path: LogPath) -> LogState {
         LogState {
-            path,
             chain: LogChain::default(),
             tail: Vec::new(),
             tail_first: 0,
             landed: 0,
+            torn: 0,
+            own: path.namespace == BROKER,
+            path,
             journal: None,
             sessions: HashMap::new(),
             closed: Vec::new(),
@@ -209,15 +217,62 @@ impl LogState {
         self.ended = false;
         self.tail.extend_from_slice(frame.bytes);
         self.count(frame, &hash);
-        if frame.header.kind == Kind::Seal {
+        if frame.header.kind == Kind::Seal && !self.own {
             self.store(records)?;
         }
         Ok(())
     }
 
+    /// The chain, for a writer in this process.
+    pub fn chain(&self) -> &LogChain {
+        &self.chain
+    }
+
+    /// Takes a frame that this process writes. Nothing is durable before [`LogState::commit`].
+    pub fn append(&mut self, records: &Records, kind: Kind, payload: &[u8], now: (u64, u64)) -> Result<(), Refusal> {
+        let mut bytes = Vec::new();
+        self.chain.own(kind, payload, now, &mut bytes)?;
+        self.frame(records, &Frame::parse(&bytes)?)
+    }
+
+    /// Makes durable what was appended. Nobody sends a footer again, so it is landed before an object is made of it:
+    /// what the tile log speaks of is never lost.
+    pub fn commit(&mut self, records: &Records) -> Result<(), RecordsError> {
+        self.land(records)?;
+        let sealed = self.chain.unsealed() == 0 && self.chain.next > 0;
+        if sealed {
+            self.store(records)?;
+        }
+        Ok(())
+    }
+
+    /// What a restart found of this log; `None` where there is no good frame.
+    pub fn recovered(&self) -> Option<Recovered> {
+        Some(Recovered {
+            log: hex(&self.chain.boot),
+            instance: self.path.instance,
+            number: self.chain.next.checked_sub(1)?,
+            head: hex(&self.chain.head),
+            count: frames(&self.tail).count() as u64,
+            why: if self.torn > 0 { "torn" } else { "end" }.into(),
+            cut_bytes: self.torn,
+        })
+    }
+
+    /// Ends a log that this process writes, or wrote before a restart.
+    pub fn finish(&mut self, records: &Records) -> Result<(), RecordsError> {
+        self.end(records)?;
+        // What is left of a journal is a torn first frame, or what an object holds already.
+        self.journal = None;
+        records.objects.remove(&self.path.landing())
+    }
+
     /// What the chain does not know: whose log it is, who vouches for its key, where the session's key goes.
     fn judge(&mut self, records: &Records, frame: &Frame<'_>) -> Result<(), Refusal> {
         let number = frame.header.log_number;
+        if frame.header.kind.of_broker() && !self.own {
+            return Err(Refusal::Foreign);
+        }
         match frame.header.kind {
             Kind::Boot => {
                 let boot: Boot = serde_json::from_slice(frame.payload).map_err(|_| ChainError::Payload(number))?;
@@ -391,7 +446,7 @@ impl LogState {
     /// Seals the log's sessions as orphans after a long silence. The log may still go on later.
     fn seal_orphans(&mut self, records: &Records) -> Result<(), RecordsError> {
         let silent = self.heard.elapsed() >= records.options.orphan_after;
-        if !silent || self.orphaned || self.ended {
+        if !silent || self.orphaned || self.ended || self.own {
             return Ok(());
         }
         self.orphaned = true;
@@ -424,6 +479,16 @@ impl Records {
             }
         }
         Ok(())
+    }
+
+    /// Logs that an earlier start of this broker wrote and did not end.
+    pub(super) fn unfinished(&self, path: &LogPath) -> Vec<Arc<Mutex<LogState>>> {
+        let logs = lock(&self.logs);
+        let earlier = logs
+            .iter()
+            .filter(|(other, _)| (&other.namespace, &other.pod_uid) == (&path.namespace, &path.pod_uid));
+        let earlier = earlier.filter(|(other, _)| other.instance < path.instance);
+        earlier.map(|(_, log)| Arc::clone(log)).collect()
     }
 
     pub(super) fn seal_orphans(&self) {
@@ -494,7 +559,9 @@ fn load(records: &Records, path: &LogPath) -> Result<LogState, RecordsError> {
         state.tail.extend_from_slice(frame.bytes);
         state.count(&frame, &hash);
     }
-    if !landing.starts_with(&state.tail) {
+    if landing.starts_with(&state.tail) {
+        state.torn = landing.len().saturating_sub(state.tail.len()) as u64;
+    } else {
         // A crash came between an object and the removal of what it holds.
         records.objects.replace_private(&path.landing(), &state.tail)?;
     }

@@ -9,6 +9,7 @@ mod checkpoint;
 mod collector;
 mod keys;
 mod objects;
+mod own;
 mod upload;
 
 use crate::task::blocking;
@@ -28,6 +29,7 @@ use keys::Keys;
 use objects::Objects;
 
 pub use keys::SessionKeys;
+pub(crate) use own::OwnLog;
 
 /// Alarms kept for status.
 const ALARMS: usize = 100;

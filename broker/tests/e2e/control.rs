@@ -9,6 +9,9 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::{json, Value};
 use sidegate_broker::control::{Locked, Status, Unlocked};
+use sidegate_policies::record::audit::read;
+use sidegate_policies::record::layout::DirectoryStore;
+use sidegate_policies::record::verify::{verify_store, Options};
 use tokio::net::UnixStream;
 
 use crate::world::World;
@@ -66,18 +69,39 @@ async fn lock_and_unlock_write_lockdowns_that_survive_a_restart() {
     assert_eq!(code, StatusCode::OK, "{body}");
     let locked: Locked = serde_json::from_value(body).unwrap();
     assert_eq!((locked.sidecars, locked.acknowledged), (0, 0));
+    assert_eq!(locked.unrecorded, None);
+    let store = world.path("state/records");
+    assert_eq!(
+        audited(&store),
+        [("lockdown.locked".to_owned(), locked.name.clone())],
+        "on the disk when it is answered"
+    );
     let world = world.restart().await;
     let status = world.running.status();
     assert_eq!(status.lockdowns, [locked.name.as_str()]);
     assert!(status.deny_revision >= locked.revision);
     let (_, body) = control(&socket, Method::POST, "/unlock", Some(json!({"names": []}))).await;
     let unlocked: Unlocked = serde_json::from_value(body).unwrap();
-    assert_eq!(unlocked.names, [locked.name]);
+    assert_eq!(unlocked.names, [locked.name.as_str()]);
     assert!(unlocked.revision > status.deny_revision);
     assert!(world.running.status().lockdowns.is_empty());
     let (code, body) = control(&socket, Method::POST, "/unlock", Some(json!({"names": ["nothing"]}))).await;
     assert_eq!(code, StatusCode::NOT_FOUND);
     assert!(body["error"].as_str().unwrap().contains("nothing"));
+    let unlocked = ("lockdown.unlocked".to_owned(), locked.name);
+    assert_eq!(audited(&store)[1], unlocked);
+    world.running.shutdown().await;
+    let report = verify_store(&store, &Options::default()).unwrap();
+    assert_eq!((report.exit_code(), report.logs.len()), (0, 2), "{report:?}");
+}
+
+/// What people did, from the broker's own log: event and object.
+fn audited(store: &Path) -> Vec<(String, String)> {
+    let events = read(&DirectoryStore::new(store)).unwrap().into_iter();
+    let by_people = events.filter(|event| event.says.subject.starts_with("uid:"));
+    by_people
+        .map(|event| (event.says.event.into_owned(), event.says.object.into_owned()))
+        .collect()
 }
 
 #[tokio::test]

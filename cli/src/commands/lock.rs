@@ -147,6 +147,9 @@ pub fn run(args: LockArgs, out: &Out) -> Result<ExitCode> {
             locked.sessions_closed
         ))?;
     }
+    if let Some(why) = &locked.unrecorded {
+        out.remark(format!("it is in force, but {}", visible(why)));
+    }
     if locked.acknowledged < locked.sidecars {
         out.remark(format!(
             "{} of {} sidecar(s) confirmed so far; the others apply it when they are reachable again",

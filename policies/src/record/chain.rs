@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 
-use crate::record::footer::{decode_key, Footer, FooterError};
-use crate::record::frame::{hex, unhex, Frame, Hash};
+use crate::record::footer::{decode_key, encode_key, Footer, FooterError, Head};
+use crate::record::frame::{encode, hex, unhex, Frame, FrameError, Hash, Header};
 use crate::record::kind::Kind;
 use crate::record::merkle::Tree;
 use crate::record::payload::Boot;
@@ -158,6 +158,44 @@ impl LogChain {
     /// Frames since the last footer.
     pub fn unsealed(&self) -> u64 {
         self.tree.size()
+    }
+
+    /// Appends to `out` the frame of the log itself that comes next; `now` is monotonic ns and wall µs. Nothing moves
+    /// until it is taken. For a writer without sessions.
+    pub fn own(&self, kind: Kind, payload: &[u8], now: (u64, u64), out: &mut Vec<u8>) -> Result<Hash, FrameError> {
+        let header = Header {
+            kind,
+            flags: 0,
+            log_number: self.next,
+            session: [0; 16],
+            number: self.zero.next,
+            mono_ns: now.0,
+            wall_us: now.1,
+            previous: self.zero.head,
+        };
+        encode(&header, payload, out)
+    }
+
+    /// The footer that would end the segment now; `next_key` signs the one after it.
+    pub fn footer(&self, next_key: &[u8; 32], now: (u64, u64)) -> Footer {
+        let heads = self.sessions.iter().map(|(id, chain)| Head {
+            session: uuid::Uuid::from_bytes(*id).to_string(),
+            number: chain.next.saturating_sub(1),
+            hash: hex(&chain.head),
+        });
+        Footer {
+            segment: self.segment,
+            log: hex(&self.boot),
+            first: self.first,
+            last: self.next.saturating_sub(1),
+            root: hex(&self.tree.root()),
+            previous: hex(&self.previous_footer),
+            next_key: encode_key(next_key),
+            heads: heads.collect(),
+            mono_ns: now.0,
+            wall_us: now.1,
+            number: self.zero.next,
+        }
     }
 
     /// Takes the next frame, or says why it is not the next one; then nothing has moved.

@@ -49,11 +49,25 @@ pub enum Kind {
     Body = 64,
     /// Terminal events.
     Term = 65,
+    /// A person approved or denied a request.
+    Decided = 96,
+    /// A request was made, claimed, or moved to another state.
+    Request = 97,
+    /// Something was frozen or unfrozen.
+    Lockdown = 98,
+    /// A credential, token or certificate was given out or handed back.
+    Issued = 99,
+    /// A caller or a call was turned away.
+    Refused = 100,
+    /// A configuration was accepted or refused.
+    Config = 101,
+    /// A sidecar took or refused its bundle, or its stream ended.
+    Bundle = 102,
 }
 
 impl Kind {
     /// Every kind, by code.
-    pub const ALL: [Kind; 19] = [
+    pub const ALL: [Kind; 26] = [
         Kind::Boot,
         Kind::Cert,
         Kind::Clock,
@@ -73,6 +87,13 @@ impl Kind {
         Kind::Released,
         Kind::Body,
         Kind::Term,
+        Kind::Decided,
+        Kind::Request,
+        Kind::Lockdown,
+        Kind::Issued,
+        Kind::Refused,
+        Kind::Config,
+        Kind::Bundle,
     ];
 
     /// The code stored in the frame.
@@ -107,17 +128,29 @@ impl Kind {
             Kind::Released => "released",
             Kind::Body => "body",
             Kind::Term => "term",
+            Kind::Decided => "decided",
+            Kind::Request => "request",
+            Kind::Lockdown => "lockdown",
+            Kind::Issued => "issued",
+            Kind::Refused => "refused",
+            Kind::Config => "config",
+            Kind::Bundle => "bundle",
         }
     }
 
     /// Whether frames of this kind belong to the log itself (session zero).
     pub fn of_log(self) -> bool {
-        self.code() < Kind::Open.code()
+        self.code() < Kind::Open.code() || self.of_broker()
+    }
+
+    /// Whether only the broker writes it, in its own log: what people decided and what it gave out or refused.
+    pub fn of_broker(self) -> bool {
+        self.code() >= Kind::Decided.code()
     }
 
     /// Whether the payload is sealed under the session's key: everything that may carry content.
     pub fn is_sealed(self) -> bool {
-        self.code() >= Kind::Intent.code() || self == Kind::Pins
+        (self.code() >= Kind::Intent.code() || self == Kind::Pins) && !self.of_broker()
     }
 }
 

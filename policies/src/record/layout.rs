@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 /// Largest object anyone reads into memory.
 pub const MAX_OBJECT: u64 = 64 << 20;
+/// The namespace of the broker's own logs. No cluster can have it: Kubernetes allows no `_` in names.
+pub const BROKER: &str = "_broker";
 
 /// Which log, as its folder names it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,6 +5,7 @@
 //! another language is held against this one on test vectors.
 //! Invariant: nothing stored is ever serialised again to check it; hashes are over stored bytes.
 
+pub mod audit;
 pub mod certificate;
 pub mod chain;
 pub mod footer;

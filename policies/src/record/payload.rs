@@ -91,6 +91,29 @@ pub struct Recovered {
     pub cut_bytes: u64,
 }
 
+/// An event of the broker's own log: who did what about which object, and precisely why. The kind says of what sort.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Audit<'a> {
+    /// What happened, such as `approval.approved` or `lease.refused`.
+    pub event: Text<'a>,
+    /// Who: a person (`unix:NAME`, `uid:N`) or a workload (`system:serviceaccount:NAMESPACE:NAME`).
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub subject: Text<'a>,
+    /// UID of the pod it is about.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub pod_uid: Text<'a>,
+    /// What it is about: a request, a Target, a Lockdown, a bundle version, a key.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub object: Text<'a>,
+    /// Digest of the operation that was decided or claimed, hex; keyed, so it says nothing by itself.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub digest: Text<'a>,
+    /// The precise reason, what was granted, or a person's own words.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub detail: Text<'a>,
+}
+
 /// `open`: a session begins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

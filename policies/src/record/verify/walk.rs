@@ -10,7 +10,7 @@ use crate::record::certificate::{KeyCertificate, Ring};
 use crate::record::footer::{decode_key, Footer};
 use crate::record::frame::{hex, unhex, Frame, FrameError, Hash};
 use crate::record::kind::Kind;
-use crate::record::layout::LogPath;
+use crate::record::layout::{LogPath, BROKER};
 use crate::record::merkle::Tree;
 use crate::record::payload::{Boot, Cert, Recovered};
 use crate::record::verify::log::{by_name, mark, RecoveredClaims, SessionEnd};
@@ -242,6 +242,9 @@ impl<'a> Walker<'a> {
         }
         if let Some(why) = bad {
             self.forged_here(why);
+        }
+        if header.kind.of_broker() && self.path.namespace != BROKER {
+            self.forged_here("an event of the broker stands in a sidecar's log");
         }
         self.zero = (header.number.saturating_add(1), *hash);
         if header.kind == Kind::Seal {
