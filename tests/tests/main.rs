@@ -9,6 +9,7 @@ mod held;
 mod hidden;
 mod kill;
 mod limits;
+mod lineage;
 mod login;
 mod masked;
 mod oauth;
