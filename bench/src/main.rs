@@ -10,6 +10,7 @@ mod cpu;
 mod idle;
 mod interposer;
 mod pgbench;
+mod record;
 mod report;
 
 use std::path::PathBuf;
@@ -71,6 +72,9 @@ fn main() -> Result<()> {
     if plan.wants("pg-") {
         let field = contender::Field::start()?;
         pgbench::measure(&plan, &field, &mut report)?;
+    }
+    if plan.wants("record-") {
+        record::measure(&plan, &mut report)?;
     }
     if plan.wants("bulk") {
         bulk::measure(&plan, &mut report)?;

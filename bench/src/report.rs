@@ -26,7 +26,8 @@ struct Figure {
     name: String,
     unit: String,
     value: f64,
-    bar: f64,
+    /// What is aimed at, where something is.
+    bar: Option<f64>,
 }
 
 /// Everything measured in one run.
@@ -41,6 +42,10 @@ pub struct Report {
     /// Row, contender, one sample per round.
     rows: BTreeMap<String, BTreeMap<String, Vec<Sample>>>,
     figures: Vec<Figure>,
+}
+
+fn against(bar: Option<f64>) -> String {
+    bar.map(|bar| format!(" (bar {bar})")).unwrap_or_default()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -88,8 +93,9 @@ impl Report {
     }
 
     /// Adds a single figure.
-    pub fn figure(&mut self, name: &str, unit: &str, value: f64, bar: f64) {
-        println!("{name}: {value:.2} {unit} (bar {bar})");
+    pub fn figure(&mut self, name: &str, unit: &str, value: f64, bar: impl Into<Option<f64>>) {
+        let bar = bar.into();
+        println!("{name}: {value:.2} {unit}{}", against(bar));
         self.figures.push(Figure {
             name: name.to_owned(),
             unit: unit.to_owned(),
@@ -133,8 +139,11 @@ impl Report {
         }
         for figure in &self.figures {
             println!(
-                "{:<29} {:>14.2} {} (bar {})",
-                figure.name, figure.value, figure.unit, figure.bar
+                "{:<33} {:>14.2} {}{}",
+                figure.name,
+                figure.value,
+                figure.unit,
+                against(figure.bar)
             );
         }
     }
