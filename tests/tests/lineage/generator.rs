@@ -132,9 +132,7 @@ impl Generator {
             0 => format!("INSERT INTO app.users AS u (id, name) VALUES (1, 'a') ON CONFLICT (id) DO UPDATE SET ssn = excluded.ssn RETURNING {returning}"),
             1 => format!("UPDATE app.users u SET name = 'x' WHERE u.id = 1 RETURNING {returning}"),
             2 => format!("DELETE FROM app.users u USING app.orders WHERE orders.user_id = u.id RETURNING {returning}"),
-            _ => format!(
-                "WITH w AS (UPDATE app.users u SET name = 'x' RETURNING u.ssn AS s, u.id) SELECT w.s, o.note FROM w JOIN app.orders o ON o.id = w.id"
-            ),
+            _ => "WITH w AS (UPDATE app.users u SET name = 'x' RETURNING u.ssn AS s, u.id) SELECT w.s, o.note FROM w JOIN app.orders o ON o.id = w.id".to_owned(),
         }
     }
 
