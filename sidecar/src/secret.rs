@@ -43,15 +43,7 @@ pub fn fingerprint(bytes: &[u8]) -> String {
     hex(digest.as_ref().get(..4).unwrap_or_default())
 }
 
-/// Lower-case hex.
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    let mut text = String::with_capacity(bytes.len().saturating_mul(2));
-    for byte in bytes {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
-}
+pub use sidegate_policies::record::frame::hex;
 
 /// Base64url without padding.
 pub fn base64url(bytes: &[u8]) -> String {

@@ -5,6 +5,7 @@
 
 use super::types::TextLimits;
 use super::Keys;
+use crate::record::frame::hex;
 
 /// How a text is masked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,10 +69,6 @@ pub(super) fn fit(text: &str, limits: TextLimits) -> String {
         fitted.extend(std::iter::repeat_n(' ', chars.saturating_sub(length)));
     }
     fitted
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Sixteen letters and digits that are hard to confuse.

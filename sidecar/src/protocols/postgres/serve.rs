@@ -146,7 +146,8 @@ async fn log_in(
         parts.agent.flush().await
     };
     if matches!(tokio::time::timeout(CLOSE, welcomed).await, Ok(Ok(()))) {
-        Relay::new(parts).run().await;
+        // Its own place in memory: what the login needed is not kept for as long as the session lasts.
+        Box::pin(Relay::new(parts).run()).await;
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The crypto library rightly does not offer it. It runs only where a Target says `weakLogin`.
 
+use sidegate_policies::record::frame::hex;
 use zeroize::Zeroizing;
 
 const SHIFTS: [[u32; 4]; 4] = [[7, 12, 17, 22], [5, 9, 14, 20], [4, 11, 16, 23], [6, 10, 15, 21]];
@@ -9,13 +10,9 @@ const SHIFTS: [[u32; 4]; 4] = [[7, 12, 17, 22], [5, 9, 14, 20], [4, 11, 16, 23],
 /// `md5` and hex of md5(hex of md5(password, user), salt).
 pub fn password_response(user: &str, password: &str, salt: [u8; 4]) -> Zeroizing<String> {
     let inner = Zeroizing::new([password.as_bytes(), user.as_bytes()].concat());
-    let inner = Zeroizing::new(hex(digest(&inner)));
+    let inner = Zeroizing::new(hex(&digest(&inner)));
     let outer = Zeroizing::new([inner.as_bytes(), &salt].concat());
-    Zeroizing::new(format!("md5{}", hex(digest(&outer))))
-}
-
-fn hex(digest: [u8; 16]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    Zeroizing::new(format!("md5{}", hex(&digest(&outer))))
 }
 
 fn digest(message: &[u8]) -> [u8; 16] {
@@ -87,7 +84,7 @@ mod tests {
                 "57edf4a22be3c955ac49da2e2107b67a",
             ),
         ] {
-            assert_eq!(hex(digest(text.as_bytes())), expected);
+            assert_eq!(hex(&digest(text.as_bytes())), expected);
         }
     }
 }
