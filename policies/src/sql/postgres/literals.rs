@@ -254,9 +254,9 @@ impl Hidden {
         self.values
     }
 
-    /// Whether the text holds secrets of its own, which errors of the server may quote.
+    /// Whether the text holds secrets of its own, or may, which errors of the server would quote.
     pub fn holds_secrets(&self) -> bool {
-        self.secrets
+        self.secrets || self.all
     }
 
     /// The text as it is shown, and how many constants are hidden in it.
@@ -367,6 +367,7 @@ impl Places {
         for secret in &self.secrets {
             match secret.what {
                 SecretKind::Next => marks.extend(constant_from(secret.at, is_constant).map(|at| (at, How::Whole))),
+                SecretKind::Word => marks.extend(constant_from(secret.at, may_hide).map(|at| (at, How::Whole))),
                 SecretKind::Code => {
                     let is_text = |kind| kind == TokenKind::Text;
                     marks.extend(constant_from(secret.at, is_text).map(|at| (at, How::Code)));
@@ -480,6 +481,7 @@ impl<'t> Shown<'t> {
             (How::Swept, TokenKind::Integer | TokenKind::Constant) if is_short_number(word) => return,
             (How::Swept, TokenKind::Name) if is_plain_name(word) => return,
             (How::Swept, TokenKind::Name) => NAME_MARK,
+            (How::Whole, TokenKind::Name) => MARK,
             (_, kind) if is_constant(kind) => MARK,
             _ => return,
         };

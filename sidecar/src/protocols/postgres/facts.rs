@@ -70,7 +70,7 @@ impl Planned {
     /// The server's error as the record keeps it: it may quote a secret of the text.
     pub fn recorded_error(&self, message: String) -> String {
         match self.plan.hidden.holds_secrets() {
-            true => "(not kept: the statement holds secrets)".to_owned(),
+            true => "(not kept: it may quote a secret of the statement)".to_owned(),
             false => message,
         }
     }

@@ -77,6 +77,9 @@ fn passwords_of_ddl_are_hidden_and_what_is_done_is_shown() {
 #[test]
 fn settings_and_calls_that_take_secrets_lose_them() {
     is_shown("SET app.api_key = 'hunter2'", "SET app.api_key = '***'");
+    is_shown("SET app.api_key TO hunter2", "SET app.api_key TO '***'");
+    is_shown("SET app.api_key TO -123", "SET app.api_key TO -'***'");
+    is_shown("SET app.api_key TO DEFAULT", "SET app.api_key TO DEFAULT");
     is_shown("SET search_path = 'app', 'pub'", "SET search_path = 'app', 'pub'");
     is_shown(
         "ALTER ROLE joe SET app.secret TO 'hunter2'",
@@ -217,6 +220,7 @@ fn nothing_is_known_of_what_does_not_parse() {
     is_shown("SELECT $x$ hunter2", "SELECT '***'");
     is_shown("", "");
     assert_eq!(unknown("selec 'a'"), "selec '***'");
+    assert!(hidden("selec 'a'", &[]).holds_secrets() && !hidden("select 'a'", &[]).holds_secrets());
 }
 
 #[test]

@@ -193,7 +193,7 @@ impl<'t> Binder<'t> {
             }
             let row = Cols::known(columns);
             merged = Some(match merged {
-                Some(rows) => stacked(&rows, &row),
+                Some(rows) => stacked(rows, &row),
                 None => row,
             });
         }
@@ -214,7 +214,7 @@ impl<'t> Binder<'t> {
             self.consume_all(&left);
             self.consume_all(&right);
         }
-        stacked(&left, &right)
+        stacked(left, &right)
     }
 
     /// Enters the common table expressions of a WITH clause into the innermost frame and binds them.
@@ -327,7 +327,7 @@ impl<'t> Binder<'t> {
                 Some(right) => self.select(right),
                 None => Cols::default(),
             };
-            let both = stacked(&left, &right);
+            let both = stacked(left.clone(), &right);
             if !is_union_all(select) {
                 self.consume_all(&left);
                 self.consume_all(&right);
@@ -380,7 +380,7 @@ fn recursive_union(query: &pb::Node) -> Option<&pb::SelectStmt> {
 }
 
 /// Rows of two queries in one column each: what comes from either side.
-fn stacked(left: &Cols, right: &Cols) -> Cols {
+fn stacked(left: Cols, right: &Cols) -> Cols {
     if !left.complete || !right.complete || left.columns.len() != right.columns.len() {
         let unknown = |column: &Col| Col::new(&column.name, Source::Unknown);
         return Cols {
@@ -388,11 +388,14 @@ fn stacked(left: &Cols, right: &Cols) -> Cols {
             complete: false,
         };
     }
-    let columns = left.columns.iter().zip(&right.columns).map(|(one, other)| Col {
-        name: std::sync::Arc::clone(&one.name),
-        source: either(&one.source, &other.source),
-        plain: one.plain && other.plain,
-        constants: one.constants.iter().chain(&other.constants).copied().collect(),
+    // Thousands of rows may follow each other: what is known of the first is added to, not copied.
+    let columns = left.columns.into_iter().zip(&right.columns).map(|(mut one, other)| {
+        one.constants.extend_from_slice(&other.constants);
+        Col {
+            source: either(&one.source, &other.source),
+            plain: one.plain && other.plain,
+            ..one
+        }
     });
     Cols::known(columns.collect())
 }

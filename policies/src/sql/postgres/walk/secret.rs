@@ -55,7 +55,7 @@ impl<'a> Walk<'a> {
         }
         for value in values {
             if let Some(NodeEnum::AConst(constant)) = &value.node {
-                self.secret(constant.location, SecretKind::Next);
+                self.secret(constant.location, SecretKind::Word);
             }
         }
     }

@@ -194,6 +194,8 @@ pub struct SecretRef {
 pub enum SecretKind {
     /// The first constant at the place or behind it.
     Next,
+    /// The first constant or name there: the value of a setting needs no quotes.
+    Word,
     /// Arguments of the call whose name begins there.
     Arguments(super::super::literals::Arguments),
     /// The string at the place or behind it is code: constants in it are looked at as if they stood outside.
