@@ -158,6 +158,12 @@ impl Keys {
 }
 
 impl Held {
+    /// What the agent was told.
+    #[cfg(test)]
+    pub fn parts(&self) -> (i32, Vec<u8>) {
+        (self.pid.0, self.key.clone())
+    }
+
     /// The BackendKeyData that tells the agent.
     pub fn message(&self) -> Bytes {
         let message = write::one(b'K', |out| {
@@ -178,16 +184,12 @@ impl Drop for Held {
 mod tests {
     use super::*;
 
-    fn parts(held: &Held) -> (i32, Vec<u8>) {
-        (held.pid.0, held.key.clone())
-    }
-
     #[tokio::test]
     async fn a_key_reaches_its_own_session_only() {
         let keys = Arc::new(Keys::default());
         let (one, two) = (keys.issue(0).unwrap(), keys.issue(2).unwrap());
         let now = Instant::now();
-        let (pid, key) = parts(&one);
+        let (pid, key) = one.parts();
         one.mailbox.in_flight(Some(7));
         two.mailbox.in_flight(Some(9));
         assert!(keys.cancel(pid, &key, now));
@@ -197,7 +199,7 @@ mod tests {
             (one.mailbox.poll(&mut cx), two.mailbox.poll(&mut cx)),
             (Poll::Pending, Poll::Pending)
         );
-        assert!(!keys.cancel(parts(&two).0, &key, now));
+        assert!(!keys.cancel(two.parts().0, &key, now));
         assert_eq!((one.key.len(), two.key.len()), (4, 32));
         assert!(pid > 0);
         drop(one);
@@ -209,7 +211,7 @@ mod tests {
     async fn a_request_without_a_statement_in_flight_is_forgotten() {
         let keys = Arc::new(Keys::default());
         let held = keys.issue(0).unwrap();
-        let (pid, key) = parts(&held);
+        let (pid, key) = held.parts();
         assert!(keys.cancel(pid, &key, Instant::now()));
         held.mailbox.in_flight(Some(1));
         let mut cx = Context::from_waker(std::task::Waker::noop());
@@ -224,7 +226,7 @@ mod tests {
         for _ in 0..20 {
             assert!(!keys.cancel(1, b"none", now));
         }
-        let (pid, key) = parts(&held);
+        let (pid, key) = held.parts();
         assert!(!keys.cancel(pid, &key, now), "not looked at in this second");
         assert!(keys.cancel(pid, &key, now + Duration::from_secs(1)));
     }

@@ -7,6 +7,8 @@
 mod agent;
 mod auth;
 mod cancel;
+#[cfg(test)]
+mod cancel_tests;
 mod catalog;
 mod codec;
 mod conversation;

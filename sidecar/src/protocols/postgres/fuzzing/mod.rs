@@ -14,10 +14,10 @@
 )]
 
 mod agent;
-mod answers;
-mod pipe;
+pub(super) mod answers;
+pub(super) mod pipe;
 mod server;
-mod world;
+pub(super) mod world;
 
 /// What a lease of these sessions carries: it must never reach the agent.
 const PASSWORD: &str = "lease-canary-4f19c2";

@@ -20,6 +20,7 @@ use sidegate_policies::sql::postgres::catalog::{Catalog, CatalogBuilder, QUERIES
 use sidegate_policies::wire::{
     ApprovalAsk, ApprovalClaim, ApprovalOutcome, ApprovalState, Lease, LeaseMaterial, LeaseRequest,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
 use super::super::catalog::Snapshot;
@@ -147,13 +148,16 @@ impl World {
     }
 
     /// A relay behind both logins. `rest`: what the agent said behind its start-up packet.
-    pub fn relay(
+    pub fn relay<A>(
         &self,
-        (agent, rest, server): (Pipe, BytesMut, Pipe),
+        (agent, rest, server): (A, BytesMut, Pipe),
         mut gate: Gate,
         major: u32,
         plans: &Arc<PlanCache>,
-    ) -> Relay<Pipe, Pipe> {
+    ) -> Relay<A, Pipe>
+    where
+        A: AsyncRead + AsyncWrite + Unpin + Send,
+    {
         let target = gate.session().target.clone();
         let planner = Planner {
             cache: plans.clone(),
