@@ -51,6 +51,9 @@ pub enum ConnectError {
     /// A pin was not echoed.
     #[error("the server did not confirm {0} as it was set")]
     Echo(&'static str),
+    /// A server whose grammar, catalogs and functions are not known, so that nothing can be said of its statements.
+    #[error("the target runs PostgreSQL {0}; versions 12 to 18 are understood")]
+    Major(u32),
     /// Time ran out.
     #[error("the login took too long")]
     Deadline,
@@ -71,7 +74,9 @@ impl ConnectError {
                 Reason::Unavailable
             }
             ConnectError::Login(LoginError::Io(_) | LoginError::Lost) | ConnectError::Deadline => Reason::Unavailable,
-            ConnectError::Login(_) | ConnectError::NoTls | ConnectError::Echo(_) => Reason::UpstreamRefused,
+            ConnectError::Login(_) | ConnectError::NoTls | ConnectError::Echo(_) | ConnectError::Major(_) => {
+                Reason::UpstreamRefused
+            }
         }
     }
 
@@ -80,7 +85,9 @@ impl ConnectError {
         match self {
             ConnectError::Login(LoginError::Refused { code, .. }) => format!("the target refused the login ({code})"),
             ConnectError::Login(LoginError::Mechanism(text)) => (*text).to_owned(),
-            ConnectError::NoTls | ConnectError::Echo(_) | ConnectError::Deadline => self.to_string(),
+            ConnectError::NoTls | ConnectError::Echo(_) | ConnectError::Major(_) | ConnectError::Deadline => {
+                self.to_string()
+            }
             ConnectError::Dial(_) => "the target could not be reached safely".to_owned(),
             ConnectError::Credential(error) => error.to_string(),
             ConnectError::Login(_) => "the login at the target failed".to_owned(),
@@ -232,6 +239,7 @@ async fn attempt(
         };
         let mut scanner = ServerScanner::default();
         let login = auth::login(&mut stream, &mut scanner, &plan, &ctx.tasks).await?;
+        known(login.major())?;
         params::echo_holds(&login.reported).map_err(ConnectError::Echo)?;
         let search_path = shown_search_path(&mut stream, &mut scanner, &login, &parameters).await?;
         Ok(Connected {
@@ -248,6 +256,14 @@ async fn attempt(
     tokio::time::timeout(LOGIN, whole)
         .await
         .unwrap_or(Err(ConnectError::Deadline))
+}
+
+/// Refuses a major outside those whose tables and grammar are built in.
+fn known(major: u32) -> Result<(), ConnectError> {
+    match major {
+        12..=18 => Ok(()),
+        other => Err(ConnectError::Major(other)),
+    }
 }
 
 fn role(lease: &LeaseHandle) -> Option<&str> {
@@ -351,6 +367,21 @@ where
             b'Z' => return failed.map_or(Ok(rows), Err),
             b'C' | b'N' | b'S' | b'I' | b'A' => {}
             _ => return Err(LoginError::Unexpected),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_not_understood_is_refused_by_name() {
+        assert!((12..=18).all(|major| known(major).is_ok()));
+        for major in [0, 9, 11, 19, 42] {
+            let told = known(major).err().map(|error| (error.reason(), error.told()));
+            let text = format!("the target runs PostgreSQL {major}; versions 12 to 18 are understood");
+            assert_eq!(told, Some((Reason::UpstreamRefused, text)));
         }
     }
 }
