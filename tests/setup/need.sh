@@ -87,7 +87,7 @@ need_clients18() {
   rm -rf "$folder" && touch "$target/$version"
 }
 
-# Stock clients, each pinned: psycopg with libpq 18, asyncpg, node-postgres, pgx, pgjdbc, psql and pgbench 18. Those in
+# Stock clients, each pinned: psycopg with libpq 18, asyncpg, SQLAlchemy, Django, node-postgres, pgx, pgjdbc, psql and pgbench 18. Those in
 # Rust are built with the tests.
 need_drivers() {
   local clients="$CACHE/clients" here; here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../clients" && pwd)
@@ -101,6 +101,11 @@ need_drivers() {
     rm -rf "$clients/venv" && python3 -m venv "$clients/venv"
     "$clients/venv/bin/pip" install --quiet --disable-pip-version-check 'psycopg[binary]==3.3.9' 'asyncpg==0.32.0'
     touch "$clients/venv/ready"
+  fi
+  if [ ! -e "$clients/venv/mappers-1" ]; then
+    echo "Installing SQLAlchemy and Django"
+    "$clients/venv/bin/pip" install --quiet --disable-pip-version-check 'sqlalchemy==2.0.54' 'django==5.2.17'
+    touch "$clients/venv/mappers-1"
   fi
   if ! cmp -s "$here/node/package-lock.json" "$clients/node/package-lock.json"; then
     echo "Installing node-postgres"

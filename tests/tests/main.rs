@@ -17,6 +17,7 @@ mod records;
 mod redirect;
 mod schema;
 mod session_name;
+mod startup;
 mod state;
 mod tamper;
 mod unrecorded;
