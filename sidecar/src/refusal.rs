@@ -76,6 +76,8 @@ pub enum Sent {
         /// Rows already delivered.
         rows: u64,
     },
+    /// A part, and the target was made to undo it.
+    Undone,
     /// Nobody knows.
     Unknown,
 }
@@ -172,7 +174,7 @@ impl Refusal {
         match self.sent {
             Sent::No => text.push_str(&format!("Sidegate refused this {}", self.what)),
             Sent::Yes { rows } => text.push_str(&format!("Sidegate stopped this {} after {rows} rows", self.what)),
-            Sent::Unknown => text.push_str(&format!("Sidegate stopped this {}", self.what)),
+            Sent::Undone | Sent::Unknown => text.push_str(&format!("Sidegate stopped this {}", self.what)),
         }
         if let Some(rule) = &self.rule {
             text.push_str(&format!(" (rule {}", quote(&rule.rule)));
@@ -190,6 +192,7 @@ impl Refusal {
             Sent::No if says_not_sent(self.reason) => {}
             Sent::No => text.push_str(" It was not sent."),
             Sent::Yes { .. } => text.push_str(" It took effect: yes."),
+            Sent::Undone => text.push_str(" It took effect: no."),
             Sent::Unknown => text.push_str(" It took effect: unknown."),
         }
         text.push(' ');
@@ -234,7 +237,7 @@ impl Refusal {
                 ticket.until()
             ),
             // "Nothing was sent" would be a lie once something ran.
-            (_, reason, Sent::Yes { .. } | Sent::Unknown) if says_not_sent(reason) => "Try again in a minute.".into(),
+            (_, reason, Sent::Yes { .. } | Sent::Undone | Sent::Unknown) if says_not_sent(reason) => "Try again in a minute.".into(),
             (_, reason, _) => reason.advice().to_owned(),
         }
     }

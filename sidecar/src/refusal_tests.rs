@@ -45,7 +45,7 @@ fn a_ticket_says_when_and_what_to_send() {
 #[test]
 fn what_already_ran_is_never_called_unsent() {
     for reason in Reason::ALL {
-        for sent in [Sent::Yes { rows: 5 }, Sent::Unknown] {
+        for sent in [Sent::Yes { rows: 5 }, Sent::Undone, Sent::Unknown] {
             let text = fixed(reason).after(sent).text();
             assert!(text.starts_with("Sidegate stopped this statement"), "{text}");
             assert!(

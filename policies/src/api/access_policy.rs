@@ -344,11 +344,11 @@ pub enum Detector {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub struct Limits {
-    /// Rows one operation may return.
+    /// Rows one operation may return, and rows it may copy in.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "crd", schemars(range(min = 1)))]
     pub rows: Option<i64>,
-    /// Bytes one operation may return.
+    /// Bytes one operation may return, and bytes of data it may copy in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<ByteSize>,
     /// Operations per minute of one pod on one Target.

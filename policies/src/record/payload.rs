@@ -288,6 +288,12 @@ pub struct Outcome<'a> {
     /// Keyed digest of the whole reply's content, hex; set by the recorder.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body_digest: Option<Text<'a>>,
+    /// Bytes of data the agent sent behind the operation, as COPY takes them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copied_bytes: Option<u64>,
+    /// Keyed digest of those bytes, hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub copied_digest: Option<Text<'a>>,
 }
 
 /// `denied`: an operation that was refused, and what the agent was told.

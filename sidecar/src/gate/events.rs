@@ -101,7 +101,8 @@ pub(super) fn intent<'a, F: Frame>(
     }
 }
 
-pub(super) fn outcome<'a>(outcome: &Outcome<'a>, lat_us: u64) -> payload::Outcome<'a> {
+pub(super) fn outcome<'a>(outcome: &'a Outcome<'a>, lat_us: u64) -> payload::Outcome<'a> {
+    let copied = outcome.copied.as_ref();
     payload::Outcome {
         tag: outcome.tag.map(Cow::Borrowed),
         rows: outcome.rows,
@@ -110,6 +111,8 @@ pub(super) fn outcome<'a>(outcome: &Outcome<'a>, lat_us: u64) -> payload::Outcom
         message: outcome.message.map(Cow::Borrowed),
         reason: outcome.reason,
         lat_us,
+        copied_bytes: copied.map(|copied| copied.bytes),
+        copied_digest: copied.map(|copied| copied.digest.as_str().into()),
         ..payload::Outcome::default()
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use sidegate_policies::record::payload;
 use sidegate_policies::record::Kind;
 
-use crate::record::{CannotRecord, Log, SessionRecorder};
+use crate::record::{CannotRecord, Digesting, Log, SessionRecorder};
 use crate::session::Session;
 
 /// A session's record, once it has begun.
@@ -58,6 +58,11 @@ impl Ledger {
     /// Bytes from the agent that belong to an operation (COPY data, raw TCP), as they are sent.
     pub fn request_bytes(&mut self, op: u64, offset: u64, bytes: &[u8]) -> Result<(), CannotRecord> {
         self.begun()?.request_bytes(op, offset, bytes)
+    }
+
+    /// A keyed digest of content that comes in pieces.
+    pub fn digesting(&self) -> Option<Digesting> {
+        self.0.as_ref().map(SessionRecorder::digesting)
     }
 
     /// Keyed digest of content, hex.

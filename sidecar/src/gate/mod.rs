@@ -119,6 +119,17 @@ pub struct Outcome<'a> {
     pub reason: Option<Reason>,
     /// Nobody knows whether it took effect.
     pub unknown: bool,
+    /// Data the agent sent behind it.
+    pub copied: Option<Copied>,
+}
+
+/// Data that an operation took in, as COPY does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copied {
+    /// Bytes sent to the target.
+    pub bytes: u64,
+    /// Keyed digest of them, hex.
+    pub digest: String,
 }
 
 /// Counts for the close frame.

@@ -9,6 +9,25 @@ use aws_lc_rs::hmac;
 /// Bytes kept at either end.
 pub(super) const KEEP: usize = 64 << 10;
 
+/// A keyed digest of content so far.
+pub struct Digesting(hmac::Context);
+
+impl Digesting {
+    pub(super) fn new(key: &hmac::Key) -> Digesting {
+        Digesting(hmac::Context::with_key(key))
+    }
+
+    /// Takes the next piece.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest of all pieces, hex.
+    pub fn hex(&self) -> String {
+        sidegate_policies::record::frame::hex(self.0.clone().sign().as_ref())
+    }
+}
+
 /// The reply of one operation so far.
 pub(super) struct ReplyBody {
     pub op: u64,

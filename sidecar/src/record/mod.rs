@@ -16,6 +16,7 @@ mod segment;
 mod session;
 mod upload;
 
+pub use body::Digesting;
 pub use clock::{Clock, SystemClock};
 pub use journal::{DirectoryVolume, SegmentFile, Volume};
 pub use log::{Log, LogIdentity, LogOptions, RecordStatus, StartError};

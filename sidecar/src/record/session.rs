@@ -19,7 +19,7 @@ use sidegate_policies::record::session_key::{MAX_PLAIN, TAG_BYTES};
 use sidegate_policies::record::{Kind, SessionKey};
 use uuid::Uuid;
 
-use super::body::ReplyBody;
+use super::body::{Digesting, ReplyBody};
 use super::log::Log;
 use super::random;
 use super::CannotRecord;
@@ -226,6 +226,11 @@ impl SessionRecorder {
             self.body_frame(op, BodyStream::Request, at, piece)?;
         }
         Ok(())
+    }
+
+    /// A keyed digest of content that comes in pieces.
+    pub fn digesting(&self) -> Digesting {
+        Digesting::new(&self.digest)
     }
 
     /// Keyed digest of content, hex.

@@ -187,8 +187,13 @@ impl Transcript {
             .and_then(Value::as_u64)
             .map(|rows| format!(", {rows} rows"))
             .unwrap_or_default();
+        let copied = value
+            .get("copiedBytes")
+            .and_then(Value::as_u64)
+            .map(|bytes| format!(", {bytes} bytes copied in"))
+            .unwrap_or_default();
         let micros = value.get("latUs").and_then(Value::as_u64).unwrap_or(0);
-        let line = format!("< {}{rows}, {}.{:03} ms", how.join(" "), micros / 1000, micros % 1000);
+        let line = format!("< {}{rows}{copied}, {}.{:03} ms", how.join(" "), micros / 1000, micros % 1000);
         out.push_str(&self.line(event, &line));
         out
     }

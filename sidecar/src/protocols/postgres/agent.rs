@@ -544,17 +544,6 @@ where
         Ok(())
     }
 
-    fn on_copy(&mut self, frame: Frame) -> Result<(), End> {
-        if !self.copy_in {
-            // What remains of a COPY that failed; the server ignores it as well.
-            return Ok(());
-        }
-        if frame.tag() != b'd' {
-            self.copy_in = false;
-        }
-        self.forward(frame)
-    }
-
     /// An error in the server's own words, for a name that does not exist.
     fn native(&mut self, code: &str, text: &str) -> Result<(), End> {
         self.fail(Fields::new("ERROR", code, text), Kind::Extended, "unknown")

@@ -12,6 +12,7 @@ mod cancel_tests;
 mod catalog;
 mod codec;
 mod conversation;
+mod copy;
 mod facts;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

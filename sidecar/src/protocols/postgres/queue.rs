@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::codec::error::Fields;
 use super::conversation::{Portal, Prepared};
+use super::copy::CopiedIn;
 use super::facts::Planned;
 use super::mask::copy::CopyMasker;
 use super::mask::rows::RowMasker;
@@ -52,8 +53,12 @@ pub struct Progress {
     pub error: Option<(String, String)>,
     /// A limit was reached or the plan did not fit: this error takes the place of what the server still says.
     pub stopped: Option<Fields>,
+    /// What was stopped left nothing behind.
+    pub undone: bool,
     /// COPY is running in this direction.
     pub copy: Option<Copying>,
+    /// What it copied in so far.
+    pub copied: Option<Box<CopiedIn>>,
 }
 
 /// COPY in progress.

@@ -13,6 +13,7 @@ use super::agent::RESERVED;
 use super::codec::error::Fields;
 use super::codec::write;
 use super::conversation::Portal;
+use super::copy::CopiedIn;
 use super::queue::{Expect, Progress};
 use super::relay::{End, Relay};
 use super::reply::{self, Severity};
@@ -167,17 +168,20 @@ where
         let mut ops = Vec::new();
         for expect in self.queue.drain() {
             match expect {
-                Expect::Simple(run) => ops.push(run.op),
-                Expect::Bind { portal } if portal.finish() => ops.push(portal.op),
-                Expect::Execute(execution) if execution.portal.finish() => ops.push(execution.portal.op),
+                Expect::Simple(run) => ops.push((run.op, run.progress.copied)),
+                Expect::Bind { portal } if portal.finish() => ops.push((portal.op, None)),
+                Expect::Execute(execution) if execution.portal.finish() => {
+                    ops.push((execution.portal.op, execution.progress.copied));
+                }
                 _ => {}
             }
         }
-        for op in ops {
+        for (op, copied) in ops {
             self.gate.outcome(
                 op,
                 Outcome {
                     unknown: true,
+                    copied: copied.as_deref().map(CopiedIn::told),
                     ..Outcome::default()
                 },
             );
@@ -202,7 +206,8 @@ where
                 error: error.map(|(code, _)| code.as_str()),
                 message: error.map(|(_, text)| text.as_str()),
                 reason: None,
-                unknown: progress.stopped.is_some(),
+                unknown: progress.stopped.is_some() && !progress.undone,
+                copied: progress.copied.as_deref().map(CopiedIn::told),
             },
         );
     }

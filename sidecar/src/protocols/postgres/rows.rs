@@ -206,9 +206,7 @@ where
         let told = progress.stopped.is_some();
         match (frame.tag(), &progress.copy) {
             (b'G', None) => {
-                progress.copy = Some(Copying::In);
-                (self.copy_in, self.barrier) = (true, false);
-                self.copy_begins();
+                self.copy_begins(progress, plan, index, frame)?;
                 if !told {
                     self.tell(frame.bytes());
                 }
@@ -235,12 +233,6 @@ where
             _ => return Err(End::Server("COPY out of place".to_owned())),
         }
         Ok(())
-    }
-
-    /// The server ignores Syncs it was sent before it began to read COPY data. The entry at work is not in the queue
-    /// now, so all Syncs in it are those.
-    fn copy_begins(&mut self) {
-        self.queue.drop_syncs();
     }
 
     fn on_copy_data(&mut self, progress: &mut Progress, frame: &Frame, op: OpId) {

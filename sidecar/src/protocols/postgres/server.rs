@@ -384,8 +384,10 @@ where
         match self.queue.pop() {
             Some(Expect::Simple(mut run)) => {
                 let told = run.progress.stopped.is_some();
-                let message = run.plan.recorded_error(fields.text(b'M'));
-                run.progress.error = Some((fields.text(b'C'), message));
+                if !told {
+                    let message = run.plan.recorded_error(fields.text(b'M'));
+                    run.progress.error = Some((fields.text(b'C'), message));
+                }
                 self.copy_in = false;
                 self.queue.unpop(Expect::Simple(run));
                 if !told {
@@ -448,8 +450,9 @@ where
     }
 
     pub(super) fn undo(&mut self, expect: Expect, (code, text): (&str, &str)) {
+        // What was stopped keeps the error that the agent saw.
         let failed = |progress: Progress| Progress {
-            error: Some((code.to_owned(), text.to_owned())),
+            error: progress.error.or_else(|| Some((code.to_owned(), text.to_owned()))),
             ..progress
         };
         match expect {

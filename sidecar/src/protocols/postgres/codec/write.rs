@@ -51,6 +51,11 @@ pub fn parse(name: &str, text: &str) -> Frame {
     })
 }
 
+/// `f`, CopyFail.
+pub fn copy_fail(why: &str) -> Frame {
+    one(b'f', |out| cstr(out, why.as_bytes()))
+}
+
 /// `D` of a statement.
 pub fn describe_statement(name: &[u8]) -> Frame {
     one(b'D', |out| {
