@@ -4,6 +4,7 @@
 mod audit;
 mod cancel;
 mod clients;
+mod columns;
 mod copied;
 mod harness;
 mod held;

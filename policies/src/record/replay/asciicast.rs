@@ -10,7 +10,8 @@ use std::collections::HashMap;
 use serde_json::{json, Value};
 
 use super::escape::{escape, escape_lines};
-use super::text::{join, params, text, text_raw, TEXTS};
+use super::replies::Replies;
+use super::text::{params, text, text_raw, TEXTS};
 use super::{rows, Content, Event};
 use crate::record::payload::BodyStream;
 use crate::record::Kind;
@@ -33,7 +34,7 @@ pub struct Asciicast {
     /// A statement that was typed and waits for a person.
     held: Option<String>,
     texts: HashMap<u64, String>,
-    reply: HashMap<u64, Vec<u8>>,
+    replies: Replies,
 }
 
 impl Asciicast {
@@ -53,7 +54,7 @@ impl Asciicast {
                 bytes,
             } => {
                 if *stream == BodyStream::Reply {
-                    join(&mut self.reply, *op, *offset, bytes);
+                    self.replies.piece(*op, *offset, bytes);
                 }
                 return out;
             }
@@ -116,6 +117,9 @@ impl Asciicast {
     fn intent(&mut self, event: &Event, value: &Value, out: &mut String) {
         let own = value.get("text").and_then(Value::as_str).map(str::to_owned);
         let referred = value.get("reference").and_then(Value::as_u64);
+        if let Some(first) = referred {
+            self.replies.repeat(event.op().unwrap_or(0), first);
+        }
         let referred = referred.and_then(|reference| self.texts.get(&reference).cloned());
         let statement = own.clone().or(referred).unwrap_or_else(|| text_raw(value, "resources"));
         if let (Some(own), true) = (own, self.texts.len() < TEXTS) {
@@ -129,16 +133,15 @@ impl Asciicast {
     }
 
     fn outcome(&mut self, event: &Event, value: &Value, out: &mut String) {
-        let reply = event.op().and_then(|op| self.reply.remove(&op)).unwrap_or_default();
+        let reply = self.replies.take(event.op());
         if self.statements {
-            for line in rows::table(&reply) {
+            for line in rows::table(&reply.shown) {
                 self.say(event, &line, out);
             }
         }
-        let kept = u64::try_from(reply.len()).unwrap_or(u64::MAX);
         let whole = value.get("bodyBytes").and_then(Value::as_u64).unwrap_or(0);
-        if whole > kept {
-            let lost = whole.saturating_sub(kept);
+        if whole > reply.kept {
+            let lost = whole.saturating_sub(reply.kept);
             self.say(event, &format!("… {lost} bytes of the answer were not kept"), out);
         }
         let (tag, error) = (text(value, "tag"), text(value, "error"));

@@ -8,6 +8,7 @@
 mod asciicast;
 mod escape;
 mod export;
+mod replies;
 mod rows;
 mod text;
 

@@ -112,6 +112,13 @@ pub(super) fn table(bytes: &[u8]) -> Vec<String> {
     lines
 }
 
+/// The description of columns that a reply begins with, as a whole message.
+pub(super) fn description(bytes: &[u8]) -> Option<&[u8]> {
+    let (kind, _, rest) = message(bytes)?;
+    let length = bytes.len().checked_sub(rest.len())?;
+    (kind == b'T').then(|| bytes.get(..length)).flatten()
+}
+
 fn message(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (kind, rest) = bytes.split_first()?;
     let (length, rest) = rest.split_first_chunk::<4>()?;

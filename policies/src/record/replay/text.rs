@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::record::payload::BodyStream;
 use crate::record::replay::escape::{escape, escape_lines};
+use crate::record::replay::replies::Replies;
 use crate::record::replay::{rows, Content, Event};
 use crate::record::summary::rfc3339;
 use crate::record::Kind;
@@ -22,17 +23,8 @@ pub struct Transcript {
     protocol: String,
     /// Texts by operation, for executions that only refer to them.
     texts: HashMap<u64, String>,
-    /// Reply bytes up to the outcome.
-    reply: HashMap<u64, Vec<u8>>,
-}
-
-/// Puts a piece of a reply behind what came before. What lies between the first and the last piece was not kept; a cut
-/// message ends the telling.
-pub(super) fn join(replies: &mut HashMap<u64, Vec<u8>>, op: u64, offset: u64, bytes: &[u8]) {
-    let reply = replies.entry(op).or_default();
-    if reply.len() as u64 == offset {
-        reply.extend_from_slice(bytes);
-    }
+    /// Replies up to their outcome.
+    replies: Replies,
 }
 
 /// Texts remembered for later references.
@@ -132,10 +124,11 @@ impl Transcript {
     fn intent(&mut self, event: &Event, value: &Value) -> String {
         let op = event.op().unwrap_or(0);
         let own = value.get("text").and_then(Value::as_str).map(str::to_owned);
-        let referred = value
-            .get("reference")
-            .and_then(Value::as_u64)
-            .and_then(|reference| self.texts.get(&reference).cloned());
+        let reference = value.get("reference").and_then(Value::as_u64);
+        if let Some(reference) = reference {
+            self.replies.repeat(op, reference);
+        }
+        let referred = reference.and_then(|reference| self.texts.get(&reference).cloned());
         let statement = own.clone().or(referred).unwrap_or_else(|| text(value, "resources"));
         if let (Some(own), true) = (own, self.texts.len() < TEXTS) {
             self.texts.insert(op, own);
@@ -164,19 +157,19 @@ impl Transcript {
 
     fn outcome(&mut self, event: &Event, value: &Value) -> String {
         let mut out = String::new();
-        let reply = event.op().and_then(|op| self.reply.remove(&op)).unwrap_or_default();
+        let reply = self.replies.take(event.op());
         if self.protocol.eq_ignore_ascii_case("postgres") || self.protocol.eq_ignore_ascii_case("postgresql") {
-            for row in rows::tell(&reply) {
+            for row in rows::tell(&reply.shown) {
                 let _ = writeln!(out, "                   | {row}");
             }
-        } else if !reply.is_empty() {
-            let _ = writeln!(out, "                   | {} bytes kept", reply.len());
+        } else if reply.kept > 0 {
+            let _ = writeln!(out, "                   | {} bytes kept", reply.kept);
         }
         let lost = value
             .get("bodyBytes")
             .and_then(Value::as_u64)
             .unwrap_or(0)
-            .saturating_sub(reply.len() as u64);
+            .saturating_sub(reply.kept);
         if lost > 0 {
             let _ = writeln!(out, "                   | … {lost} bytes of the reply were not kept");
         }
@@ -193,7 +186,12 @@ impl Transcript {
             .map(|bytes| format!(", {bytes} bytes copied in"))
             .unwrap_or_default();
         let micros = value.get("latUs").and_then(Value::as_u64).unwrap_or(0);
-        let line = format!("< {}{rows}{copied}, {}.{:03} ms", how.join(" "), micros / 1000, micros % 1000);
+        let line = format!(
+            "< {}{rows}{copied}, {}.{:03} ms",
+            how.join(" "),
+            micros / 1000,
+            micros % 1000
+        );
         out.push_str(&self.line(event, &line));
         out
     }
@@ -250,7 +248,7 @@ impl Transcript {
     fn bytes(&mut self, event: &Event, op: u64, stream: BodyStream, offset: u64, bytes: &[u8]) -> String {
         match stream {
             BodyStream::Reply => {
-                join(&mut self.reply, op, offset, bytes);
+                self.replies.piece(op, offset, bytes);
                 String::new()
             }
             BodyStream::Request => self.line(event, &format!("> {} bytes at {offset} to the target", bytes.len())),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use sidegate_policies::sql::postgres::{SessionView, Statement, StatementKind, TransactionVerb};
 
 use super::codec::bind::Bind;
-use super::codec::row_description::Field;
+use super::codec::row_description::{in_formats, Field};
 use super::codec::Frame;
 use super::facts::Planned;
 use super::mask::rows::RowMasker;
@@ -40,6 +40,10 @@ pub struct Prepared {
     pub parameters: OnceLock<Vec<u32>>,
     /// Columns as the server says; an empty list: no rows.
     pub fields: OnceLock<Vec<Field>>,
+    /// The same as the server wrote it, for the record.
+    pub description: OnceLock<Bytes>,
+    /// What the record of its first run says of its columns.
+    pub recorded: OnceLock<Bytes>,
     /// The first operation that ran it: later ones refer to it in the record.
     pub first: OnceLock<OpId>,
     sent: AtomicBool,
@@ -56,6 +60,8 @@ impl Prepared {
             plan: Mutex::new(plan),
             parameters: OnceLock::new(),
             fields: OnceLock::new(),
+            description: OnceLock::new(),
+            recorded: OnceLock::new(),
             first: OnceLock::new(),
             sent: AtomicBool::new(false),
             dead: AtomicBool::new(false),
@@ -116,6 +122,8 @@ pub struct Portal {
     pub row_limit: Option<u64>,
     /// Bytes it may answer.
     pub byte_limit: Option<u64>,
+    /// Its columns as the server described them to the agent.
+    pub description: OnceLock<Bytes>,
     /// How its rows are masked, once its columns are known.
     pub masker: OnceLock<Option<Mutex<RowMasker>>>,
     /// Rows so far.
@@ -138,12 +146,25 @@ impl Portal {
             generation: AtomicU64::new(generation),
             row_limit: None,
             byte_limit: None,
+            description: OnceLock::new(),
             masker: OnceLock::new(),
             rows: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             done: AtomicBool::new(false),
             dead: AtomicBool::new(false),
         }
+    }
+
+    /// What the record has to say of its columns before its first row: nothing where they are not known, or where the
+    /// statement's first run, to which later ones refer, said the same.
+    pub fn header(&self) -> Option<Bytes> {
+        let described = self.description.get().cloned();
+        let own = described.or_else(|| in_formats(self.prepared.description.get()?, &self.bind.results))?;
+        if self.prepared.first.get() == Some(&self.op) {
+            let _ = self.prepared.recorded.set(own.clone());
+            return Some(own);
+        }
+        (self.prepared.recorded.get() != Some(&own)).then_some(own)
     }
 
     /// Marks its outcome as recorded. False: it was already.

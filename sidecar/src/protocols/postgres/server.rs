@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::codec::error::Fields;
 use super::codec::{row_description, Frame, Piece};
-use super::conversation::Prepared;
+use super::conversation::{Portal, Prepared};
 use super::mask::scrub;
 use super::queue::{Copying, Execution, Expect, Progress, Run};
 use super::relay::{End, Relay};
@@ -78,11 +78,30 @@ where
         if (tag == b'd') != matches!(progress.copy, Some(Copying::Out(_))) {
             return Err(End::Server("rows out of place".to_owned()));
         }
+        let first = progress.rows == 0;
         progress.rows = progress.rows.saturating_add(frames);
         progress.bytes = progress.bytes.saturating_add(size);
+        self.record_columns(first);
         self.tell(bytes);
         self.gate.recorder().body(op.get(), bytes);
         Ok(())
+    }
+
+    /// Before the first row of a portal the record says what its columns are.
+    fn record_columns(&mut self, first: bool) {
+        let Some(Expect::Execute(execution)) = self.queue.front().filter(|_| first && !self.muted) else {
+            return;
+        };
+        let portal = execution.portal.clone();
+        self.record_header(&portal);
+    }
+
+    fn record_header(&mut self, portal: &Portal) {
+        if portal.rows.load(std::sync::atomic::Ordering::Relaxed) == 0 {
+            if let Some(header) = portal.header() {
+                self.gate.recorder().body(portal.op.get(), &header);
+            }
+        }
     }
 
     fn on_server(&mut self, frame: Frame) -> Result<(), End> {
@@ -139,7 +158,14 @@ where
                 self.on_described(&prepared, visible, &frame)?;
                 Ok((tag == b't').then_some(Expect::DescribeStatement { prepared, visible }))
             }
-            (Some(Expect::DescribePortal { .. } | Expect::DescribeCursor), b'T' | b'n') => {
+            (Some(Expect::DescribePortal { portal }), b'T' | b'n') => {
+                if tag == b'T' {
+                    let _ = portal.description.set(frame.bytes().clone());
+                }
+                self.tell(frame.bytes());
+                Ok(None)
+            }
+            (Some(Expect::DescribeCursor), b'T' | b'n') => {
                 self.tell(frame.bytes());
                 Ok(None)
             }
@@ -176,6 +202,7 @@ where
             }
             b'T' => {
                 let _ = prepared.fields.set(row_description::decode(frame).map_err(broken)?);
+                let _ = prepared.description.set(frame.bytes().clone());
             }
             _ => {
                 let _ = prepared.fields.set(Vec::new());
@@ -205,6 +232,9 @@ where
                 }
                 if run.progress.stopped.is_none() {
                     self.tell(frame.bytes());
+                    if !self.muted {
+                        self.gate.recorder().body(run.op.get(), frame.bytes());
+                    }
                 }
             }
             b'D' if !run.described && !run.plan.passes() => {
@@ -287,6 +317,9 @@ where
                 match self.portal_masker(&portal) {
                     Err(stopped) => self.stop(progress, &stopped),
                     Ok(()) => {
+                        if progress.rows == 0 && progress.stopped.is_none() && !self.muted {
+                            self.record_header(&portal);
+                        }
                         let masker = portal.masker.get().and_then(Option::as_ref);
                         let mut masker =
                             masker.map(|masker| masker.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
