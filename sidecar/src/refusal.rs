@@ -71,6 +71,10 @@ impl Ticket {
 pub enum Sent {
     /// Nothing.
     No,
+    /// It was a connection, and no session came of it.
+    NotOpened,
+    /// It was a session, which is over. What it did before stays done.
+    Ended,
     /// All of it; this many rows had come back.
     Yes {
         /// Rows already delivered.
@@ -97,13 +101,20 @@ pub struct Refusal {
     pub id: RefusalId,
     /// Whether the target saw it.
     pub sent: Sent,
-    /// What was refused: `statement`, `connection`.
+    /// What was refused: `statement`, [`CONNECTION`], [`SESSION`].
     pub what: &'static str,
     /// What to do instead, where Sidegate knows.
     pub hint: Option<Box<str>>,
     /// With [`Reason::TooLarge`]: it is not its size but its nesting; some protocols tell these apart.
     pub nested: bool,
+    /// When to try again, where the reason alone does not tell.
+    pub retry: Option<Retry>,
 }
+
+/// A connection that is refused; nothing was opened.
+pub const CONNECTION: &str = "connection";
+/// A session that ends.
+pub const SESSION: &str = "session";
 
 /// The machine form.
 #[derive(Serialize)]
@@ -119,8 +130,7 @@ struct Machine<'a> {
     ticket: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<String>,
+    next: String,
     id: &'a str,
 }
 
@@ -133,10 +143,15 @@ impl Refusal {
             message: None,
             ticket: None,
             id: RefusalId::random(),
-            sent: Sent::No,
+            sent: match what {
+                CONNECTION => Sent::NotOpened,
+                SESSION => Sent::Ended,
+                _ => Sent::No,
+            },
             what,
             hint: None,
             nested: false,
+            retry: None,
         }
     }
 
@@ -161,6 +176,13 @@ impl Refusal {
         self
     }
 
+    /// The same, where it may be sent again as it is: now ([`Retry::Same`]) or in a minute ([`Retry::Later`]).
+    #[must_use]
+    pub fn again(mut self, retry: Retry) -> Self {
+        self.retry = Some(retry);
+        self
+    }
+
     /// The same, with how much of it took place.
     #[must_use]
     pub fn after(mut self, sent: Sent) -> Self {
@@ -172,7 +194,8 @@ impl Refusal {
     pub fn text(&self) -> String {
         let mut text = String::with_capacity(256);
         match self.sent {
-            Sent::No => text.push_str(&format!("Sidegate refused this {}", self.what)),
+            Sent::No | Sent::NotOpened => text.push_str(&format!("Sidegate refused this {}", self.what)),
+            Sent::Ended => text.push_str(&format!("Sidegate ended this {}", self.what)),
             Sent::Yes { rows } => text.push_str(&format!("Sidegate stopped this {} after {rows} rows", self.what)),
             Sent::Undone | Sent::Unknown => text.push_str(&format!("Sidegate stopped this {}", self.what)),
         }
@@ -184,23 +207,21 @@ impl Refusal {
             }
             text.push(')');
         }
-        let message = self.message.as_deref().unwrap_or_else(|| explanation(self.reason));
+        let message = self.message.as_deref().unwrap_or_else(|| self.explanation());
         text.push_str(": ");
         text.push_str(&sentence(&quote(message)));
         match self.sent {
             // Some advice says by itself that nothing was sent.
             Sent::No if says_not_sent(self.reason) => {}
             Sent::No => text.push_str(" It was not sent."),
+            Sent::NotOpened => text.push_str(" No session was opened."),
+            Sent::Ended => {}
             Sent::Yes { .. } => text.push_str(" It took effect: yes."),
             Sent::Undone => text.push_str(" It took effect: no."),
             Sent::Unknown => text.push_str(" It took effect: unknown."),
         }
         text.push(' ');
         text.push_str(&self.advice());
-        if let Some(hint) = &self.hint {
-            text.push(' ');
-            text.push_str(&sentence(&quote(hint)));
-        }
         let tail = format!(" [{}]", self.id);
         let room = TEXT_LIMIT.saturating_sub(tail.chars().count());
         let mut text = cut(&text, room);
@@ -220,13 +241,54 @@ impl Refusal {
                 .as_ref()
                 .map(|rule| &*rule.policy)
                 .filter(|policy| !policy.is_empty()),
-            retry: self.reason.retry(),
+            retry: self.retry.unwrap_or_else(|| self.reason.retry()),
             ticket: self.ticket.as_ref().map(|ticket| &*ticket.name),
             expires: self.ticket.as_deref().map(Ticket::until),
-            next: self.hint.as_deref().map(quote),
+            next: self.next(),
             id: self.id.as_str(),
         };
         serde_json::to_string(&machine).unwrap_or_default()
+    }
+
+    /// The next step, one sentence that the text does not hold: the caller's own hint, or what follows from the reason.
+    pub fn next(&self) -> String {
+        match (&self.hint, &self.ticket) {
+            (Some(hint), _) => sentence(&quote(hint)),
+            (None, Some(ticket)) if self.reason == Reason::ApprovalRequired => format!(
+                "Have somebody run `sidegate approve {}`, then repeat it; a change of any kind needs a new approval.",
+                ticket.name
+            ),
+            (None, _) if self.reason == Reason::Denied => self.next_after_denial(),
+            (None, _) => next_step(self.reason).to_owned(),
+        }
+    }
+
+    fn next_after_denial(&self) -> String {
+        let again = if self.sent == Sent::NotOpened {
+            "connect again"
+        } else {
+            "send it again"
+        };
+        match &self.rule {
+            Some(rule) if rule.policy.is_empty() => {
+                "Ask your operator for a rule that allows it; `sidegate explain` shows what is allowed.".to_owned()
+            }
+            Some(rule) if self.message.is_none() => format!(
+                "Do without it, or ask your operator about rule {} of policy {}.",
+                quote(&rule.rule),
+                quote(&rule.policy)
+            ),
+            _ => format!("Change what the message names, then {again}."),
+        }
+    }
+
+    /// What is said where neither a rule nor the caller explains.
+    fn explanation(&self) -> &'static str {
+        let ruled = self.rule.as_ref().is_some_and(|rule| !rule.policy.is_empty());
+        match self.reason {
+            Reason::Denied if ruled => "the rule forbids it",
+            reason => explanation(reason),
+        }
     }
 
     fn advice(&self) -> String {
@@ -236,10 +298,44 @@ impl Refusal {
                 ticket.name,
                 ticket.until()
             ),
-            // "Nothing was sent" would be a lie once something ran.
-            (_, reason, Sent::Yes { .. } | Sent::Undone | Sent::Unknown) if says_not_sent(reason) => "Try again in a minute.".into(),
-            (_, reason, _) => reason.advice().to_owned(),
+            // "Nothing was sent" is told of operations that were not sent, and of nothing else.
+            (_, reason, sent) if sent != Sent::No && says_not_sent(reason) => "Try again in a minute.".into(),
+            (_, reason, _) => match self.retry {
+                Some(Retry::Same) => "Send it again.".to_owned(),
+                Some(Retry::Later) => "Try again in a minute.".to_owned(),
+                _ => reason.advice().to_owned(),
+            },
         }
+    }
+}
+
+/// What to do next where neither the caller nor a rule knows better.
+fn next_step(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Denied => "Ask your operator for a rule that allows it.",
+        Reason::ApprovalRequired => "Ask somebody who may approve it, and wait.",
+        Reason::ApprovalDenied => "Do without it, or ask your operator why; asking again is refused for a while.",
+        Reason::ApprovalExpired => "Send it again to open a new request.",
+        Reason::Withdrawn => "Send it again if it is still needed.",
+        Reason::NotUnderstood => "Correct it, or break it into plain parts and send them one by one.",
+        Reason::Unresolved => "Check the names in it, and write each with its schema.",
+        Reason::TooLarge => "Break it into several parts and send them one by one.",
+        Reason::Limit => "Ask for less at once.",
+        Reason::CannotRecord => "If it lasts, tell your operator that records cannot be written.",
+        Reason::Unavailable => "If it lasts, tell your operator, with the id.",
+        Reason::Stale => "If it lasts, tell your operator that the broker is silent.",
+        Reason::Locked => "Only your operator can lift the lockdown; trying again changes nothing.",
+        Reason::CredentialRefused => "Your operator has to check the credential that the Target names.",
+        Reason::LeaseEnded | Reason::MaxSession | Reason::Draining => {
+            "Open a new connection and repeat what was not committed."
+        }
+        Reason::PolicyGone => "Reconnecting helps once a policy allows this agent again.",
+        Reason::ProtocolViolation => "Use a current driver, and reconnect.",
+        Reason::UpstreamRefused => {
+            "Your operator has to check the Target's address and TLS; the sidecar's log says what failed."
+        }
+        Reason::PlanMismatch => "Prepare it again; if it fails again, tell your operator, with the id.",
+        Reason::Internal => "The sidecar's log says what failed: give your operator the id.",
     }
 }
 
@@ -251,7 +347,7 @@ fn says_not_sent(reason: Reason) -> bool {
     )
 }
 
-/// What is said where neither a rule nor the caller explains.
+/// What is said of a reason by itself.
 fn explanation(reason: Reason) -> &'static str {
     match reason {
         Reason::Denied => "no rule allows it",

@@ -38,7 +38,7 @@ fn a_ticket_says_when_and_what_to_send() {
     );
     assert_eq!(
         refusal.machine(),
-        r#"{"decision":"ask","reason":"approval_required","rule":"refunds","policy":"data/support","retry":"same-after-approval","ticket":"ar-7k2f9c","expires":"2026-09-21T14:13:20Z","id":"sg-7k2f9c"}"#
+        r#"{"decision":"ask","reason":"approval_required","rule":"refunds","policy":"data/support","retry":"same-after-approval","ticket":"ar-7k2f9c","expires":"2026-09-21T14:13:20Z","next":"Have somebody run `sidegate approve ar-7k2f9c`, then repeat it; a change of any kind needs a new approval.","id":"sg-7k2f9c"}"#
     );
 }
 
@@ -56,6 +56,86 @@ fn what_already_ran_is_never_called_unsent() {
             assert!(text.contains("It took effect: "), "{text}");
         }
     }
+}
+
+#[test]
+fn a_connection_or_a_session_is_never_called_unsent() {
+    for reason in Reason::ALL {
+        for (what, begins) in [
+            (CONNECTION, "Sidegate refused this connection"),
+            (SESSION, "Sidegate ended this session"),
+        ] {
+            let mut refusal = fixed(reason);
+            let fresh = Refusal::new(reason, what);
+            (refusal.what, refusal.sent) = (what, fresh.sent);
+            let text = refusal.text();
+            assert!(text.starts_with(begins), "{text}");
+            assert!(!text.contains("not sent") && !text.contains("was sent"), "{text}");
+            assert_eq!(text.contains("No session was opened."), what == CONNECTION, "{text}");
+        }
+    }
+}
+
+#[test]
+fn the_next_step_is_a_sentence_of_its_own() {
+    for reason in Reason::ALL {
+        for refusal in [
+            fixed(reason),
+            fixed(reason).by(Some(rule())),
+            fixed(reason).because("x").by(Some(rule())),
+        ] {
+            let (text, next) = (refusal.text(), refusal.next());
+            assert!(!text.contains(next.trim_end_matches('.')), "{reason:?}: {next}");
+            assert!(
+                !next.contains(reason.advice().trim_end_matches('.')),
+                "{reason:?}: {next}"
+            );
+            assert!(next.ends_with('.') && next.chars().count() <= QUOTE_LIMIT, "{next}");
+        }
+    }
+    let default = RuleRef {
+        policy: "".into(),
+        rule: "default".into(),
+    };
+    for (refusal, next) in [
+        (
+            fixed(Reason::Denied).by(Some(default)),
+            "Ask your operator for a rule that allows it; `sidegate explain` shows what is allowed.",
+        ),
+        (
+            fixed(Reason::Denied).by(Some(rule())),
+            "Do without it, or ask your operator about rule refunds of policy data/support.",
+        ),
+        (
+            fixed(Reason::Denied).by(Some(rule())).because("Add a WHERE clause."),
+            "Change what the message names, then send it again.",
+        ),
+        (fixed(Reason::Limit).hint("Ask for fewer rows"), "Ask for fewer rows."),
+    ] {
+        assert_eq!(refusal.next(), next);
+    }
+    let by_rule = fixed(Reason::Denied).by(Some(rule())).text();
+    assert!(
+        by_rule.contains("(rule refunds, policy data/support): the rule forbids it."),
+        "{by_rule}"
+    );
+}
+
+#[test]
+fn what_may_be_sent_again_as_it_is_says_so() {
+    let later = fixed(Reason::Limit).again(Retry::Later);
+    assert!(
+        later.text().contains("It was not sent. Try again in a minute."),
+        "{}",
+        later.text()
+    );
+    assert!(later.machine().contains(r#""retry":"later""#));
+    let same = fixed(Reason::PlanMismatch).again(Retry::Same);
+    assert!(
+        same.text().contains("It was not sent. Send it again."),
+        "{}",
+        same.text()
+    );
 }
 
 #[test]

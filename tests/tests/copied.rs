@@ -145,7 +145,10 @@ async fn copies(major: Major) {
     .await
     .unwrap();
     assert_eq!(stored(&shop), "100", "nothing of a COPY over its cap stays");
-    assert!(shop.server.log().contains("COPY from stdin failed: sidegate refused sg-"));
+    assert!(shop
+        .server
+        .log()
+        .contains("COPY from stdin failed: sidegate refused sg-"));
     let state = shop.world.stop().await;
     recorded(state.path());
 }

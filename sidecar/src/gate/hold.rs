@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sidegate_policies::api::access_request::{ApproverSet, RequestState, RequestedOperation};
 use sidegate_policies::engine::{Decision, Effect, Phase};
-use sidegate_policies::reason::Reason;
+use sidegate_policies::reason::{Reason, Retry};
 use sidegate_policies::record::payload;
 use sidegate_policies::record::Kind;
 use sidegate_policies::wire::{ApprovalAsk, ApprovalClaim, ApprovalOutcome, ApprovalState};
@@ -356,7 +356,9 @@ impl<F: Frame> Held<F> {
             ApproverError::Locked => self.refusal(Reason::Locked),
             ApproverError::TooMany => self
                 .refusal(Reason::Limit)
-                .because("too many requests already wait for people"),
+                .because("too many requests already wait for people")
+                .again(Retry::Later)
+                .hint("Wait until somebody has decided one of them"),
             // Broker and sidecar judge by different bundles for a moment.
             ApproverError::Refused => self
                 .refusal(Reason::Unavailable)

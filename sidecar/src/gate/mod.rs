@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use sidegate_policies::engine::{
     BoundPolicies, Completeness, ConnectFacts, Decision, Effect, Facts, MaskSet, Operation, Phase, Verb,
 };
-use sidegate_policies::reason::Reason;
+use sidegate_policies::reason::{Reason, Retry};
 use sidegate_policies::record::payload;
 use sidegate_policies::record::Kind;
 
@@ -28,7 +28,7 @@ pub use ledger::Ledger;
 use crate::admitted::Admitted;
 use crate::authority::{Authority, InForce};
 use crate::record::CannotRecord;
-use crate::refusal::{Refusal, Ticket};
+use crate::refusal::{Refusal, Ticket, CONNECTION};
 use crate::revoke::Frozen;
 use crate::session::Session;
 
@@ -55,6 +55,9 @@ pub trait Frame {
     fn operation(&self) -> Operation<'_>;
     /// What record and approver see.
     fn described(&self) -> Described<'_>;
+    /// Says why it was refused, where the decision alone does not: before the refusal is recorded, so that the record
+    /// holds what the agent is told.
+    fn explain(&self, _refusal: &mut Refusal, _decision: &Decision) {}
     /// What an approval binds to besides target, subject and rules: exact bytes, parameters with types and formats,
     /// upstream identity, database, settings that change meaning, earlier statements of the transaction.
     fn digest_fields(&self) -> Vec<Cow<'_, [u8]>>;
@@ -203,7 +206,7 @@ impl Gate {
             Admission::Go(_) => Ok(()),
             Admission::No(refusal) => Err(refusal),
             Admission::Hold(_) => {
-                let refusal = Refusal::new(Reason::Denied, "connection")
+                let refusal = Refusal::new(Reason::Denied, CONNECTION)
                     .because("a rule asks for approval of the connection, which this protocol cannot wait for");
                 Err(self.record_denied(refusal, None))
             }
@@ -218,7 +221,7 @@ impl Gate {
         }
         self.session.connected(opening.0.clone());
         let Some(bound) = &self.bound else {
-            let refusal = Refusal::new(Reason::Unavailable, "connection").because("no policy has arrived yet");
+            let refusal = Refusal::new(Reason::Unavailable, CONNECTION).because("no policy has arrived yet");
             return Admission::No(self.record_denied(refusal, None));
         };
         let decision = Arc::new(bound.decide(&opening.operation(), Phase::Final, jiff::Timestamp::now()));
@@ -235,7 +238,7 @@ impl Gate {
 
     /// What must hold before any session opens, and the `open` frame.
     fn begin(&mut self) -> Result<(), Refusal> {
-        let what = "connection";
+        let what = CONNECTION;
         self.write_open()
             .map_err(|_| Refusal::new(Reason::CannotRecord, what))?;
         if self.authority.is_draining() {
@@ -372,7 +375,8 @@ impl Gate {
             Effect::Ask => self.hold(frame, decision),
             Effect::Allow if !same_masks(&frame, &decision) => {
                 let refusal = Refusal::new(Reason::PlanMismatch, frame.what())
-                    .because("the policy changed while it was planned; send it again");
+                    .because("the policy changed while it was planned")
+                    .again(Retry::Same);
                 Admission::No(self.record_denied(refusal, Some(&frame.described())))
             }
             Effect::Allow => {
@@ -392,7 +396,8 @@ impl Gate {
             Some(limit) if !self.authority.rates.take(&self.session.target.id, limit) => {
                 Err(Refusal::new(Reason::Limit, frame.what())
                     .because(format!("more than {limit} operations in a minute"))
-                    .hint("Wait a minute"))
+                    .again(Retry::Later)
+                    .hint("Spread your operations out, or do more with each"))
             }
             _ => Ok(()),
         }
@@ -429,6 +434,7 @@ impl Gate {
         let mut refusal =
             Refusal::new(decision.reason.unwrap_or(Reason::Denied), frame.what()).by(decision.rules.first().cloned());
         refusal.message = decision.message.clone();
+        frame.explain(&mut refusal, decision);
         self.record_denied(refusal, Some(&frame.described()))
     }
 
@@ -567,7 +573,7 @@ impl Frame for Opening {
     }
 
     fn what(&self) -> &'static str {
-        "connection"
+        CONNECTION
     }
 }
 

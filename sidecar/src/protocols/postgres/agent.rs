@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sidegate_policies::engine::Effect;
-use sidegate_policies::reason::Reason;
+use sidegate_policies::reason::{Reason, Retry};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::codec::bind::{self, Bind};
@@ -18,14 +18,13 @@ use super::codec::{parse, write, Frame, Scan};
 use super::conversation::{Portal, Prepared};
 use super::facts::Planned;
 use super::hold::Parked;
-use super::planner::explain;
 use super::queue::{Expect, Progress, Run};
 use super::refuse::Kind;
 use super::relay::{End, Relay};
 use super::work::Work;
 use crate::admitted::Admitted;
 use crate::gate::Admission;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, SESSION};
 
 /// Statement names the agent may not use: ours begin so.
 pub const RESERVED: &[u8] = b"sidegate.";
@@ -104,7 +103,7 @@ where
             _ => self.execute_again(frame).await?,
         }
         if self.unparsable >= MAX_UNPARSABLE {
-            let refusal = Refusal::new(Reason::NotUnderstood, "session").because("100 statements did not parse");
+            let refusal = Refusal::new(Reason::NotUnderstood, SESSION).because("100 statements did not parse");
             return Err(End::Refused(Box::new(self.gate.refused(refusal, None))));
         }
         Ok(())
@@ -147,7 +146,8 @@ where
             b'H' => self.on_flush(frame),
             b'F' => {
                 let refusal = Refusal::new(Reason::Denied, "function call")
-                    .because("function calls by number are not supported; call the function in a SELECT");
+                    .because("function calls by number are not supported")
+                    .hint("Call the function in a SELECT");
                 let refusal = self.gate.refused(refusal, None);
                 self.refuse(refusal, Kind::Simple)
             }
@@ -198,14 +198,7 @@ where
     pub(super) fn settle(&mut self, admission: Admission<Work>, next: Next) -> Result<(), End> {
         match admission {
             Admission::Go(admitted) => self.go(admitted, next),
-            Admission::No(mut refusal) => {
-                if let Next::Simple { plan } | Next::Bind { plan, .. } = &next {
-                    if refusal.message.is_none() {
-                        explain(&mut refusal, plan, &plan.structure);
-                    }
-                }
-                self.refuse(refusal, next.kind())
-            }
+            Admission::No(refusal) => self.refuse(refusal, next.kind()),
             Admission::Hold(held) => {
                 // The hold starts when everything before it has been answered.
                 self.ask_for_answers()?;
@@ -296,7 +289,9 @@ where
 
     fn parse(&mut self, name: Bytes, frame: Frame, types: Vec<u32>, plan: Arc<Planned>) -> Result<(), End> {
         if !self.conversation.statement_fits(frame.bytes().len()) {
-            let refusal = Refusal::new(Reason::TooLarge, "statement").because("too many prepared statements");
+            let refusal = Refusal::new(Reason::TooLarge, "statement")
+                .because("too many prepared statements")
+                .hint("Deallocate some of them, or use the unnamed one");
             let refusal = self.gate.refused(refusal, Some(plan.shown().0));
             return self.refuse(refusal, Kind::Extended);
         }
@@ -351,7 +346,9 @@ where
             return self.native("26000", &text).map(|()| Step::Done);
         };
         if !self.conversation.portal_fits() {
-            let refusal = Refusal::new(Reason::TooLarge, "statement").because("too many open portals");
+            let refusal = Refusal::new(Reason::TooLarge, "statement")
+                .because("too many open portals")
+                .hint("Close some of them, or end the transaction");
             let refusal = self.gate.refused(refusal, None);
             return self.refuse(refusal, Kind::Extended).map(|()| Step::Done);
         }
@@ -418,8 +415,9 @@ where
             Err(refusal) => return self.refuse(refusal, Kind::Extended),
         };
         if plan.masks != portal.plan.masks {
-            let refusal =
-                Refusal::new(Reason::PlanMismatch, "statement").because("the masks changed after it was bound");
+            let refusal = Refusal::new(Reason::PlanMismatch, "statement")
+                .because("the masks changed after it was bound")
+                .again(Retry::Same);
             let refusal = self.gate.refused(refusal, Some(plan.shown().0));
             return self.refuse(refusal, Kind::Extended);
         }

@@ -38,7 +38,7 @@ pub enum ParameterError {
     #[error("no user name")]
     NoUser,
     /// A setting that is not allowed at login.
-    #[error("setting {0} may not be set at login; allowed are client_encoding (UTF8), DateStyle, IntervalStyle, TimeZone, extra_float_digits, application_name, statement_timeout, idle_in_transaction_session_timeout and lock_timeout")]
+    #[error("setting {0} may not be set at login")]
     Setting(String),
     /// An encoding other than UTF8.
     #[error("client_encoding must be UTF8, not {0}")]
@@ -52,6 +52,16 @@ pub enum ParameterError {
     /// A database the Target does not list.
     #[error("database {0} is not one of this target's databases")]
     Database(String),
+}
+
+impl ParameterError {
+    /// What to do about it, where the error itself does not say.
+    pub fn hint(&self) -> Option<&'static str> {
+        matches!(self, ParameterError::Setting(_)).then_some(
+            "Allowed are client_encoding (UTF8), DateStyle, IntervalStyle, TimeZone, extra_float_digits, \
+             application_name, statement_timeout, lock_timeout, idle_in_transaction_session_timeout",
+        )
+    }
 }
 
 /// What the agent asked for, judged.

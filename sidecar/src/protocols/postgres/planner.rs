@@ -107,7 +107,8 @@ where
         let plan = self.judge(frame, text).await?;
         if hides_name_change(&plan) {
             let refusal = Refusal::new(Reason::Denied, "statement")
-                .because("application_name carries who the session belongs to: set it by a SET statement of its own");
+                .because("application_name carries who the session belongs to, so it is set by a plain SET alone")
+                .hint("Send SET application_name as a statement of its own");
             return Err(self.gate.refused(refusal, Some(plan.shown().0)));
         }
         let Some(renamed) = renamed(&plan, &self.planner.prefix) else {
@@ -247,9 +248,7 @@ where
         self.count_unparsable(&plan);
         let plan = Arc::new(Planned::new(text, Arc::new(plan)));
         let work = Work::query(frame, &plan, &self.conversation);
-        let mut refusal = self.gate.deny(&work, &plan.structure);
-        explain(&mut refusal, &plan, &plan.structure);
-        refusal
+        self.gate.deny(&work, &plan.structure)
     }
 
     fn count_unparsable(&mut self, plan: &Plan) {

@@ -18,7 +18,7 @@ use super::queue::{Expect, Progress};
 use super::relay::{End, Relay};
 use super::reply::{self, Severity};
 use crate::gate::{OpId, Outcome};
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, SESSION};
 
 /// How a refusal is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ where
     /// refused statement. Each batch up to a Sync, and each simple query, gets one error
     /// (`a_full_disk_fails_statements_and_not_the_session`).
     pub(super) fn fail_unsealed(&mut self) -> Result<(), End> {
-        let ends = || End::Refused(Box::new(Refusal::new(Reason::CannotRecord, "session")));
+        let ends = || End::Refused(Box::new(Refusal::new(Reason::CannotRecord, SESSION)));
         let taken = self.queue.unsealed();
         // Our own questions stand between statements; without their answer nothing can be judged.
         let question = |expect: &Expect| matches!(expect, Expect::SearchPath);

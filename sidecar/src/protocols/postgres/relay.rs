@@ -29,7 +29,7 @@ use super::queue::Queue;
 use super::reply::{self, Severity};
 use crate::gate::Gate;
 use crate::protocols::RoomContext;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, SESSION};
 use crate::session::Session;
 use crate::upstream::Upstream;
 
@@ -468,7 +468,7 @@ where
                 self.gate.closing("target");
                 return None;
             }
-            End::Cut(reason) => Refusal::new(reason, "session"),
+            End::Cut(reason) => Refusal::new(reason, SESSION),
             End::Refused(refusal) => *refusal,
             End::Violation(what) => {
                 let refusal = Refusal::new(Reason::ProtocolViolation, "message").because(what);
@@ -478,14 +478,14 @@ where
             End::Server(what) => {
                 tracing::warn!(session = %self.session.id, what, "the server broke the protocol");
                 self.gate.closing("target");
-                Refusal::new(Reason::UpstreamRefused, "session").because("the target broke the protocol")
+                Refusal::new(Reason::UpstreamRefused, SESSION).because("the target broke the protocol")
             }
             End::Echo => {
                 // What holds the secret must not leave.
                 self.out.truncate(self.scanned);
                 self.session.end(Reason::Internal);
                 tracing::error!(session = %self.session.id, "the lease's secret was on its way to the agent");
-                let refusal = Refusal::new(Reason::Internal, "session").because("the answer held a credential");
+                let refusal = Refusal::new(Reason::Internal, SESSION).because("the answer held a credential");
                 self.gate.refused(refusal, None)
             }
         };

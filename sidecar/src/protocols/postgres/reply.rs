@@ -72,8 +72,7 @@ pub fn with_state(refusal: &Refusal, severity: Severity, state: &str) -> Fields 
     };
     let mut fields = Fields::new(word, state, &refusal.text());
     fields.set(b'D', refusal.machine().as_bytes());
-    let hint = refusal.hint.as_deref().unwrap_or_else(|| refusal.reason.advice());
-    fields.set(b'H', hint.as_bytes());
+    fields.set(b'H', refusal.next().as_bytes());
     fields
 }
 
@@ -99,6 +98,7 @@ mod tests {
         let detail: serde_json::Value = serde_json::from_str(&fields.text(b'D')).unwrap();
         assert_eq!(detail["reason"], "denied");
         assert!(!fields.text(b'D').contains('\n') && !fields.text(b'H').is_empty());
+        assert!(!fields.text(b'M').contains(fields.text(b'H').trim_end_matches('.')));
     }
 
     #[test]

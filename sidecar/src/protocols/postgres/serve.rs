@@ -32,7 +32,7 @@ use super::stream::AgentStream;
 use super::{cancel, Shared};
 use crate::gate::Gate;
 use crate::protocols::{Conn, RoomContext};
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, CONNECTION};
 use crate::session::Session;
 use crate::target::TargetState;
 use crate::upstream::Upstream;
@@ -114,7 +114,9 @@ async fn log_in(
                 ParameterError::Replication => (Reason::Denied, Some("0A000")),
                 _ => (Reason::Denied, None),
             };
-            let refusal = gate.refused(Refusal::new(reason, "connection").because(error.to_string()), None);
+            let mut refusal = Refusal::new(reason, CONNECTION).because(error.to_string());
+            refusal.hint = error.hint().map(Into::into);
+            let refusal = gate.refused(refusal, None);
             let state = state.unwrap_or_else(|| reply::sqlstate(reason, Severity::Login));
             return agent.end(&reply::with_state(&refusal, Severity::Login, state)).await;
         }
@@ -152,7 +154,7 @@ async fn log_in(
 }
 
 fn cut(session: &Session) -> Refusal {
-    Refusal::new(session.cut_reason().unwrap_or(Reason::Internal), "connection")
+    Refusal::new(session.cut_reason().unwrap_or(Reason::Internal), CONNECTION)
 }
 
 /// Policy, record, lease, target: in this order.
@@ -166,7 +168,7 @@ async fn admit(
         database: Some(requested.database.clone()),
     })?;
     if gate.recorder().opened().await.is_err() {
-        let refusal = Refusal::new(Reason::CannotRecord, "connection");
+        let refusal = Refusal::new(Reason::CannotRecord, CONNECTION);
         return Err(gate.refused(refusal, None));
     }
     let prefix = prefix(session);
@@ -174,7 +176,7 @@ async fn admit(
     let connected = login::connect(&session.target, ctx, &requested.user, startup::NEWEST_MINOR, parameters).await;
     connected.map_err(|error| {
         log_failure(&session.target, &error);
-        let refusal = Refusal::new(error.reason(), "connection").because(error.told());
+        let refusal = Refusal::new(error.reason(), CONNECTION).because(error.told());
         gate.refused(refusal, Some(&error.to_string()))
     })
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sidegate_policies::engine::{Fact, MaskSet, Operation};
+use sidegate_policies::engine::{Decision, Fact, MaskSet, Operation};
 use sidegate_policies::sql::SqlFacts;
 
 use super::codec::bind::Bind;
@@ -16,6 +16,7 @@ use super::conversation::{Conversation, Prepared};
 use super::facts::Planned;
 use super::values;
 use crate::gate::{Described, OpId};
+use crate::refusal::Refusal;
 
 /// The longest hold inside an open transaction: its locks and snapshot wait with it.
 const IN_TRANSACTION: Duration = Duration::from_secs(5);
@@ -132,6 +133,10 @@ impl crate::gate::Frame for Work {
             }
         }
         described
+    }
+
+    fn explain(&self, refusal: &mut Refusal, decision: &Decision) {
+        super::planner::explain(refusal, &self.plan, decision);
     }
 
     fn digest_fields(&self) -> Vec<Cow<'_, [u8]>> {

@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use super::{Conn, Room, RoomContext};
 use crate::dial::{self, DialError};
 use crate::gate::{Admission, Described, Frame, Gate, OpId};
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, CONNECTION};
 use crate::session::Session;
 
 /// Raw TCP.
@@ -211,7 +211,7 @@ fn failed(gate: &mut Gate, error: &DialError) -> Refusal {
 }
 
 fn refusal(reason: Reason) -> Refusal {
-    Refusal::new(reason, "connection")
+    Refusal::new(reason, CONNECTION)
 }
 
 /// Ends a refused connection with a reset, so that no client takes it for an orderly end.
