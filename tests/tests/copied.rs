@@ -83,7 +83,7 @@ fn capped(port: u16) {
     }
     // What the server refuses by itself is told in its own words.
     let broken = copy(&mut wire, TEXT, b"one\tcolumn\ttoo\tmany\n", 64);
-    assert_eq!(shape(&broken), ["E 22P02", "Z I"]);
+    assert_eq!(shape(&broken), ["E 22P04", "Z I"]);
     assert!(wire.alive().unwrap());
 }
 
@@ -150,7 +150,7 @@ async fn copies(major: Major) {
         .log()
         .contains("COPY from stdin failed: sidegate refused sg-"));
     let state = shop.world.stop().await;
-    recorded(state.path());
+    recorded(&state.path().join("state"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
