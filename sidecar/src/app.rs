@@ -22,6 +22,7 @@ use crate::credentials::Credentials;
 use crate::dial::names::Names;
 use crate::dial::DialContext;
 use crate::identity::{Identity, IdentityError};
+use crate::memory;
 use crate::protocols::RoomContext;
 use crate::record::{DirectoryVolume, Log, LogIdentity, LogOptions, SystemClock, SystemRandom};
 use crate::target::TargetState;
@@ -93,10 +94,10 @@ impl Sidecar {
         let tasks = Tasks::on(Lanes::start(config.lanes).map_err(StartError::Threads)?);
         let identity = Identity::new(&config.token_file)?;
         let tls = client::pinned(&config.broker_ca_pem)?;
-        let names = Names::new(&config.name_servers);
+        let names = Names::new(&config.name_servers).in_cluster(config.cluster_domain.as_deref());
         let broker = Broker::new(config.broker.clone(), tls, names, identity, tasks.apart());
         let authority = Authority::new(Arc::new(broker.clone()), tasks.clone(), config.separation);
-        let authority = Arc::new(authority);
+        let authority = Arc::new(authority.limited_to(memory::limit(config.memory_limit)));
         let context = context(&config, &broker, &authority, &stop)?;
         let listeners = Listeners::new(authority.clone(), context, config.agent_uid);
         let listeners = Arc::new(listeners);
@@ -118,6 +119,7 @@ impl Sidecar {
         tasks.spawn("bundle stream", bundle_source::run(source, stop.clone()));
         let told = tell(authority.clone(), listeners.clone(), publish, stop.clone());
         tasks.spawn("status", told);
+        tasks.spawn("memory", memory::watch(authority.clone(), stop.clone()));
         Ok(Running {
             authority,
             listeners,
@@ -144,7 +146,7 @@ fn context(
         tasks.clone(),
         stop.clone(),
     );
-    let names = Names::new(&config.name_servers);
+    let names = Names::new(&config.name_servers).in_cluster(config.cluster_domain.as_deref());
     Ok(RoomContext {
         credentials: Arc::new(credentials),
         dial: Arc::new(DialContext::new(names, config.allow_loopback_literals)),

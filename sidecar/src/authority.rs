@@ -14,6 +14,7 @@ use sidegate_policies::engine::set::PolicySet;
 use sidegate_policies::engine::{Subject, TargetId};
 
 use crate::approvals::Approver;
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::rate::Rates;
 use crate::record::Log;
@@ -85,6 +86,8 @@ pub struct Authority {
     pub sessions: Arc<Sessions>,
     /// Operations per minute.
     pub rates: Rates,
+    /// Memory, and what gives way.
+    pub memory: Memory,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// People.
@@ -111,11 +114,19 @@ impl Authority {
             deny: Revocations::default(),
             sessions: Arc::default(),
             rates: Rates::default(),
+            memory: Memory::new(None),
             metrics: Arc::default(),
             approver,
             tasks,
             separation,
         }
+    }
+
+    /// The same with so many bytes of memory; absent: no limit.
+    #[must_use]
+    pub fn limited_to(mut self, memory: Option<u64>) -> Self {
+        self.memory = Memory::new(memory);
+        self
     }
 
     /// Number of the bundle in force; 0 before the first. A cached plan is worth nothing under another number.

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use sidegate_policies::api::target::TargetProtocol;
 use sidegate_policies::engine::TargetId;
+use sidegate_policies::quantity::ByteSize;
 
 use crate::authority::Separation;
 use crate::broker::Url;
@@ -36,6 +37,8 @@ pub struct SidecarConfig {
     pub ports: Vec<Announced>,
     /// Name servers for targets and broker.
     pub name_servers: Vec<SocketAddr>,
+    /// What names that end in `.svc` are completed with, such as `cluster.local`.
+    pub cluster_domain: Option<String>,
     /// Memory volume.
     pub run_dir: PathBuf,
     /// Journal volume.
@@ -48,6 +51,21 @@ pub struct SidecarConfig {
     pub agent_uid: Option<u32>,
     /// Threads that sessions run on.
     pub lanes: usize,
+    /// Bytes of memory this process may use; a control group's own limit counts too, the smaller of both.
+    pub memory_limit: Option<u64>,
+    /// Which pod this is, as the kubelet says. For logs only: who we are is the broker's word.
+    pub pod: PodFacts,
+}
+
+/// A pod as the environment describes it, never checked and never trusted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodFacts {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its addresses, comma-separated.
+    pub ips: String,
 }
 
 /// A listener named by the environment.
@@ -95,6 +113,9 @@ impl SidecarConfig {
         let agent_uid = problems.may("SIDEGATE_AGENT_UID", get("SIDEGATE_AGENT_UID"), |text| {
             text.parse::<u32>().map_err(|error| error.to_string())
         });
+        let cluster_domain = problems.may("SIDEGATE_CLUSTER_DOMAIN", get("SIDEGATE_CLUSTER_DOMAIN"), domain);
+        let memory_limit = problems.may("SIDEGATE_MEMORY_LIMIT", get("SIDEGATE_MEMORY_LIMIT"), bytes);
+        let said = |name: &str| get(name).unwrap_or_default();
         let path = |name: &str, default: &str| get(name).map_or_else(|| PathBuf::from(default), PathBuf::from);
         match (broker, ca, problems.0.is_empty()) {
             (Some(broker), Some(broker_ca_pem), true) => Ok(SidecarConfig {
@@ -103,12 +124,19 @@ impl SidecarConfig {
                 token_file: path("SIDEGATE_TOKEN_FILE", TOKEN_FILE),
                 ports: ports.unwrap_or_default(),
                 name_servers: servers.unwrap_or_default(),
+                cluster_domain,
                 run_dir: path("SIDEGATE_RUN_DIR", RUN_DIR),
                 journal_dir: path("SIDEGATE_JOURNAL_DIR", JOURNAL_DIR),
                 allow_loopback_literals: false,
                 separation: Separation::Pod,
                 agent_uid,
                 lanes: LANES,
+                memory_limit,
+                pod: PodFacts {
+                    name: said("SIDEGATE_POD_NAME"),
+                    uid: said("SIDEGATE_POD_UID"),
+                    ips: said("SIDEGATE_POD_IPS"),
+                },
             }),
             _ => Err(problems.0),
         }
@@ -190,6 +218,29 @@ fn servers(text: &str) -> Result<Vec<SocketAddr>, String> {
         .collect()
 }
 
+/// A cluster's domain: labels of letters, digits and hyphens.
+fn domain(text: &str) -> Result<String, String> {
+    let text = text.trim_matches('.');
+    let label = |label: &str| {
+        let inside = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        !label.is_empty() && label.len() <= 63 && label.chars().all(inside)
+    };
+    if text.len() <= 200 && text.split('.').all(label) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("`{text}` is not a DNS domain"))
+    }
+}
+
+/// A number of bytes, with or without a unit: `134217728`, `128Mi`.
+fn bytes(text: &str) -> Result<u64, String> {
+    let size: ByteSize = text.parse().map_err(|error| format!("{error}"))?;
+    match size.0 {
+        0 => Err("must be more than nothing".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
 /// The machine's own name servers, read once: local mode only.
 pub fn system_name_servers() -> Vec<SocketAddr> {
     std::fs::read_to_string("/etc/resolv.conf")
@@ -223,8 +274,19 @@ mod tests {
             ),
             ("SIDEGATE_NAME_SERVERS", "10.0.0.10,10.0.0.11:5353"),
             ("SIDEGATE_AGENT_UID", "1000"),
+            ("SIDEGATE_CLUSTER_DOMAIN", "cluster.local."),
+            ("SIDEGATE_MEMORY_LIMIT", "134217728"),
+            ("SIDEGATE_POD_NAME", "support-1"),
+            ("SIDEGATE_POD_UID", "7a1b9c52"),
+            ("SIDEGATE_POD_IPS", "10.0.0.7,fd00::7"),
         ])
         .unwrap();
+        assert_eq!(config.cluster_domain.as_deref(), Some("cluster.local"));
+        assert_eq!(config.memory_limit, Some(128 << 20));
+        assert_eq!(
+            (&*config.pod.name, &*config.pod.uid, &*config.pod.ips),
+            ("support-1", "7a1b9c52", "10.0.0.7,fd00::7")
+        );
         assert_eq!(config.broker.to_string(), "https://127.0.0.1:8443");
         assert_eq!(config.ports.len(), 1);
         assert_eq!(config.name_servers.len(), 2);
@@ -238,6 +300,8 @@ mod tests {
             ("SIDEGATE_BROKER_URL", "http://broker"),
             ("SIDEGATE_PORTS", r#"{"shop": {"protocol": "Postgres", "port": 1}}"#),
             ("SIDEGATE_NAME_SERVERS", "localhost"),
+            ("SIDEGATE_CLUSTER_DOMAIN", "cluster local"),
+            ("SIDEGATE_MEMORY_LIMIT", "much"),
         ])
         .unwrap_err();
         let names: Vec<&str> = problems.iter().map(|problem| problem.variable).collect();
@@ -247,7 +311,9 @@ mod tests {
                 "SIDEGATE_BROKER_URL",
                 "SIDEGATE_BROKER_CA",
                 "SIDEGATE_PORTS",
-                "SIDEGATE_NAME_SERVERS"
+                "SIDEGATE_NAME_SERVERS",
+                "SIDEGATE_CLUSTER_DOMAIN",
+                "SIDEGATE_MEMORY_LIMIT"
             ]
         );
     }

@@ -17,6 +17,7 @@ pub mod credentials;
 pub mod dial;
 pub mod gate;
 pub mod identity;
+pub mod memory;
 pub mod metrics;
 pub mod protocols;
 pub mod rate;

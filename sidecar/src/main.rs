@@ -33,6 +33,12 @@ fn main() -> ExitCode {
         }
     };
     config.lanes = lanes(std::fs::read_to_string("/sys/fs/cgroup/cpu.max").ok().as_deref());
+    tracing::info!(
+        pod = config.pod.name,
+        uid = config.pod.uid,
+        ips = config.pod.ips,
+        "starting"
+    );
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -211,7 +211,10 @@ mod tests {
 
     #[test]
     fn resident_bytes_are_read_from_status() {
-        assert_eq!(resident("Name:\tx\nVmHWM:\t 9 kB\nVmRSS:\t   300 kB\n"), Some(300 * 1024));
+        assert_eq!(
+            resident("Name:\tx\nVmHWM:\t 9 kB\nVmRSS:\t   300 kB\n"),
+            Some(300 * 1024)
+        );
         assert_eq!(resident(""), None);
         assert!(used().unwrap() > 1 << 20);
     }

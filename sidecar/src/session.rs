@@ -41,6 +41,8 @@ pub struct Session {
     /// Cancelled when the session must end; [`Session::cut_reason`] says why.
     pub cut: CancellationToken,
     number: u64,
+    /// Bytes in its buffers.
+    held: AtomicU64,
     cut_code: AtomicU8,
     ended: CancellationToken,
     facts: OnceLock<ConnectFacts>,
@@ -57,6 +59,7 @@ impl Session {
             peer_uid,
             cut: CancellationToken::new(),
             number,
+            held: AtomicU64::new(0),
             cut_code: AtomicU8::new(0),
             ended: CancellationToken::new(),
             facts: OnceLock::new(),
@@ -84,6 +87,11 @@ impl Session {
         CUTS.get(usize::from(code)).copied()
     }
 
+    /// Bytes in its buffers, as it said last.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
     /// Its number among the sessions of this sidecar start.
     pub fn number(&self) -> u64 {
         self.number
@@ -109,6 +117,8 @@ impl Session {
 pub struct Sessions {
     open: Mutex<HashMap<u64, Arc<Session>>>,
     last: AtomicU64,
+    /// Bytes in the buffers of all of them.
+    held: AtomicU64,
 }
 
 impl Sessions {
@@ -130,6 +140,18 @@ impl Sessions {
     pub fn matching(&self, mut condition: impl FnMut(&Session) -> bool) -> Vec<Arc<Session>> {
         let open = self.table();
         open.values().filter(|session| condition(session)).cloned().collect()
+    }
+
+    /// Takes what a session holds in its buffers now; answers what all of them hold.
+    pub fn hold(&self, session: &Session, bytes: u64) -> u64 {
+        let before = session.held.swap(bytes, Ordering::Relaxed);
+        if bytes >= before {
+            let more = bytes.saturating_sub(before);
+            self.held.fetch_add(more, Ordering::Relaxed).saturating_add(more)
+        } else {
+            let less = before.saturating_sub(bytes);
+            self.held.fetch_sub(less, Ordering::Relaxed).saturating_sub(less)
+        }
     }
 
     /// How many are open.
@@ -157,6 +179,7 @@ pub struct Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         self.sessions.table().remove(&self.session.number);
+        self.sessions.hold(&self.session, 0);
         self.session.ended.cancel();
     }
 }
@@ -178,7 +201,7 @@ pub(crate) mod tests {
         })
     }
 
-    fn session(number: u64) -> Arc<Session> {
+    pub(crate) fn session(number: u64) -> Arc<Session> {
         let target = TargetState::announced(TargetId::new("data", "shop"), TargetProtocol::Tcp, 1);
         Arc::new(Session::new(number, subject(), Arc::new(target), None))
     }

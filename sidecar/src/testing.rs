@@ -194,6 +194,9 @@ impl LeaseSource for Passwords {
     }
 }
 
+/// What a bench's sidecar may use, in bytes; nothing measures it here but the tests.
+const MEMORY: u64 = 1 << 30;
+
 /// A sidecar without a broker.
 pub struct Bench {
     /// What is in force.
@@ -221,7 +224,8 @@ impl Bench {
     pub fn for_agent(agent_uid: Option<u32>) -> Bench {
         let (people, tasks, stop) = (Arc::new(People::new()), Tasks::default(), CancellationToken::new());
         let approver: Arc<dyn Approver> = Arc::new(people.clone());
-        let authority = Arc::new(Authority::new(approver, tasks.clone(), Separation::None));
+        let authority = Authority::new(approver, tasks.clone(), Separation::None);
+        let authority = Arc::new(authority.limited_to(Some(MEMORY)));
         let journal = tempfile::tempdir().unwrap();
         let log = Log::start(LogOptions {
             volume: Arc::new(DirectoryVolume::open(&journal.path().join("journal")).unwrap()),

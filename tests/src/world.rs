@@ -13,7 +13,7 @@ use sidegate_broker::config::{BrokerConfig, Identity, StartError};
 use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::authority::Separation;
 use sidegate_sidecar::broker::Url;
-use sidegate_sidecar::config::SidecarConfig;
+use sidegate_sidecar::config::{PodFacts, SidecarConfig};
 
 /// A running instance.
 pub struct World {
@@ -31,6 +31,7 @@ pub struct Setup {
     secrets: Vec<(String, String)>,
     identity: Identity,
     name_servers: Vec<std::net::SocketAddr>,
+    memory_limit: Option<u64>,
 }
 
 impl Setup {
@@ -45,6 +46,7 @@ impl Setup {
                 ..Identity::default()
             },
             name_servers: Vec::new(),
+            memory_limit: None,
         }
     }
 
@@ -57,6 +59,12 @@ impl Setup {
     /// Asks this name server.
     pub fn name_server(mut self, address: std::net::SocketAddr) -> Setup {
         self.name_servers.push(address);
+        self
+    }
+
+    /// Lets the process have so many bytes of memory.
+    pub fn memory(mut self, bytes: u64) -> Setup {
+        self.memory_limit = Some(bytes);
         self
     }
 
@@ -98,6 +106,9 @@ impl Setup {
             separation: Separation::None,
             agent_uid: Some(Uid::effective().as_raw()),
             lanes: sidegate_sidecar::config::LANES,
+            cluster_domain: None,
+            memory_limit: self.memory_limit,
+            pod: PodFacts::default(),
         })
         .await?;
         ensure!(

@@ -64,7 +64,7 @@ async fn named(major: Major) {
     let port = shop.port;
     let asked = tokio::task::spawn_blocking(move || ask(port)).await.unwrap();
     let state = shop.world.stop().await;
-    let told = told(state.path());
+    let told = told(&state.path().join("state"));
     for line in ["id | name | number", ROWS[0], ROWS[1]] {
         assert_eq!(told.matches(line).count(), asked, "{line} in\n{told}");
     }

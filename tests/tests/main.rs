@@ -14,6 +14,7 @@ mod limits;
 mod lineage;
 mod login;
 mod masked;
+mod memory;
 mod oauth;
 mod records;
 mod redirect;

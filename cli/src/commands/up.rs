@@ -23,7 +23,7 @@ use sidegate_policies::wire::TargetStatus;
 use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::authority;
 use sidegate_sidecar::broker::Url;
-use sidegate_sidecar::config::{SidecarConfig, LANES};
+use sidegate_sidecar::config::{PodFacts, SidecarConfig, LANES};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{signal, SignalKind};
 
@@ -210,6 +210,7 @@ fn sidecar_config(
         token_file: broker.token_file.clone(),
         ports: Vec::new(),
         name_servers: name_servers(&args.name_server)?,
+        cluster_domain: None,
         run_dir: state.join("run"),
         journal_dir: state.join("journal"),
         // Local mode is the one place where a Target may state a loopback literal.
@@ -219,6 +220,8 @@ fn sidecar_config(
             None => authority::Separation::None,
         },
         lanes: LANES,
+        memory_limit: None,
+        pod: PodFacts::default(),
         agent_uid: Some(run_as.map_or_else(Uid::effective, |user| user.uid).as_raw()),
     })
 }

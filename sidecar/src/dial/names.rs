@@ -1,6 +1,6 @@
 //! Our own name resolution (UPS-1): configured name servers, no hosts file, no search list.
 //!
-//! Names are taken as absolute. Answers live 1 to 60 s. The system's resolver is never asked: in a pod the agent can
+//! Names are taken as absolute, but for those of services (`db.data.svc`), which the cluster's domain completes. Answers live 1 to 60 s. The system's resolver is never asked: in a pod the agent can
 //! rewrite its files.
 
 use std::net::{IpAddr, SocketAddr};
@@ -32,13 +32,21 @@ pub enum NamesError {
 const ADDRESS_LIMIT: usize = 16;
 
 /// The resolver.
-pub struct Names(Option<Resolver<TokioRuntimeProvider>>);
+pub struct Names {
+    resolver: Option<Resolver<TokioRuntimeProvider>>,
+    /// The cluster's own domain.
+    domain: Option<String>,
+}
 
 impl Names {
     /// Asks these servers and nobody else. Without any, only literals can be dialled.
     pub fn new(servers: &[SocketAddr]) -> Self {
+        let none = Names {
+            resolver: None,
+            domain: None,
+        };
         if servers.is_empty() {
-            return Names(None);
+            return none;
         }
         let servers = servers.iter().map(|server| {
             let mut ways = [ConnectionConfig::udp(), ConnectionConfig::tcp()];
@@ -59,15 +67,34 @@ impl Names {
         options.positive_max_ttl = Some(Duration::from_secs(60));
         options.negative_max_ttl = Some(Duration::from_secs(1));
         let builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
-        Names(builder.with_options(options).build().ok())
+        Names {
+            resolver: builder.with_options(options).build().ok(),
+            ..none
+        }
+    }
+
+    /// Names of services, which end in `.svc`, are completed with this domain.
+    #[must_use]
+    pub fn in_cluster(mut self, domain: Option<&str>) -> Self {
+        self.domain = domain.map(str::to_owned);
+        self
+    }
+
+    /// The name to ask for: absolute.
+    fn absolute(&self, name: &str) -> String {
+        let name = name.trim_end_matches('.');
+        match &self.domain {
+            Some(domain) if name.to_ascii_lowercase().ends_with(".svc") => format!("{name}.{domain}."),
+            _ => format!("{name}."),
+        }
     }
 
     /// Every address of a name.
     pub async fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, NamesError> {
-        let Some(resolver) = &self.0 else {
+        let Some(resolver) = &self.resolver else {
             return Err(NamesError::NoServers(name.to_owned()));
         };
-        let absolute = format!("{}.", name.trim_end_matches('.'));
+        let absolute = self.absolute(name);
         let failed = |error: String| NamesError::Failed {
             name: name.to_owned(),
             error,
@@ -94,4 +121,22 @@ pub fn servers_of(resolv_conf: &str) -> Vec<SocketAddr> {
         Some(SocketAddr::new(ip, 53))
     });
     servers.take(8).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_services_are_completed() {
+        let names = Names::new(&[]).in_cluster(Some("cluster.local"));
+        assert_eq!(names.absolute("db.data.svc"), "db.data.svc.cluster.local.");
+        assert_eq!(names.absolute("DB.data.SVC."), "DB.data.SVC.cluster.local.");
+        assert_eq!(
+            names.absolute("db.data.svc.cluster.local"),
+            "db.data.svc.cluster.local."
+        );
+        assert_eq!(names.absolute("db.example.com"), "db.example.com.");
+        assert_eq!(Names::new(&[]).absolute("db.data.svc"), "db.data.svc.");
+    }
 }

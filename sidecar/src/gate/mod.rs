@@ -27,6 +27,7 @@ pub use ledger::Ledger;
 
 use crate::admitted::Admitted;
 use crate::authority::{Authority, InForce};
+use crate::memory::Pressure;
 use crate::record::CannotRecord;
 use crate::refusal::{Refusal, Ticket, CONNECTION};
 use crate::revoke::Frozen;
@@ -259,6 +260,7 @@ impl Gate {
         if !self.session.target.known {
             return Err(Refusal::new(Reason::Unavailable, what).because("no policy has arrived yet"));
         }
+        self.check_room(what, Pressure::Shed)?;
         self.check(what)
     }
 
@@ -462,9 +464,26 @@ impl Gate {
     /// Cut, frozen, or unable to record?
     fn check(&mut self, what: &'static str) -> Result<(), Refusal> {
         self.check_alive(what)?;
+        self.check_room(what, Pressure::Refuse)?;
         self.recorder
             .ready()
             .map_err(|_| Refusal::new(Reason::CannotRecord, what))
+    }
+
+    /// Memory runs short: what is new is refused before what runs has to end.
+    fn check_room(&self, what: &'static str, from: Pressure) -> Result<(), Refusal> {
+        if self.authority.memory.pressure() < from {
+            return Ok(());
+        }
+        self.authority.metrics.shed.up();
+        Err(Refusal::new(Reason::Unavailable, what).because("Sidegate is short of memory"))
+    }
+
+    /// Takes what the session holds in its buffers now, in bytes. False: all sessions together hold as much as they
+    /// may, and this one more than a small share of it, so it has to end.
+    pub fn hold_bytes(&self, bytes: u64) -> bool {
+        let all = self.authority.sessions.hold(&self.session, bytes);
+        self.authority.memory.fits(bytes, all)
     }
 
     fn check_alive(&mut self, what: &'static str) -> Result<(), Refusal> {

@@ -211,6 +211,33 @@ async fn rec_1_without_a_log_nothing_opens_and_nothing_is_sent() {
 }
 
 #[tokio::test]
+async fn res_8_short_of_memory_new_sessions_are_refused_first_and_then_operations() {
+    let bench = bench(json!({}));
+    let limit = bench.authority.memory.limit().unwrap();
+    let bundle = bench.authority.in_force().unwrap();
+    let target = bundle.targets[&TargetId::new("data", "shop")].clone();
+    let fresh = |number| {
+        let session = Session::new(number, crate::session::tests::subject(), target.clone(), None);
+        Gate::new(Arc::new(session), bench.authority.clone())
+    };
+    let mut gate = fresh(1);
+    gate.connect(&ConnectFacts::default()).unwrap();
+    bench.authority.memory.measured(limit / 100 * 70);
+    gone(gate.admit(statement(SqlCommand::Select, "select 1")));
+    let refusal = fresh(2).connect(&ConnectFacts::default()).unwrap_err();
+    assert_eq!(refusal.reason, Reason::Unavailable);
+    assert!(refusal.text().contains("short of memory"), "{}", refusal.text());
+    bench.authority.memory.measured(limit / 100 * 80);
+    let Admission::No(refusal) = gate.admit(statement(SqlCommand::Select, "select 1")) else {
+        panic!("an operation without room");
+    };
+    assert_eq!(refusal.reason, Reason::Unavailable);
+    bench.authority.memory.measured(limit / 2);
+    gone(gate.admit(statement(SqlCommand::Select, "select 1")));
+    fresh(3).connect(&ConnectFacts::default()).unwrap();
+}
+
+#[tokio::test]
 async fn nothing_opens_before_the_broker_spoke_or_once_it_is_silent() {
     let bench = bench(json!({}));
     let stale = Authority::new(

@@ -282,6 +282,11 @@ impl Conversation {
         self.cursors.contains_key(name)
     }
 
+    /// Bytes of the prepared statements' messages.
+    pub fn statement_bytes(&self) -> usize {
+        self.statement_bytes
+    }
+
     /// Whether one more portal fits.
     pub fn portal_fits(&self) -> bool {
         self.portals.len().saturating_add(self.cursors.len()) < MAX_PORTALS

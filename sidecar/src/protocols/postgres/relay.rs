@@ -109,6 +109,8 @@ pub struct Relay<A, S> {
     /// The search_path must be asked for before anything else is judged.
     pub(super) path_dirty: bool,
     chunk: usize,
+    /// Bytes in buffers, as the gate knows.
+    held: usize,
     echo: Echo,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -182,6 +184,7 @@ where
             path_touched: false,
             path_dirty: false,
             chunk: *CHUNKS.start(),
+            held: 0,
             echo: parts.echo,
         }
     }
@@ -286,9 +289,31 @@ where
         Ok(())
     }
 
+    /// Tells the gate what this session holds. A message that is put together may be 16 MiB long, and so may a row:
+    /// many of them at once are more than the process has.
+    fn count_buffers(&mut self) -> Result<(), End> {
+        let (agent, server) = (self.agent_in.waiting(), self.server_in.buffer().len());
+        let held = agent
+            .saturating_add(server)
+            .saturating_add(self.out.len())
+            .saturating_add(self.upstream.unsent())
+            .saturating_add(self.conversation.statement_bytes());
+        if held == self.held {
+            return Ok(());
+        }
+        self.held = held;
+        if self.gate.hold_bytes(u64::try_from(held).unwrap_or(u64::MAX)) {
+            Ok(())
+        } else {
+            self.session.end(Reason::Limit);
+            Err(End::Cut(Reason::Limit))
+        }
+    }
+
     /// Waits until there is something to do. A peer that takes nothing of what waits for it for a minute is gone.
     async fn wait(&mut self) -> Result<(), End> {
         self.scan_out()?;
+        self.count_buffers()?;
         // Most writes are taken at once: no timer is set for them.
         let mut stalled: Option<Pin<Box<tokio::time::Sleep>>> = None;
         poll_fn(|cx| {
@@ -468,6 +493,9 @@ where
                 self.gate.closing("target");
                 return None;
             }
+            End::Cut(Reason::Limit) => Refusal::new(Reason::Limit, SESSION)
+                .because("Sidegate was short of memory, and this session held most of it")
+                .hint("Open a new connection, and send and ask for less at once"),
             End::Cut(reason) => Refusal::new(reason, SESSION),
             End::Refused(refusal) => *refusal,
             End::Violation(what) => {
