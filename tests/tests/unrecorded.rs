@@ -2,6 +2,7 @@
 //! well, nothing of it was run, and all goes on when the record does.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use sidegate_policies::record::verify::{verify_store, Options, Verdict};
 use sidegate_tests::postgres::Major;
@@ -48,6 +49,16 @@ fn fill(wire: &mut Wire) -> Vec<String> {
         }
     }
     panic!("the record takes everything");
+}
+
+/// Waits until the collector holds everything: the upload that failed meanwhile is tried again some seconds later.
+fn collected(shop: &Shop) {
+    let log = shop.world.sidecar.authority().log().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while log.status().received < log.status().written {
+        assert!(Instant::now() < deadline, "{:?}", log.status());
+        shop.server.sql(DATABASE, "SELECT 1").unwrap();
+    }
 }
 
 fn insert(id: u32) -> String {
@@ -115,12 +126,15 @@ async fn a_full_disk_fails_statements_and_not_the_session() {
         let shop = Shop::start(major).await.unwrap();
         let journal = Journal::of(shop.world.state().parent().unwrap());
         let port = shop.port;
-        let life = tokio::task::spawn_blocking(move || whole_life(port, &journal));
-        life.await.unwrap();
-        let ran = shop
-            .server
-            .sql(DATABASE, "SELECT count(*) FROM app.items WHERE id > 9000");
-        assert_eq!(ran.unwrap().trim(), "0", "something ran unrecorded");
+        let life = tokio::task::spawn_blocking(move || {
+            whole_life(port, &journal);
+            let count = "SELECT count(*) FROM app.items WHERE id > 9000";
+            let ran = shop.server.sql(DATABASE, count).unwrap();
+            assert_eq!(ran.trim(), "0", "something ran unrecorded");
+            collected(&shop);
+            shop
+        });
+        let shop = life.await.unwrap();
         let folder = shop.world.stop().await;
         let report = verify_store(&folder.path().join("state/records"), &Options::default()).unwrap();
         assert_eq!(report.exit_code(), 0, "{report:#?}");

@@ -57,6 +57,7 @@ fn unmask(case: &Case<'_>, refused: &PlanRefusal) -> Vec<String> {
         }
         PlanRefusal::Assigned { column, .. } => format!("Set {column} from a parameter or a constant"),
         PlanRefusal::Conflict { .. } => "Name the columns of ON CONFLICT, none of them masked".to_owned(),
+        PlanRefusal::Code => "Send what the code does as statements of their own".to_owned(),
         PlanRefusal::PlanFormat => "Ask for FORMAT TEXT or JSON".to_owned(),
         PlanRefusal::Row { relation, .. } => format!("Select the columns of {relation} by name"),
         PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse => return resolve(case, "its columns"),

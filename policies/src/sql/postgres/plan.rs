@@ -13,10 +13,11 @@ use std::sync::Arc;
 use super::analysis::{Analysis, Output, Source, Statement, StatementKind};
 use super::catalog::{Catalog, Oid, Relation};
 use super::lineage::{mask_of, not_null, Masked, Verdict};
-use crate::api::access_policy::{MaskAs, NoOptions};
+use crate::api::access_policy::{MaskAs, NoOptions, SqlCommand};
 use crate::engine::decision::{MaskSet, RuleRef};
 use crate::mask::PlanForm;
 use crate::reason::Reason;
+use crate::sql::facts::SqlFacts;
 use crate::sql::names::{ColumnName, RelationName};
 
 /// What happens to the rows of one statement.
@@ -103,6 +104,12 @@ pub enum PlanRefusal {
     /// Output whose origin cannot be told.
     #[error("columns are masked for this subject, and where this statement's output comes from cannot be told")]
     UnknownOutput,
+    /// Code of the agent's own, which runs with what it reads unseen.
+    #[error(
+        "columns are masked for this subject, and nobody can tell what the code of a DO block, function or procedure \
+         does with them"
+    )]
+    Code,
     /// A use that could not be resolved.
     #[error("columns are masked for this subject, and which columns this statement uses cannot be told")]
     UnknownUse,
@@ -130,7 +137,8 @@ impl PlanRefusal {
             | PlanRefusal::Assigned { policy, .. }
             | PlanRefusal::Conflict { policy, .. }
             | PlanRefusal::Row { policy, .. } => Some(policy),
-            PlanRefusal::PlanFormat | PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse => None,
+            PlanRefusal::PlanFormat | PlanRefusal::Code => None,
+            PlanRefusal::UnknownOutput | PlanRefusal::UnknownUse => None,
         }
     }
 }
@@ -241,6 +249,9 @@ impl ResultPlan {
         };
         if masks.columns.is_empty() {
             return Ok(plan(None, false));
+        }
+        if brings_code(&statement.facts) {
+            return Err(PlanRefusal::Code);
         }
         check_uses(masks, statement, catalog)?;
         let scrub = touches_masked(masks, statement, catalog);
@@ -359,6 +370,15 @@ impl ResultPlan {
             None => Ok(()),
         }
     }
+}
+
+/// Whether a statement runs code the agent wrote, or leaves it behind for a trigger, a default or a later call: an Allow
+/// for it is no leave to read past the masks (`code_of_the_agents_own_is_refused_under_masks`). What is there already
+/// is the operator's, who names it.
+fn brings_code(facts: &SqlFacts) -> bool {
+    let routine = |object: &Arc<str>| matches!(&**object, "Function" | "Procedure");
+    facts.commands.contains(SqlCommand::Do)
+        || (facts.commands.contains(SqlCommand::Create) && facts.objects.iter().any(routine))
 }
 
 fn check_uses(masks: &MaskSet, statement: &Statement, catalog: &Catalog) -> Result<(), PlanRefusal> {

@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use super::super::analysis::{Statement, StatementKind};
-use super::super::shop::{bound, catalog};
+use super::super::shop::{bound, catalog, Shopper};
+use super::super::{analyse, Options};
 use super::*;
 use crate::api::access_policy::{Keep, MaskAs};
 use crate::engine::decision::MaskRule;
 use crate::engine::operation::{Completeness, Fact};
-use crate::sql::facts::{PartRelation, SqlFacts};
+use crate::sql::facts::PartRelation;
 use crate::sql::ColumnPattern;
 
 fn statement(text: &str) -> Statement {
@@ -345,4 +346,27 @@ fn a_plan_over_masked_relations_passes_in_a_form_that_is_read() {
         explain("SELECT id FROM users WHERE ssn < '5'", "text"),
         Err(PlanRefusal::Used { .. })
     ));
+}
+
+#[test]
+fn code_of_the_agents_own_is_refused_under_masks() {
+    let options = Options {
+        server_major: 18,
+        standard_conforming_strings: true,
+    };
+    let of = |text: &str, patterns: &[&str]| {
+        let analysis = analyse(text, &options, &catalog(), &Shopper::default());
+        ResultPlan::of_text(&masks(patterns), &analysis, &catalog()).map(drop)
+    };
+    for text in [
+        "DO $$ BEGIN PERFORM set_config('a.b', (SELECT ssn FROM app.users LIMIT 1), false); END $$",
+        "SELECT 1; DO 'x'",
+        "CREATE FUNCTION app.f() RETURNS text LANGUAGE sql AS 'SELECT ssn FROM app.users'",
+        "CREATE OR REPLACE PROCEDURE app.p() LANGUAGE plpgsql AS 'BEGIN END'",
+        "CREATE FUNCTION app.f() RETURNS text LANGUAGE sql BEGIN ATOMIC SELECT 'x'; END",
+    ] {
+        assert_eq!(of(text, &["app.users.ssn"]), Err(PlanRefusal::Code), "{text}");
+        assert_eq!(of(text, &[]), Ok(()), "{text}");
+    }
+    assert_eq!(of("DROP FUNCTION app.f()", &["app.users.ssn"]), Ok(()));
 }
