@@ -19,7 +19,7 @@ use sidegate_tests::recording::{identity, left, open, operate, store, Certifier,
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::report::Report;
+use crate::report::{median, Report};
 use crate::Plan;
 
 /// A log takes so much before a new one is begun: below the recorder's limit for what waits for a collector.
@@ -178,9 +178,4 @@ fn reply(length: usize) -> Vec<u8> {
     }
     bytes.truncate(length);
     bytes
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

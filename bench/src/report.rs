@@ -48,7 +48,8 @@ fn against(bar: Option<f64>) -> String {
     bar.map(|bar| format!(" (bar {bar})")).unwrap_or_default()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The middle value; of an even number the mean of the two in the middle.
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => f64::NAN,

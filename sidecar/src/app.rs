@@ -94,8 +94,7 @@ impl Sidecar {
         let tasks = Tasks::on(Lanes::start(config.lanes).map_err(StartError::Threads)?);
         let identity = Identity::new(&config.token_file)?;
         let tls = client::pinned(&config.broker_ca_pem)?;
-        let names = Names::new(&config.name_servers).in_cluster(config.cluster_domain.as_deref());
-        let broker = Broker::new(config.broker.clone(), tls, names, identity, tasks.apart());
+        let broker = Broker::new(config.broker.clone(), tls, names(&config), identity, tasks.apart());
         let authority = Authority::new(Arc::new(broker.clone()), tasks.clone(), config.separation);
         let authority = Arc::new(authority.limited_to(memory::limit(config.memory_limit)));
         let context = context(&config, &broker, &authority, &stop)?;
@@ -133,6 +132,11 @@ impl Sidecar {
     }
 }
 
+/// The resolver of this configuration.
+fn names(config: &SidecarConfig) -> Names {
+    Names::new(&config.name_servers).in_cluster(config.cluster_domain.as_deref())
+}
+
 fn context(
     config: &SidecarConfig,
     broker: &Broker,
@@ -146,10 +150,9 @@ fn context(
         tasks.clone(),
         stop.clone(),
     );
-    let names = Names::new(&config.name_servers).in_cluster(config.cluster_domain.as_deref());
     Ok(RoomContext {
         credentials: Arc::new(credentials),
-        dial: Arc::new(DialContext::new(names, config.allow_loopback_literals)),
+        dial: Arc::new(DialContext::new(names(config), config.allow_loopback_literals)),
         tls: Arc::new(AgentTls::new()?),
         tasks,
         metrics: authority.metrics.clone(),

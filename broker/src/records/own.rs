@@ -11,7 +11,7 @@ use aws_lc_rs::signature::Ed25519KeyPair;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
 use serde::Serialize;
-use sidegate_policies::record::footer::{encode_key, public_key};
+use sidegate_policies::record::footer::{encode_key, public_key, SEGMENT_BYTES, SEGMENT_NS};
 use sidegate_policies::record::layout::LogPath;
 use sidegate_policies::record::payload::{Boot, Cert, Clock as ClockJump};
 use sidegate_policies::record::Kind;
@@ -20,14 +20,8 @@ use super::collector::{LogState, Refusal};
 use super::{lock, Records, RecordsError};
 use crate::clock::Clock;
 
-/// A segment is sealed this long after its first frame: with the checkpoints, edits show after at most twice that.
-const SEAL_AFTER_NS: u64 = 10_000_000_000;
-/// A segment ends at this size.
-const SEAL_BYTES: u64 = 4 << 20;
 /// Certificates live a day; a new one is asked for after half of that.
 const CERTIFY_AFTER_NS: u64 = 12 * 3_600 * 1_000_000_000;
-/// A wall clock that moves further than this against the monotonic one is written down.
-const JUMP_US: u64 = 1_000_000;
 
 /// Vouches for a record key, base64url: the compact certificate, or nothing if it cannot be made.
 pub(crate) type Certify = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -123,8 +117,8 @@ impl OwnLog {
         }
         let old = self
             .began_ns
-            .is_some_and(|began| mono_ns.saturating_sub(began) >= SEAL_AFTER_NS);
-        if old || self.bytes >= SEAL_BYTES {
+            .is_some_and(|began| mono_ns.saturating_sub(began) >= SEGMENT_NS);
+        if old || self.bytes >= SEGMENT_BYTES {
             self.seal()?;
         }
         Ok(())
@@ -172,14 +166,11 @@ impl OwnLog {
     }
 
     fn watch_clock(&mut self, now: (u64, u64)) -> Result<(), RecordsError> {
-        let wall = i64::try_from(now.1).unwrap_or(i64::MAX);
-        let offset = wall.saturating_sub(i64::try_from(now.0 / 1000).unwrap_or(i64::MAX));
-        let jump_us = offset.saturating_sub(self.offset_us);
-        if jump_us.unsigned_abs() <= JUMP_US {
-            return Ok(());
+        let offset = ClockJump::offset_us(now);
+        if let Some(jump) = ClockJump::moved(self.offset_us, offset) {
+            self.write(Kind::Clock, &jump, now)?;
+            self.offset_us = offset;
         }
-        self.write(Kind::Clock, &ClockJump { jump_us }, now)?;
-        self.offset_us = offset;
         Ok(())
     }
 

@@ -163,16 +163,7 @@ impl LogChain {
     /// Appends to `out` the frame of the log itself that comes next; `now` is monotonic ns and wall µs. Nothing moves
     /// until it is taken. For a writer without sessions.
     pub fn own(&self, kind: Kind, payload: &[u8], now: (u64, u64), out: &mut Vec<u8>) -> Result<Hash, FrameError> {
-        let header = Header {
-            kind,
-            flags: 0,
-            log_number: self.next,
-            session: [0; 16],
-            number: self.zero.next,
-            mono_ns: now.0,
-            wall_us: now.1,
-            previous: self.zero.head,
-        };
+        let header = Header::of_log(kind, self.next, self.zero.next, now, self.zero.head);
         encode(&header, payload, out)
     }
 

@@ -13,6 +13,11 @@ use serde::{Deserialize, Serialize};
 /// What is signed before the JSON text.
 pub const DOMAIN: &[u8] = b"sidegate-seal-v1\n";
 
+/// A segment ends at this size, in bytes.
+pub const SEGMENT_BYTES: u64 = 4 << 20;
+/// A segment ends so many nanoseconds after its first frame: with the checkpoints, edits show after at most twice that.
+pub const SEGMENT_NS: u64 = 10_000_000_000;
+
 /// A footer's content.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -130,6 +130,20 @@ impl<'a> Frame<'a> {
 }
 
 impl Header {
+    /// A frame of the log itself: of no session, and not sealed. `now` is monotonic nanoseconds and wall microseconds.
+    pub fn of_log(kind: Kind, log_number: u64, number: u64, now: (u64, u64), previous: Hash) -> Header {
+        Header {
+            kind,
+            flags: 0,
+            log_number,
+            session: [0; 16],
+            number,
+            mono_ns: now.0,
+            wall_us: now.1,
+            previous,
+        }
+    }
+
     fn parse(prefix: &[u8]) -> Result<Header, FrameError> {
         let mut cursor = Cursor { left: prefix };
         let _length: [u8; 4] = cursor.take()?;

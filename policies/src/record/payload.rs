@@ -59,6 +59,23 @@ pub struct Clock {
     pub jump_us: i64,
 }
 
+impl Clock {
+    /// A smaller move is not written down, microseconds.
+    const LEAST_US: u64 = 1_000_000;
+
+    /// How far the wall clock (microseconds) is ahead of the monotonic one (nanoseconds).
+    pub fn offset_us((mono_ns, wall_us): (u64, u64)) -> i64 {
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        signed(wall_us).saturating_sub(signed(mono_ns / 1000))
+    }
+
+    /// What to write where the offset was `before`; nothing for a small move.
+    pub fn moved(before: i64, offset: i64) -> Option<Clock> {
+        let jump_us = offset.saturating_sub(before);
+        (jump_us.unsigned_abs() > Clock::LEAST_US).then_some(Clock { jump_us })
+    }
+}
+
 /// `lossy`: what `BestEffort` sessions could not store since the previous such frame.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,7 +1,7 @@
 //! Our own name resolution (UPS-1): configured name servers, no hosts file, no search list.
 //!
-//! Names are taken as absolute, but for those of services (`db.data.svc`), which the cluster's domain completes. Answers live 1 to 60 s. The system's resolver is never asked: in a pod the agent can
-//! rewrite its files.
+//! Names are taken as absolute, but for those of services (`db.data.svc`), which the cluster's domain completes. Answers
+//! live 1 to 60 s. The system's resolver is never asked: in a pod the agent can rewrite its files.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;

@@ -503,15 +503,6 @@ fn boot_payload(identity: &LogIdentity, key: &Ed25519KeyPair, random: &dyn Rando
 
 /// The hash the `boot` frame will have: it names the log before anything is on disk.
 fn boot_hash(payload: &[u8], mono_ns: u64, wall_us: u64) -> Result<Hash, StartError> {
-    let header = Header {
-        kind: Kind::Boot,
-        flags: 0,
-        log_number: 0,
-        session: [0; 16],
-        number: 0,
-        mono_ns,
-        wall_us,
-        previous: [0; 32],
-    };
+    let header = Header::of_log(Kind::Boot, 0, 0, (mono_ns, wall_us), [0; 32]);
     frame::encode(&header, payload, &mut Vec::new()).map_err(|_| StartError::Begin(CannotRecord::TooLarge))
 }

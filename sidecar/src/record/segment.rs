@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use aws_lc_rs::signature::Ed25519KeyPair;
-use sidegate_policies::record::footer::{self, Footer, Head};
+use sidegate_policies::record::footer::{self, Footer, Head, SEGMENT_BYTES, SEGMENT_NS};
 use sidegate_policies::record::frame::{self, hex, Frame, Hash, Header};
 use sidegate_policies::record::merkle::Tree;
 use sidegate_policies::record::payload::Clock;
@@ -20,15 +20,8 @@ use super::journal::{SegmentFile, Volume};
 use super::random::{self, Random};
 use super::CannotRecord;
 
-/// A segment ends at this size.
-pub(super) const SEGMENT_BYTES: u64 = 4 << 20;
 /// Room kept for the footer, whatever else fills the disk.
 pub(super) const SEAL_ROOM: u64 = 1 << 20;
-/// A segment ends this long after its first frame.
-pub(super) const SEGMENT_NS: u64 = 10_000_000_000;
-
-/// A wall clock that moves further than this against the monotonic one is written down.
-const CLOCK_JUMP_US: u64 = 1_000_000;
 
 /// A file of the log, as the uploader sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -173,16 +166,7 @@ impl State {
 
     /// Appends a frame of the log itself.
     pub fn append_own(&mut self, kind: Kind, payload: &[u8], mono_ns: u64, wall_us: u64) -> Result<Hash, CannotRecord> {
-        let header = Header {
-            kind,
-            flags: 0,
-            log_number: self.next,
-            session: [0; 16],
-            number: self.zero.next,
-            mono_ns,
-            wall_us,
-            previous: self.zero.head,
-        };
+        let header = Header::of_log(kind, self.next, self.zero.next, (mono_ns, wall_us), self.zero.head);
         let mut bytes = Vec::new();
         frame::encode(&header, payload, &mut bytes).map_err(|_| CannotRecord::TooLarge)?;
         self.zero = self.append_chain(self.zero, &mut bytes)?;
@@ -280,15 +264,12 @@ impl State {
 
     /// Writes a `clock` frame when the wall clock moved against the monotonic one by more than a second.
     fn watch_clock(&mut self, (mono_ns, wall_us): (u64, u64)) -> Result<(), CannotRecord> {
-        let offset = i64::try_from(wall_us)
-            .unwrap_or(i64::MAX)
-            .saturating_sub(i64::try_from(mono_ns / 1000).unwrap_or(i64::MAX));
+        let offset = Clock::offset_us((mono_ns, wall_us));
         let before = *self.offset_us.get_or_insert(offset);
-        let jump_us = offset.saturating_sub(before);
-        if jump_us.unsigned_abs() <= CLOCK_JUMP_US {
+        let Some(jump) = Clock::moved(before, offset) else {
             return Ok(());
-        }
-        let payload = serde_json::to_vec(&Clock { jump_us }).map_err(|_| CannotRecord::Encoding)?;
+        };
+        let payload = serde_json::to_vec(&jump).map_err(|_| CannotRecord::Encoding)?;
         self.append_own(Kind::Clock, &payload, mono_ns, wall_us)?;
         self.offset_us = Some(offset);
         Ok(())

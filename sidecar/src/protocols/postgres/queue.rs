@@ -130,6 +130,19 @@ pub enum Expect {
     SearchPath,
 }
 
+impl Expect {
+    /// The plan of the statement it belongs to, where it belongs to one.
+    pub fn plan(&self) -> Option<Arc<Planned>> {
+        match self {
+            Expect::Simple(run) => Some(run.plan.clone()),
+            Expect::Parse { prepared, .. } | Expect::DescribeStatement { prepared, .. } => Some(prepared.plan()),
+            Expect::Bind { portal } | Expect::DescribePortal { portal } => Some(portal.plan.clone()),
+            Expect::Execute(execution) => Some(execution.portal.plan.clone()),
+            _ => None,
+        }
+    }
+}
+
 /// The queue.
 #[derive(Default)]
 pub struct Queue {
@@ -163,9 +176,13 @@ impl Queue {
         self.entries.front()
     }
 
-    /// What is expected next, to be worked on.
-    pub fn front_mut(&mut self) -> Option<&mut Expect> {
-        self.entries.front_mut()
+    /// The operation whose rows or data come next, and what it did so far.
+    pub fn at_work(&mut self) -> Option<(OpId, &mut Progress)> {
+        match self.entries.front_mut()? {
+            Expect::Simple(run) => Some((run.op, &mut run.progress)),
+            Expect::Execute(execution) => Some((execution.portal.op, &mut execution.progress)),
+            _ => None,
+        }
     }
 
     /// Puts back what was taken and is not complete.

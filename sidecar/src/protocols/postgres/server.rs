@@ -70,10 +70,8 @@ where
 
     fn on_run(&mut self, tag: u8, frames: u64, bytes: &[u8]) -> Result<(), End> {
         let size = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        let (op, progress) = match self.queue.front_mut() {
-            Some(Expect::Simple(run)) => (run.op, &mut run.progress),
-            Some(Expect::Execute(execution)) => (execution.portal.op, &mut execution.progress),
-            _ => return Err(End::Server("rows out of place".to_owned())),
+        let Some((op, progress)) = self.queue.at_work() else {
+            return Err(End::Server("rows out of place".to_owned()));
         };
         if (tag == b'd') != matches!(progress.copy, Some(Copying::Out(_))) {
             return Err(End::Server("rows out of place".to_owned()));
@@ -474,10 +472,9 @@ where
         while let Some(expect) = voided.pop() {
             self.undo(expect, ("25P02", "skipped after an earlier error"));
         }
-        let message = match &failed {
-            Expect::Bind { portal } => portal.plan.recorded_error(fields.text(b'M')),
-            Expect::Execute(execution) => execution.portal.plan.recorded_error(fields.text(b'M')),
-            _ => fields.text(b'M'),
+        let message = match failed.plan() {
+            Some(plan) => plan.recorded_error(fields.text(b'M')),
+            None => fields.text(b'M'),
         };
         self.undo(failed, (&fields.text(b'C'), &message));
     }
@@ -513,13 +510,7 @@ where
 
     /// Removes from an error or notice what its statement may not tell.
     fn clean(&self, fields: &mut Fields) {
-        let plan = match self.queue.front() {
-            Some(Expect::Simple(run)) => Some(run.plan.clone()),
-            Some(Expect::Parse { prepared, .. } | Expect::DescribeStatement { prepared, .. }) => Some(prepared.plan()),
-            Some(Expect::Bind { portal } | Expect::DescribePortal { portal }) => Some(portal.plan.clone()),
-            Some(Expect::Execute(execution)) => Some(execution.portal.plan.clone()),
-            _ => None,
-        };
+        let plan = self.queue.front().and_then(Expect::plan);
         let hide = match &plan {
             Some(plan) => plan.scrubs(),
             // Deferred triggers speak at Sync, and nobody tells of which statement.

@@ -122,7 +122,7 @@ async fn open(
         Admission::No(refusal) => return Err(refusal),
         Admission::Hold(held) => {
             let admitted = held.wait(gate).await?;
-            Some((admitted.op(), cap(admitted.decision().map(|decision| &**decision))))
+            Some((admitted.op(), cap(admitted.decision())))
         }
     };
     let Some((first, label)) = sniffed(conn, session, gate).await? else {
@@ -146,14 +146,14 @@ fn stream_operation(session: &Session, gate: &mut Gate, label: &str) -> Result<(
         text: format!("raw stream to {}{label}", session.target.address()),
     };
     match gate.admit(frame) {
-        Admission::Go(stream) => Ok((stream.op(), cap(stream.decision().map(|decision| &**decision)))),
+        Admission::Go(stream) => Ok((stream.op(), cap(stream.decision()))),
         Admission::No(refusal) => Err(refusal),
         // Asks on raw TCP are about the connection; the loader refuses any other.
         Admission::Hold(_) => Err(gate.refused(refusal(Reason::Denied), None)),
     }
 }
 
-fn cap(decision: Option<&Decision>) -> u64 {
+fn cap(decision: Option<&Arc<Decision>>) -> u64 {
     let limit = decision.and_then(|decision| decision.limits.bytes);
     limit.map_or(u64::MAX, |size| size.0)
 }

@@ -3,6 +3,23 @@
 //! Each is one statement, fully qualified, for the text format. They want an empty `search_path`, so that
 //! pg_get_viewdef qualifies every name it prints. Nothing here depends on a value from outside.
 
+/// The extension that an object of a catalog belongs to; NULL where it belongs to none.
+macro_rules! extension_of {
+    ($class:literal, $object:literal) => {
+        concat!(
+            "(SELECT e.extname FROM pg_catalog.pg_depend d \
+             JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid \
+             WHERE d.classid OPERATOR(pg_catalog.=) '",
+            $class,
+            "'::pg_catalog.regclass \
+             AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
+             AND d.objid OPERATOR(pg_catalog.=) ",
+            $object,
+            ".oid AND d.deptype OPERATOR(pg_catalog.=) 'e')"
+        )
+    };
+}
+
 /// Section name and query, in the order [`super::CatalogBuilder`] wants them.
 pub const QUERIES: &[(&str, &str)] = &[
     ("server", SERVER),
@@ -65,55 +82,47 @@ const DEPENDS: &str = "SELECT DISTINCT r.ev_class, d.refobjid, d.refobjsubid FRO
 
 // The last column of this and the next three: the extension that a function or type belongs to.
 // The server's own functions matter only where they answer rows or records; user-defined ones always do.
-const FUNCTIONS: &str = "SELECT p.oid, n.nspname, p.proname, p.prokind, l.lanname, p.provolatile, p.prosecdef, \
+const FUNCTIONS: &str = concat!(
+    "SELECT p.oid, n.nspname, p.proname, p.prokind, l.lanname, p.provolatile, p.prosecdef, \
      p.proretset, p.prorettype, p.pronargs, p.pronargdefaults, p.provariadic OPERATOR(pg_catalog.<>) 0, \
      p.proargtypes, pg_catalog.array_to_string(p.proallargtypes, ' '), \
      pg_catalog.array_to_string(p.proargmodes, ' '), \
-     pg_catalog.array_to_json(p.proargnames), \
-     (SELECT e.extname FROM pg_catalog.pg_depend d \
-     JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid \
-     WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass \
-     AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
-     AND d.objid OPERATOR(pg_catalog.=) p.oid AND d.deptype OPERATOR(pg_catalog.=) 'e') \
-     FROM pg_catalog.pg_proc p \
+     pg_catalog.array_to_json(p.proargnames), ",
+    extension_of!("pg_catalog.pg_proc", "p"),
+    " FROM pg_catalog.pg_proc p \
      JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace \
      JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang \
      WHERE (p.oid OPERATOR(pg_catalog.>=) 16384 OR n.nspname OPERATOR(pg_catalog.<>) 'pg_catalog' OR p.proretset \
      OR p.proallargtypes IS NOT NULL OR p.prorettype OPERATOR(pg_catalog.=) 2249) \
-     AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'";
+     AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'"
+);
 
-const TYPES: &str = "SELECT t.oid, n.nspname, t.typname, t.typtype, t.typbasetype, t.typelem, t.typrelid, \
-     (SELECT e.extname FROM pg_catalog.pg_depend d \
-     JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid \
-     WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_type'::pg_catalog.regclass \
-     AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
-     AND d.objid OPERATOR(pg_catalog.=) t.oid AND d.deptype OPERATOR(pg_catalog.=) 'e') \
-     FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace \
+const TYPES: &str = concat!(
+    "SELECT t.oid, n.nspname, t.typname, t.typtype, t.typbasetype, t.typelem, t.typrelid, ",
+    extension_of!("pg_catalog.pg_type", "t"),
+    " FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace \
      WHERE (t.oid OPERATOR(pg_catalog.>=) 16384 OR t.typtype IN ('d','c')) \
-     AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'";
+     AND n.nspname !~ '^pg_(toast|temp_|toast_temp_)'"
+);
 
-const OPERATORS: &str = "SELECT n.nspname, o.oprname, pn.nspname, p.proname, \
-     p.provolatile OPERATOR(pg_catalog.=) 'i', \
-     (SELECT e.extname FROM pg_catalog.pg_depend d \
-     JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid \
-     WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass \
-     AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
-     AND d.objid OPERATOR(pg_catalog.=) p.oid AND d.deptype OPERATOR(pg_catalog.=) 'e') \
-     FROM pg_catalog.pg_operator o \
+const OPERATORS: &str = concat!(
+    "SELECT n.nspname, o.oprname, pn.nspname, p.proname, \
+     p.provolatile OPERATOR(pg_catalog.=) 'i', ",
+    extension_of!("pg_catalog.pg_proc", "p"),
+    " FROM pg_catalog.pg_operator o \
      JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) o.oprnamespace \
      JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) o.oprcode::pg_catalog.oid \
      JOIN pg_catalog.pg_namespace pn ON pn.oid OPERATOR(pg_catalog.=) p.pronamespace \
-     WHERE o.oid OPERATOR(pg_catalog.>=) 16384";
+     WHERE o.oid OPERATOR(pg_catalog.>=) 16384"
+);
 
-const CASTS: &str = "SELECT n.nspname, t.typname, pn.nspname, p.proname, \
-     (SELECT e.extname FROM pg_catalog.pg_depend d \
-     JOIN pg_catalog.pg_extension e ON e.oid OPERATOR(pg_catalog.=) d.refobjid \
-     WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass \
-     AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass \
-     AND d.objid OPERATOR(pg_catalog.=) p.oid AND d.deptype OPERATOR(pg_catalog.=) 'e') \
-     FROM pg_catalog.pg_cast c \
+const CASTS: &str = concat!(
+    "SELECT n.nspname, t.typname, pn.nspname, p.proname, ",
+    extension_of!("pg_catalog.pg_proc", "p"),
+    " FROM pg_catalog.pg_cast c \
      JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) c.casttarget \
      JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.typnamespace \
      LEFT JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) c.castfunc \
      LEFT JOIN pg_catalog.pg_namespace pn ON pn.oid OPERATOR(pg_catalog.=) p.pronamespace \
-     WHERE c.oid OPERATOR(pg_catalog.>=) 16384";
+     WHERE c.oid OPERATOR(pg_catalog.>=) 16384"
+);

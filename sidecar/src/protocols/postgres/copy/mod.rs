@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::codec::{copy_response, write, Frame};
 use super::facts::Planned;
-use super::queue::{Copying, Expect, Progress};
+use super::queue::{Copying, Progress};
 use super::relay::{End, Relay};
 use super::reply::{self, Severity};
 use super::server::copy_of;
@@ -135,10 +135,8 @@ where
             self.copy_in = false;
             return self.forward(frame);
         }
-        let progress = match self.queue.front_mut() {
-            Some(Expect::Simple(run)) => &mut run.progress,
-            Some(Expect::Execute(execution)) => &mut execution.progress,
-            _ => return Err(End::Server("COPY out of place".to_owned())),
+        let Some((_, progress)) = self.queue.at_work() else {
+            return Err(End::Server("COPY out of place".to_owned()));
         };
         let (rows, bytes) = (progress.row_limit, progress.byte_limit);
         let Some(copied) = &mut progress.copied else {
@@ -165,10 +163,8 @@ where
         self.forward(write::copy_fail(&format!("sidegate refused {}", refusal.id)))?;
         let fields = reply::error(&refusal, Severity::Statement);
         fields.write(&mut self.out, b'E');
-        let progress = match self.queue.front_mut() {
-            Some(Expect::Simple(run)) => &mut run.progress,
-            Some(Expect::Execute(execution)) => &mut execution.progress,
-            _ => return Err(End::Server("COPY out of place".to_owned())),
+        let Some((_, progress)) = self.queue.at_work() else {
+            return Err(End::Server("COPY out of place".to_owned()));
         };
         progress.error = Some((fields.text(b'C'), fields.text(b'M')));
         progress.stopped = Some(fields);
