@@ -5,7 +5,8 @@
 use std::process::ExitCode;
 
 use sidegate_sidecar::app::Sidecar;
-use sidegate_sidecar::config::{SidecarConfig, LANES};
+use sidegate_sidecar::config::SidecarConfig;
+use sidegate_sidecar::task::Lanes;
 use tokio::signal::unix::{signal, SignalKind};
 use tracing_subscriber::EnvFilter;
 
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    config.lanes = lanes(std::fs::read_to_string("/sys/fs/cgroup/cpu.max").ok().as_deref());
+    config.lanes = Lanes::wanted();
     tracing::info!(
         pod = config.pod.name,
         uid = config.pod.uid,
@@ -71,34 +72,9 @@ async fn run(config: SidecarConfig) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// As many threads for sessions as the container's CPU quota has cores, begun ones included; two where there is none, for a node's
-/// cores are the agent's and not ours. `quota` is the text of cgroup v2's `cpu.max`.
-fn lanes(quota: Option<&str>) -> usize {
-    let cores = || {
-        let (most, period) = quota?.trim().split_once(' ')?;
-        let (most, period): (usize, usize) = (most.parse().ok()?, period.parse().ok()?);
-        (period > 0).then(|| most.div_ceil(period).clamp(1, 64))
-    };
-    cores().unwrap_or(LANES)
-}
-
 /// No core file and no debugger may read leases out of this process.
 fn harden() -> Result<(), nix::errno::Errno> {
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
         .map_err(|error| nix::errno::Errno::from_raw(error.raw_os_error()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::lanes;
-
-    #[test]
-    fn lanes_follow_the_quota() {
-        assert_eq!(lanes(Some("50000 100000\n")), 1);
-        assert_eq!(lanes(Some("250000 100000\n")), 3);
-        assert_eq!(lanes(Some("max 100000\n")), 2);
-        assert_eq!(lanes(None), 2);
-        assert_eq!(lanes(Some("nonsense")), 2);
-    }
 }

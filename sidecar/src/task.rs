@@ -17,6 +17,8 @@ use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio_util::task::TaskTracker;
 
+use crate::config::LANES;
+
 /// Starts and tracks tasks. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Tasks {
@@ -34,6 +36,25 @@ pub struct Lanes {
 }
 
 impl Lanes {
+    /// How many this process should have, by its CPU quota and the node's cores.
+    pub fn wanted() -> usize {
+        let quota = std::fs::read_to_string("/sys/fs/cgroup/cpu.max").ok();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::wanted_by(quota.as_deref(), cores)
+    }
+
+    /// As many as the CPU quota has cores, begun ones included. Where there is no quota, half of the node's cores, one
+    /// or two: they are the agent's and not ours, and on two of them a second lane costs more than it brings (each
+    /// operation takes a fifth more CPU). `quota` is the text of cgroup v2's `cpu.max`.
+    fn wanted_by(quota: Option<&str>, cores: usize) -> usize {
+        let granted = || {
+            let (most, period) = quota?.trim().split_once(' ')?;
+            let (most, period): (usize, usize) = (most.parse().ok()?, period.parse().ok()?);
+            (period > 0).then(|| most.div_ceil(period).clamp(1, 64))
+        };
+        granted().unwrap_or_else(|| (cores / 2).clamp(1, LANES))
+    }
+
     /// Starts as many threads.
     pub fn start(count: usize) -> io::Result<Lanes> {
         let (mut lanes, mut running) = (Vec::new(), Vec::new());
@@ -179,6 +200,16 @@ where
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lanes_follow_the_quota_and_leave_the_agent_its_cores() {
+        assert_eq!(Lanes::wanted_by(Some("50000 100000\n"), 16), 1);
+        assert_eq!(Lanes::wanted_by(Some("250000 100000\n"), 16), 3);
+        assert_eq!(Lanes::wanted_by(Some("max 100000\n"), 16), 2);
+        assert_eq!(Lanes::wanted_by(None, 4), 2);
+        assert_eq!(Lanes::wanted_by(None, 2), 1);
+        assert_eq!(Lanes::wanted_by(Some("nonsense"), 1), 1);
+    }
 
     #[tokio::test]
     async fn a_panic_ends_one_task_and_is_counted() {

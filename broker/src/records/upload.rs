@@ -18,7 +18,7 @@ use axum::routing::post;
 use axum::Router;
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, Stream};
-use futures_util::{stream as streams, StreamExt, TryStreamExt};
+use futures_util::{stream as streams, FutureExt, StreamExt, TryStreamExt};
 use sidegate_policies::record::layout::LogPath;
 use sidegate_policies::record::stream::{self, Item, MAX_ITEM};
 use sidegate_policies::wire::RecordAck;
@@ -30,6 +30,8 @@ use super::{lock, Caller, Records};
 const SILENCE: Duration = Duration::from_secs(30);
 /// Bytes gathered before they are worked on, at most.
 const BUFFER: usize = MAX_ITEM + (1 << 20);
+/// With so many bytes nothing more is waited for: the rest has its turn, and its sync, after them.
+const BATCH: usize = 512 << 10;
 
 impl Records {
     /// The collector's route. The caller must be in the request's extensions.
@@ -46,7 +48,7 @@ impl Records {
         let upload = Upload {
             records: self,
             caller,
-            body: body.map_err(drop).boxed(),
+            body: body.map_err(drop).fuse().boxed(),
             buffer: Vec::new(),
             log: None,
             over: false,
@@ -87,6 +89,7 @@ impl Upload {
         while !self.over {
             let chunk = tokio::time::timeout(SILENCE, self.body.next()).await.ok()??.ok()?;
             self.buffer.extend_from_slice(&chunk);
+            self.gather()?;
             if self.buffer.len() > BUFFER {
                 return None;
             }
@@ -96,6 +99,18 @@ impl Upload {
             }
         }
         None
+    }
+
+    /// Takes what has arrived meanwhile: an HTTP/2 frame carries 16 KiB, and every piece of work costs a sync of the disk.
+    fn gather(&mut self) -> Option<()> {
+        while self.buffer.len() < BATCH {
+            match self.body.next().now_or_never() {
+                Some(Some(chunk)) => self.buffer.extend_from_slice(&chunk.ok()?),
+                // The end shows itself again when it is waited for.
+                Some(None) | None => break,
+            }
+        }
+        Some(())
     }
 
     async fn work(&mut self) -> Option<Vec<RecordAck>> {

@@ -23,7 +23,8 @@ use sidegate_policies::wire::TargetStatus;
 use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::authority;
 use sidegate_sidecar::broker::Url;
-use sidegate_sidecar::config::{PodFacts, SidecarConfig, LANES};
+use sidegate_sidecar::config::{PodFacts, SidecarConfig};
+use sidegate_sidecar::task::Lanes;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{signal, SignalKind};
 
@@ -219,7 +220,7 @@ fn sidecar_config(
             Some(_) => authority::Separation::User,
             None => authority::Separation::None,
         },
-        lanes: LANES,
+        lanes: Lanes::wanted(),
         memory_limit: None,
         pod: PodFacts::default(),
         agent_uid: Some(run_as.map_or_else(Uid::effective, |user| user.uid).as_raw()),
