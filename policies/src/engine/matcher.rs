@@ -77,6 +77,14 @@ pub fn both(a: Outcome, b: Outcome) -> Outcome {
     }
 }
 
+/// The same for what must cover something for sure: what is unknown can never be made good by what comes later.
+pub fn surely(a: Outcome, b: Outcome) -> Outcome {
+    match (a, b) {
+        (Outcome::Unknown, _) | (_, Outcome::Unknown) => Outcome::False,
+        (a, b) => both(a, b),
+    }
+}
+
 /// The outcome of a fact that is not known at a phase.
 pub fn missing<T>(fact: &Fact<T>, phase: Phase) -> Outcome {
     match (fact, phase) {
@@ -165,7 +173,7 @@ impl SqlMatcher {
         if relation == Outcome::False || self.columns.is_empty() {
             return relation;
         }
-        both(relation, self.covers_columns(part, facts, phase))
+        surely(relation, self.covers_columns(part, facts, phase))
     }
 
     fn covers_columns(&self, part: &Part, facts: &SqlFacts, phase: Phase) -> Outcome {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::decision::{AskTerms, RuleRef};
 use super::expr::{Family, Outcome, Scene, When};
-use super::matcher::{both, SqlMatcher};
+use super::matcher::{both, surely, SqlMatcher};
 use super::subject::{Subject, TargetId};
 use crate::api::access_policy::{Detector, Limits, MaskAs, RuleEffect, SubjectMatch};
 use crate::api::meta::{LabelSelector, NamespacedRef};
@@ -80,10 +80,7 @@ impl CompiledRule {
             .map_or(Outcome::True, |matcher| matcher.covers(part, facts, scene.phase));
         match matched {
             Outcome::False | Outcome::Unknown => Outcome::False,
-            matched => match both(matched, self.condition(scene)) {
-                Outcome::Unknown => Outcome::False,
-                outcome => outcome,
-            },
+            matched => surely(matched, self.condition(scene)),
         }
     }
 

@@ -276,6 +276,23 @@ fn a_later_fact_leaves_its_rule_open_until_it_is_known() {
 }
 
 #[test]
+fn what_comes_later_makes_nothing_good_that_is_unknown() {
+    let unresolved = SqlFacts {
+        tables: Fact::Unknown,
+        columns: Fact::Later,
+        ..statement(&[(Select, "?")])
+    };
+    for rule in [
+        json!({"name": "a", "effect": "Allow", "sql": {"columns": ["app.*.*"]}, "when": "sql.tables.size() == 1"}),
+        json!({"name": "a", "effect": "Allow", "sql": {"columns": ["app.*.*"], "tables": ["app.*"]}}),
+    ] {
+        let set = rules(json!([rule]));
+        let early = set.decide(&agent(), &shop(), &sql(&unresolved), Phase::Structure, noon());
+        assert_eq!((early.effect, early.open), (Effect::Deny, false));
+    }
+}
+
+#[test]
 fn what_must_fall_falls_at_structure() {
     let set = rules(json!([
         read(),
