@@ -24,8 +24,9 @@ use super::{
 
 const INT: u32 = 23;
 const TEXT: u32 = 25;
+const TEXTS: u32 = 1009;
 
-/// (oid, schema, name, kind, columns (`!` behind a name: NOT NULL, `=`: generated, `#`: integer)).
+/// (oid, schema, name, kind, columns (`!` behind a name: NOT NULL, `=`: generated, `#`: integer, `@`: text[])).
 const RELATIONS: &[(u32, &str, &str, &str, &str)] = &[
     (20_000, "app", "users", "r", "id!# name email ssn card"),
     (
@@ -44,9 +45,9 @@ const RELATIONS: &[(u32, &str, &str, &str, &str)] = &[
     (20_008, "app", "v_orders", "v", "id# status"),
     (20_009, "pub", "users", "r", "id# ssn"),
     (20_010, "app", "v_count", "v", "n#"),
-    (1_259, "pg_catalog", "pg_class", "r", "oid# relname"),
+    (1_259, "pg_catalog", "pg_class", "r", "oid# relname reloptions@"),
     (20_011, "app", "m_users", "m", "ssn"),
-    (20_012, "app", "docs", "r", "id# body tags"),
+    (20_012, "app", "docs", "r", "id# body tags@"),
 ];
 
 const VIEWS: &[(u32, &str)] = &[
@@ -92,8 +93,12 @@ pub fn catalog() -> Catalog {
                 .to_vec(),
         );
         for (at, column) in list.split(' ').enumerate() {
-            let name = column.trim_end_matches(['!', '#', '=']);
-            let kind = if column.contains('#') { INT } else { TEXT };
+            let name = column.trim_end_matches(['!', '#', '=', '@']);
+            let kind = match column {
+                column if column.contains('#') => INT,
+                column if column.contains('@') => TEXTS,
+                _ => TEXT,
+            };
             let flag = |sign: char| if column.contains(sign) { "t" } else { "f" };
             let cells: [&str; 7] = [
                 &oid,
@@ -221,6 +226,42 @@ const FUNCTIONS: &[&[&str]] = &[
         "\\N",
         "\\N",
         "\\N",
+    ],
+    &[
+        "2331",
+        "pg_catalog",
+        "unnest",
+        "f",
+        "internal",
+        "i",
+        "f",
+        "t",
+        "2283",
+        "1",
+        "0",
+        "f",
+        "2277",
+        "\\N",
+        "\\N",
+        "\\N",
+    ],
+    &[
+        "3322",
+        "pg_catalog",
+        "unnest",
+        "f",
+        "internal",
+        "i",
+        "f",
+        "t",
+        "2249",
+        "1",
+        "0",
+        "f",
+        "3614",
+        "3614 25 1005 1009",
+        "i o o o",
+        "[\"tsvector\",\"lexeme\",\"positions\",\"weights\"]",
     ],
 ];
 

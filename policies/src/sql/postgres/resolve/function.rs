@@ -3,20 +3,25 @@
 //! A scalar function answers one column, one with OUT or TABLE parameters those, one of a row type the columns
 //! of its relation. A bare record is open unless the statement gives a column definition list.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::analysis::Source;
-use super::super::catalog::Function;
+use super::super::catalog::{Function, Oid};
 use super::super::names;
 use super::super::parse::pb;
-use super::expr::{count, qualified, Mix};
+use super::expr::{count, qualified, split, Mix};
 use super::from::cast_relation;
-use super::scope::{Col, Cols};
+use super::scope::{self, Col, Cols, Found};
 use super::Binder;
 use pb::node::Node as N;
 
 /// The type `record`.
 const RECORD: u32 = 2249;
+/// The type `tsvector`.
+const TSVECTOR: Oid = 3614;
+/// Types with lower oids come with the server (FirstNormalObjectId): none of them turns into a tsvector by itself.
+const FIRST_OTHER: Oid = 16_384;
 
 /// Polymorphic result types: the columns depend on an argument.
 const POLYMORPHIC: &[u32] = &[2283, 2776, 3500, 5077, 5079];
@@ -50,6 +55,12 @@ impl<'t> Binder<'t> {
             return (Cols::known(columns.collect()), false);
         }
         let candidates = names::functions(self.catalog, schema, name, count(call.args.len()), self.view);
+        let of_array = name == "unnest"
+            && candidates.iter().all(|candidate| &*candidate.schema == "pg_catalog")
+            && call.args.first().is_some_and(|argument| self.is_plain_array(argument));
+        if of_array {
+            return (scalar(None, alias, name, source), true);
+        }
         let mut shapes: Vec<Shape> = Vec::new();
         for candidate in &candidates {
             let shape = self.shape(candidate, call);
@@ -68,6 +79,50 @@ impl<'t> Binder<'t> {
             Err(none) if none.is_empty() => (scalar(None, alias, name, source), true),
             Err(_) => (Cols::default(), false),
         }
+    }
+
+    /// Whether an argument is an array, or a column of a type that the server was born with and that is no tsvector:
+    /// whichever unnest is meant then, it answers one column, and not the three that unnest(tsvector) answers.
+    fn is_plain_array(&self, argument: &pb::Node) -> bool {
+        match &argument.node {
+            Some(N::AArrayExpr(_)) => true,
+            Some(N::SubLink(link)) => link.sub_link_type() == pb::SubLinkType::ArraySublink,
+            Some(N::TypeCast(cast)) => cast
+                .type_name
+                .as_ref()
+                .is_some_and(|name| !name.array_bounds.is_empty()),
+            _ => self
+                .column_type(argument)
+                .is_some_and(|oid| oid != TSVECTOR && oid < FIRST_OTHER),
+        }
+    }
+
+    /// The type of a column that is named, by the catalog.
+    fn column_type(&self, node: &pb::Node) -> Option<Oid> {
+        let Some(N::ColumnRef(reference)) = &node.node else {
+            return None;
+        };
+        let (names, false) = split(reference) else {
+            return None;
+        };
+        let (name, item) = names.split_last()?;
+        let item = if item.is_empty() {
+            let Found::Column(_, id) = scope::bare(&self.frames, name) else {
+                return None;
+            };
+            let mut items = self.frames.iter().flat_map(|frame| &frame.items);
+            Rc::clone(items.find(|item| item.id == id)?)
+        } else {
+            self.item_named(item)?
+        };
+        let row = item.row.as_ref()?;
+        let relation = self.catalog.relation_named(&row.schema, &row.name)?;
+        // Names may be an alias's own; the order is the relation's.
+        let at = item.cols.columns.iter().position(|column| &*column.name == *name)?;
+        let whole = item.cols.columns.len() == relation.columns.len();
+        whole
+            .then(|| relation.columns.get(at).map(|column| column.type_oid))
+            .flatten()
     }
 
     fn shape(&self, function: &Function, call: &pb::FuncCall) -> Shape {

@@ -499,8 +499,22 @@ fn functions_in_from_answer_the_columns_they_declare() {
         "SELECT n, o FROM unnest($1::text[]) WITH ORDINALITY AS t(n, o)",
         &["-", "-"],
     );
-    let tags = bound("SELECT t FROM docs d, unnest(d.tags) t");
-    assert_eq!(shown(&tags), ["(app.docs.tags)"]);
+    for text in [
+        "SELECT t FROM docs d, unnest(d.tags) t",
+        "SELECT t FROM docs d(a, b, c), pg_catalog.unnest(d.c) t",
+        "SELECT t FROM docs, unnest(tags) t",
+    ] {
+        shows(text, &["(app.docs.tags)"]);
+    }
+    only_shows("SELECT n FROM unnest(ARRAY['a', 'b']) n", &["-"]);
+    // psql asks so for \d+.
+    let options = shows(
+        "SELECT array(SELECT 'toast.' || x FROM pg_catalog.unnest(c.reloptions) x) FROM pg_class c",
+        &["(pg_catalog.pg_class.reloptions)"],
+    );
+    assert_eq!(uses(&options), ["pg_catalog.pg_class.reloptions"]);
+    // unnest(tsvector) answers three columns: which one is meant is not known.
+    shows("SELECT t FROM docs d, unnest(lookup(1)) t", &["?"]);
 }
 
 #[test]
