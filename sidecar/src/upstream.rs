@@ -117,7 +117,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
             match Pin::new(&mut self.stream).poll_write(cx, &self.sealed) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
-                    self.sealed.advance(written.min(self.sealed.len()));
+                    if written >= self.sealed.len() {
+                        // From its front again: those bytes are still near.
+                        self.sealed.clear();
+                    } else {
+                        self.sealed.advance(written);
+                    }
                     self.unflushed = true;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use sidegate_policies::engine::{Decision, MaskSet};
 use sidegate_policies::sql::postgres::catalog::Catalog;
 use sidegate_policies::sql::postgres::literals::Hidden;
-use sidegate_policies::sql::postgres::plan::{PlanRefusal, ResultPlan};
+use sidegate_policies::sql::postgres::plan::{ColumnPlan, PlanRefusal, ResultPlan};
 use sidegate_policies::sql::postgres::{Analysis, StatementKind, TransactionVerb};
 use sidegate_policies::sql::SqlFacts;
 
@@ -102,9 +102,25 @@ pub struct Plan {
     pub catalog: Arc<Catalog>,
     /// What it depends on.
     pub scope: Arc<Scope>,
+    /// [`Plan::mask_words`], once asked for.
+    pub words: OnceLock<Box<[Box<str>]>>,
 }
 
 impl Plan {
+    /// The masks it applies, such as `app.customers.email redact`: what records and approvers are told.
+    pub fn mask_words(&self) -> &[Box<str>] {
+        self.words.get_or_init(|| {
+            let columns = self.plans.iter().filter_map(ResultPlan::columns).flatten();
+            let masks = columns.filter_map(|column| match column {
+                ColumnPlan::Mask(mask) => Some(mask),
+                _ => None,
+            });
+            masks
+                .map(|mask| format!("{} {}", mask.column, mask_name(&mask.how)).into())
+                .collect()
+        })
+    }
+
     /// Whether errors of this text may quote hidden values.
     pub fn scrubs(&self) -> bool {
         !self.masks.columns.is_empty()
@@ -170,4 +186,17 @@ fn defines(facts: &SqlFacts) -> bool {
 pub fn mask_refusal(refused: &PlanRefusal, analysis: &Analysis) -> Refusal {
     let (reason, rule, text) = refused.told(analysis);
     Refusal::new(reason, "statement").because(text).by(rule)
+}
+
+fn mask_name(how: &sidegate_policies::api::access_policy::MaskAs) -> &'static str {
+    use sidegate_policies::api::access_policy::MaskAs;
+    match how {
+        MaskAs::Null(_) => "null",
+        MaskAs::Redact(_) => "redact",
+        MaskAs::Hash(_) => "hash",
+        MaskAs::Token(_) => "token",
+        MaskAs::DateTrunc(_) => "dateTrunc",
+        MaskAs::KeepFirst(_) => "keepFirst",
+        MaskAs::KeepLast(_) => "keepLast",
+    }
 }

@@ -241,6 +241,7 @@ where
             decided: OnceLock::new(),
             catalog,
             scope: self.scope(),
+            words: OnceLock::new(),
         })
     }
 

@@ -5,15 +5,16 @@
 //! `agent`, those of the server in `server`, refusals in `refuse`, approvals in `hold`.
 //! Invariant: bytes reach the server through `Upstream` only, and the agent only after the scan for the lease's secret.
 
+use std::cell::RefCell;
 use std::future::{poll_fn, Future};
 use std::pin::{pin, Pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use sidegate_policies::reason::Reason;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
@@ -36,11 +37,44 @@ use crate::upstream::Upstream;
 /// Bytes that may wait for a peer before the other side is not read any more.
 const HIGH: usize = 256 * 1024;
 /// What is read at once: little from an idle peer, more from one that fills it.
-const CHUNKS: std::ops::RangeInclusive<usize> = 4 * 1024..=256 * 1024;
+const CHUNKS: std::ops::RangeInclusive<usize> = 16 * 1024..=256 * 1024;
+/// Room made for little messages.
+const LITTLE: usize = 512;
 /// A peer that takes nothing for this long is gone.
 const STALLED: Duration = Duration::from_secs(60);
 /// The last words to an agent may take this long.
 const CLOSE: Duration = Duration::from_secs(2);
+
+thread_local! {
+    /// Where little messages are read first. All sessions of a lane share it: it stays in the processor's cache, and a
+    /// session that waits holds no buffer of its own.
+    static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; *CHUNKS.start()].into_boxed_slice());
+}
+
+/// Reads up to `chunk` bytes behind what is in the buffer.
+fn poll_fill<R: AsyncRead + Unpin>(
+    peer: &mut R,
+    cx: &mut Context<'_>,
+    buffer: &mut BytesMut,
+    chunk: usize,
+) -> Poll<std::io::Result<usize>> {
+    if chunk > *CHUNKS.start() {
+        buffer.reserve(chunk);
+        return pin!(peer.read_buf(buffer)).poll(cx);
+    }
+    READ.with_borrow_mut(|space| {
+        let mut space = ReadBuf::new(space);
+        ready!(Pin::new(peer).poll_read(cx, &mut space))?;
+        let filled = space.filled();
+        if buffer.is_empty() && buffer.capacity() > *CHUNKS.start() {
+            // It was a busy peer's.
+            *buffer = BytesMut::new();
+        }
+        buffer.reserve(filled.len().max(LITTLE));
+        buffer.extend_from_slice(filled);
+        Poll::Ready(Ok(filled.len()))
+    })
+}
 
 /// How a session ends.
 #[derive(Debug)]
@@ -391,6 +425,12 @@ where
             let ready = self.out.get(..self.scanned).unwrap_or_default();
             match Pin::new(&mut self.agent).poll_write(cx, ready) {
                 Poll::Ready(Ok(0) | Err(_)) => return Err(End::Client),
+                Poll::Ready(Ok(written)) if written == self.out.len() => {
+                    // From its front again: those bytes are still near.
+                    self.out.clear();
+                    self.scanned = 0;
+                    progress = true;
+                }
                 Poll::Ready(Ok(written)) => {
                     self.out.advance(written.min(self.scanned));
                     self.scanned = self.scanned.saturating_sub(written);
@@ -414,9 +454,7 @@ where
     fn poll_reads(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut read = false;
         if self.out.len() <= HIGH {
-            let buffer = self.server_in.buffer();
-            buffer.reserve(self.chunk);
-            match pin!(self.upstream.read_buf(buffer)).poll(cx) {
+            match poll_fill(&mut self.upstream, cx, self.server_in.buffer(), self.chunk) {
                 Poll::Ready(Ok(0) | Err(_)) => return Err(End::Target),
                 Poll::Ready(Ok(count)) => {
                     read = true;
@@ -431,9 +469,7 @@ where
             }
         }
         if !self.blocked() {
-            let buffer = self.agent_in.buffer();
-            buffer.reserve(*CHUNKS.start());
-            match pin!(self.agent.read_buf(buffer)).poll(cx) {
+            match poll_fill(&mut self.agent, cx, self.agent_in.buffer(), *CHUNKS.start()) {
                 Poll::Ready(Ok(0) | Err(_)) => return Err(End::Client),
                 Poll::Ready(Ok(_)) => read = true,
                 Poll::Pending => {}

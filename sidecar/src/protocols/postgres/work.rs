@@ -109,7 +109,12 @@ impl crate::gate::Frame for Work {
         let mut described = Described {
             text: Cow::Borrowed(text),
             earlier: self.earlier.iter().map(|text| Cow::Borrowed(&**text)).collect(),
-            masks: mask_words(&self.plan),
+            masks: self
+                .plan
+                .mask_words()
+                .iter()
+                .map(|word| Cow::Borrowed(&**word))
+                .collect(),
             hidden_values: i32::try_from(hidden_constants).unwrap_or(i32::MAX),
             ..Described::default()
         };
@@ -149,11 +154,7 @@ impl crate::gate::Frame for Work {
             Cow::Owned(vec![u8::from(self.in_transaction)]),
         ];
         fields.extend(scope.search_path.iter().map(|schema| Cow::Borrowed(schema.as_bytes())));
-        fields.extend(
-            mask_words(&self.plan)
-                .into_iter()
-                .map(|word| Cow::Owned(word.into_owned().into_bytes())),
-        );
+        fields.extend(self.plan.mask_words().iter().map(|word| Cow::Borrowed(word.as_bytes())));
         let Some((prepared, bind)) = &self.values else {
             return fields;
         };
@@ -183,30 +184,5 @@ impl crate::gate::Frame for Work {
 
     fn patience(&self) -> Option<Duration> {
         self.in_transaction.then_some(IN_TRANSACTION)
-    }
-}
-
-/// The masks a plan applies, such as `app.customers.email redact`.
-fn mask_words(plan: &Planned) -> Vec<Cow<'_, str>> {
-    use sidegate_policies::sql::postgres::plan::ColumnPlan;
-    let mut words: Vec<Cow<'_, str>> = Vec::new();
-    for column in plan.plans.iter().filter_map(|plan| plan.columns()).flatten() {
-        if let ColumnPlan::Mask(mask) = column {
-            words.push(format!("{} {}", mask.column, mask_name(&mask.how)).into());
-        }
-    }
-    words
-}
-
-fn mask_name(how: &sidegate_policies::api::access_policy::MaskAs) -> &'static str {
-    use sidegate_policies::api::access_policy::MaskAs;
-    match how {
-        MaskAs::Null(_) => "null",
-        MaskAs::Redact(_) => "redact",
-        MaskAs::Hash(_) => "hash",
-        MaskAs::Token(_) => "token",
-        MaskAs::DateTrunc(_) => "dateTrunc",
-        MaskAs::KeepFirst(_) => "keepFirst",
-        MaskAs::KeepLast(_) => "keepLast",
     }
 }
