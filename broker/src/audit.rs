@@ -210,7 +210,7 @@ impl Audit {
         self.judge(finished);
     }
 
-    fn keep(&self) {
+    pub(crate) fn keep(&self) {
         let kept = self.settle(u64::MAX).and_then(|()| lock(&self.log).own.keep());
         self.judge(kept);
     }

@@ -16,6 +16,7 @@
 //! decides for a person, and whoever decides is named.
 
 pub mod server;
+pub(crate) mod switch;
 
 use serde::{Deserialize, Serialize};
 use sidegate_policies::api::access_request::Verdict;

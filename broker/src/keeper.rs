@@ -15,6 +15,7 @@ use sidegate_policies::yaml;
 use tokio::sync::watch;
 
 use crate::audit::{Audit, Event, Unrecorded};
+use crate::control::switch;
 use crate::folder::{Fingerprint, Folders};
 use crate::index::Index;
 use crate::local_cluster::{LocalCluster, TOKEN_LIFE};
@@ -185,6 +186,7 @@ impl Keeper {
                 if let Err(error) = front.lockdowns.refresh() {
                     tracing::error!(%error, "lockdowns cannot be read");
                 }
+                switch::say_ended(&front.audit, &front.lockdowns);
                 if let Err(error) = front.approvals.sweep(&front.index(), &front.lockdowns.now()) {
                     tracing::error!(%error, "requests cannot be swept");
                 }

@@ -112,6 +112,8 @@ pub struct Lockdowns {
     clock: Arc<dyn Clock>,
     configured: Mutex<Vec<Lockdown>>,
     current: watch::Sender<Arc<Denied>>,
+    /// Names of those whose time passed while they were in force, until they are asked for.
+    ended: Mutex<Vec<String>>,
 }
 
 impl Lockdowns {
@@ -127,6 +129,7 @@ impl Lockdowns {
             clock,
             configured: Mutex::new(Vec::new()),
             current: watch::channel(Arc::new(Denied { set })).0,
+            ended: Mutex::default(),
         };
         lockdowns.refresh()?;
         Ok(lockdowns)
@@ -203,10 +206,28 @@ impl Lockdowns {
             return Ok(present.set.revision);
         }
         let revision = self.state.count("deny")?;
+        self.note_ended(&present.set.entries, &entries, now_ms);
         self.current.send_replace(Arc::new(Denied {
             set: DenySet { revision, entries },
         }));
         Ok(revision)
+    }
+
+    fn note_ended(&self, before: &[DenyEntry], after: &[DenyEntry], now_ms: i64) {
+        let mut ended = self.ended.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let passed = before
+            .iter()
+            .filter(|entry| entry.until_ms.is_some_and(|until| until <= now_ms));
+        for DenyEntry { lockdown, .. } in passed {
+            if after.iter().all(|entry| entry.lockdown != *lockdown) && !ended.contains(lockdown) {
+                ended.push(lockdown.clone());
+            }
+        }
+    }
+
+    /// Names of those that their time ended since this was asked last. What passes while no broker runs is not told.
+    pub fn take_ended(&self) -> Vec<String> {
+        std::mem::take(&mut *self.ended.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
     }
 
     /// A file that cannot be read freezes everything: a kill switch never fails open.

@@ -21,14 +21,15 @@ use sidegate_policies::api::lockdown::LockdownSpec;
 use sidegate_policies::api::AccessRequest;
 use sidegate_policies::record::Kind;
 
-use super::{Decide, Lock, Locked, Restarted, SessionRow, Status, Unlock, Unlocked, CREATED, SEPARATION, SESSION};
+use super::{
+    switch, Decide, Lock, Locked, Restarted, SessionRow, Status, Unlock, Unlocked, CREATED, SEPARATION, SESSION,
+};
 use crate::approvals::people::Person;
 use crate::approvals::store::Stored;
 use crate::approvals::ApprovalError;
-use crate::audit::{Event, Unrecorded};
+use crate::audit::Event;
 use crate::clock::rfc3339;
 use crate::config::{Separation, StartError};
-use crate::front::Front;
 use crate::issuer::random;
 use crate::lockdown::LockdownError;
 use crate::report::Reporter;
@@ -208,7 +209,9 @@ async fn lock(
     };
     let name = made_name()?;
     let (tasks, named) = (front.tasks.clone(), name.clone());
-    let done = tasks.blocking(move || freeze(&front, peer, &named, spec)).await;
+    let done = tasks
+        .blocking(move || switch::freeze(&front.audit, &front.lockdowns, peer.uid, &named, spec))
+        .await;
     let (revision, unrecorded) = settled(done)?;
     let mut locked = acknowledged(&control, name, revision, asked).await;
     locked.unrecorded = unrecorded.map(|error| error.to_string());
@@ -231,60 +234,12 @@ async fn unlock(
     for name in &names {
         let front = Arc::clone(&control.reporter.front);
         let (tasks, named) = (front.tasks.clone(), name.clone());
-        let done = tasks.blocking(move || thaw(&front, peer, &named)).await;
+        let done = tasks
+            .blocking(move || switch::thaw(&front.audit, &front.lockdowns, peer.uid, &named))
+            .await;
         revision = settled(done)?;
     }
     Ok(Json(Unlocked { names, revision }))
-}
-
-/// Freezes: on record first. Where that fails it freezes all the same, because refusing to would fail open; the
-/// person is told, and the event is written as soon as the log takes it.
-fn freeze(
-    front: &Front,
-    peer: Peer,
-    name: &str,
-    spec: LockdownSpec,
-) -> Result<(u64, Option<Unrecorded>), LockdownError> {
-    let frozen = serde_json::to_string(&spec.freeze).unwrap_or_default();
-    let detail = format!("{frozen}: {}", spec.reason);
-    let by = format!("uid:{}", peer.uid);
-    let event = Event {
-        subject: &by,
-        object: name,
-        detail: &detail,
-        ..Event::new(Kind::Lockdown, "lockdown.locked")
-    };
-    let unrecorded = front.audit.record(event).err();
-    if unrecorded.is_some() {
-        front.audit.note(Event {
-            detail: "it is in force, though not recorded in time",
-            ..event
-        });
-    }
-    let revision = front.lockdowns.lock(name, spec).inspect_err(|error| {
-        front.audit.note(Event {
-            detail: &format!("it failed: {error}"),
-            ..event
-        });
-    })?;
-    Ok((revision, unrecorded))
-}
-
-/// Unfreezes: on record first, or not at all.
-fn thaw(front: &Front, peer: Peer, name: &str) -> Result<u64, LockdownError> {
-    let by = format!("uid:{}", peer.uid);
-    let event = Event {
-        subject: &by,
-        object: name,
-        ..Event::new(Kind::Lockdown, "lockdown.unlocked")
-    };
-    front.audit.record(event)?;
-    front.lockdowns.unlock(name).inspect_err(|error| {
-        front.audit.note(Event {
-            detail: &format!("it failed: {error}"),
-            ..event
-        });
-    })
 }
 
 /// What a lock or unlock did, or what to say to the person.
