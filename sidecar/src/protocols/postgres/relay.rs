@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::future::{poll_fn, Future};
 use std::pin::{pin, Pin};
 use std::sync::Arc;
-use std::task::{ready, Context, Poll};
+use std::task::{ready, Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -147,6 +147,8 @@ pub struct Relay<A, S> {
     held: usize,
     echo: Echo,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Whom `cut` wakes.
+    woken_by_cut: Option<Waker>,
 }
 
 /// What a relay starts with.
@@ -220,6 +222,7 @@ where
             chunk: *CHUNKS.start(),
             held: 0,
             echo: parts.echo,
+            woken_by_cut: None,
         }
     }
 
@@ -393,12 +396,26 @@ where
         if read || cancelled || (wrote && (held_up || self.is_writing())) {
             return Poll::Ready(Ok(()));
         }
-        // Asked last, because it costs a lock: whoever cuts the session sets the reason first.
-        if self.cut.as_mut().poll(cx).is_ready() {
+        if self.poll_cut(cx) {
             let reason = self.session.cut_reason().unwrap_or(Reason::Internal);
             return Poll::Ready(Err(End::Cut(reason)));
         }
         Poll::Pending
+    }
+
+    /// Has this task woken when the session is cut. Asking costs a lock, and a waker that is known stays known:
+    /// whoever cuts sets the reason first, which every poll looks at, then wakes.
+    fn poll_cut(&mut self, cx: &mut Context<'_>) -> bool {
+        if self
+            .woken_by_cut
+            .as_ref()
+            .is_some_and(|known| known.will_wake(cx.waker()))
+        {
+            return false;
+        }
+        let over = self.cut.as_mut().poll(cx).is_ready();
+        self.woken_by_cut = Some(cx.waker().clone());
+        over
     }
 
     fn poll_cancel(&mut self, cx: &mut Context<'_>) -> bool {

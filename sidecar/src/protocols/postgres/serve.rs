@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use futures_util::FutureExt;
 use sidegate_policies::engine::ConnectFacts;
 use sidegate_policies::mask::Keys;
 use sidegate_policies::reason::Reason;
@@ -45,19 +47,32 @@ const CLOSE: Duration = Duration::from_secs(2);
 const CANCEL: Duration = Duration::from_secs(10);
 
 /// Serves one connection.
-pub async fn serve(mut conn: Conn, session: Arc<Session>, mut gate: Gate, ctx: RoomContext) {
+pub async fn serve(conn: Conn, session: Arc<Session>, gate: Gate, ctx: RoomContext) {
+    // Each in a place of its own: what the login needed is not kept for as long as the session lasts.
+    if let Some(relay) = Box::pin(enter(conn, session, gate, ctx)).await {
+        relay.await;
+    }
+}
+
+/// From the first byte to the relay, which is what is left to run.
+async fn enter(
+    mut conn: Conn,
+    session: Arc<Session>,
+    mut gate: Gate,
+    ctx: RoomContext,
+) -> Option<BoxFuture<'static, ()>> {
     let shared = ctx.shared.of::<Shared>();
     let budget = conn.take_login_budget();
     let acceptor = ctx.tls.acceptor(Some(b"postgresql"));
     let opened = tokio::select! {
         biased;
-        () = session.cut.cancelled() => return,
+        () = session.cut.cancelled() => return None,
         opened = tokio::time::timeout(STARTUP, startup::open(conn.stream, &acceptor)) => opened,
     };
     match opened {
         Ok(Ok(Opened::Session { stream, startup, rest })) => {
             let agent = Agent { stream, rest };
-            log_in(agent, startup, &session, gate, ctx, &shared, budget).await;
+            return log_in(agent, startup, &session, gate, ctx, &shared, budget).await;
         }
         Ok(Ok(Opened::Cancel { pid, key })) => {
             gate.closing("cancel");
@@ -71,6 +86,7 @@ pub async fn serve(mut conn: Conn, session: Arc<Session>, mut gate: Gate, ctx: R
         }
         Err(_) => gate.closing("startup"),
     }
+    None
 }
 
 /// Text of a record.
@@ -106,7 +122,7 @@ async fn log_in(
     ctx: RoomContext,
     shared: &Shared,
     budget: Option<tokio::sync::OwnedSemaphorePermit>,
-) {
+) -> Option<BoxFuture<'static, ()>> {
     let requested = match params::judge(&startup, &session.target.spec.databases) {
         Ok(requested) => requested,
         Err(error) => {
@@ -118,13 +134,14 @@ async fn log_in(
             refusal.hint = error.hint().map(Into::into);
             let refusal = gate.refused(refusal, None);
             let state = state.unwrap_or_else(|| reply::sqlstate(reason, Severity::Login));
-            return agent.end(&reply::with_state(&refusal, Severity::Login, state)).await;
+            agent.end(&reply::with_state(&refusal, Severity::Login, state)).await;
+            return None;
         }
     };
     let (minor, told) = startup::negotiate(&startup, &requested.unknown_options);
     if let Some(told) = told {
         if agent.send(&told).await.is_err() {
-            return;
+            return None;
         }
     }
     let connected = tokio::select! {
@@ -136,21 +153,18 @@ async fn log_in(
         Ok(connected) => connected,
         Err(refusal) => {
             gate.closing(refusal.reason.as_str());
-            return agent.end(&reply::error(&refusal, Severity::Login)).await;
+            agent.end(&reply::error(&refusal, Severity::Login)).await;
+            return None;
         }
     };
-    let Some((mut parts, welcome)) = prepare(agent, &requested, minor, connected, session, gate, ctx, shared) else {
-        return;
-    };
+    let (mut parts, welcome) = prepare(agent, &requested, minor, connected, session, gate, ctx, shared)?;
     drop(budget);
     let welcomed = async {
         parts.agent.write_all(&welcome).await?;
         parts.agent.flush().await
     };
-    if matches!(tokio::time::timeout(CLOSE, welcomed).await, Ok(Ok(()))) {
-        // Its own place in memory: what the login needed is not kept for as long as the session lasts.
-        Box::pin(Relay::new(parts).run()).await;
-    }
+    let welcomed = matches!(tokio::time::timeout(CLOSE, welcomed).await, Ok(Ok(())));
+    welcomed.then(|| Relay::new(parts).run().boxed())
 }
 
 fn cut(session: &Session) -> Refusal {
