@@ -513,6 +513,11 @@ where
     }
 
     async fn close(mut self, end: End) {
+        // Nothing that waits leaves before it was looked at, whatever the session ends of.
+        let end = match end {
+            End::Echo => End::Echo,
+            end => self.scan_out().err().unwrap_or(end),
+        };
         // A server at work would not notice that its client is gone: it is told to stop.
         if !self.queue.is_empty() && !matches!(end, End::Goodbye | End::Target) {
             self.cancel_upstream();

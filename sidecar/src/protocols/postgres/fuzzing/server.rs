@@ -60,6 +60,16 @@ fn play(bits: u8, batches: &[Vec<u8>], chunks: &[Vec<u8>]) -> Vec<u8> {
     let whole = session(bits, batches, chunks, 0);
     if bits & 16 != 0 {
         let parts = session(bits, batches, chunks, 1 + usize::from(bits >> 5));
+        let secret = |heard: &[u8]| memmem::find(heard, b"held a credential").is_some();
+        assert_eq!(
+            secret(&parts),
+            secret(&whole),
+            "the agent is told of a secret in one of the two only"
+        );
+        if secret(&whole) {
+            // What waits beside a secret is dropped with it: how much that is depends on the parts.
+            return whole;
+        }
         assert_eq!(
             outline(&parts),
             outline(&whole),

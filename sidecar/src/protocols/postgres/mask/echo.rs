@@ -38,8 +38,17 @@ impl Echo {
         }
     }
 
-    /// Whether a secret ends in these bytes, which follow what was looked at before.
+    /// Whether a secret ends in these bytes, which follow what was looked at before. If so, they must not leave, and
+    /// what comes next is looked at by itself.
     pub fn found(&mut self, bytes: &[u8]) -> bool {
+        let found = self.search(bytes);
+        if found {
+            self.tail.zeroize();
+        }
+        found
+    }
+
+    fn search(&mut self, bytes: &[u8]) -> bool {
         let Some(searcher) = &self.searcher else {
             return false;
         };
@@ -144,6 +153,14 @@ mod tests {
             let every: Vec<usize> = (0..stream.len()).collect();
             prop_assert!(found_in(&stream, &every));
         }
+    }
+
+    #[test]
+    fn what_is_said_after_a_secret_was_found_passes() {
+        let mut echo = Echo::new(&[SECRET]);
+        assert!(!echo.found(b"correct horse"));
+        assert!(echo.found(b" battery"));
+        assert!(!echo.found(b"the answer held a credential"));
     }
 
     #[test]
