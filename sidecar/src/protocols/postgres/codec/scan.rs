@@ -186,7 +186,8 @@ impl ServerScanner {
             return Ok(Piece::More);
         }
         let (mut end, mut frames) = (first, 1u64);
-        while let Some((next, length)) = header(self.buffer.get(end..).unwrap_or_default())? {
+        // What is broken behind whole frames shows itself when it is at the front: they were good.
+        while let Ok(Some((next, length))) = header(self.buffer.get(end..).unwrap_or_default()) {
             let after = end.saturating_add(length);
             if next != tag || after > self.buffer.len() {
                 break;
@@ -244,6 +245,21 @@ mod tests {
             out.extend_from_slice(payload);
         }
         out
+    }
+
+    #[test]
+    fn rows_before_a_broken_header_are_handed_out_first() {
+        let mut scanner = ServerScanner::default();
+        let good = stream(&[(b'd', b"a\tb\n".to_vec())]);
+        scanner.buffer().extend_from_slice(&good);
+        scanner.buffer().extend_from_slice(&[0; 5]);
+        let run = Piece::Run {
+            tag: b'd',
+            frames: 1,
+            bytes: good.into(),
+        };
+        assert_eq!(scanner.next(true), Ok(run));
+        assert!(scanner.next(true).is_err());
     }
 
     proptest! {
