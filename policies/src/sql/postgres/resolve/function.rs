@@ -18,10 +18,40 @@ use pb::node::Node as N;
 
 /// The type `record`.
 const RECORD: u32 = 2249;
-/// The type `tsvector`.
-const TSVECTOR: Oid = 3614;
-/// Types with lower oids come with the server (FirstNormalObjectId): none of them turns into a tsvector by itself.
-const FIRST_OTHER: Oid = 16_384;
+/// Types of the server whose values are plain, each with the type that holds many of them: unnest answers one column for
+/// those. Elements of a row type would be taken apart into the row's columns.
+const PLAIN: &[(&str, Oid)] = &[
+    ("aclitem", 1_034),
+    ("bool", 1_000),
+    ("bpchar", 1_014),
+    ("bytea", 1_001),
+    ("char", 1_002),
+    ("cidr", 651),
+    ("date", 1_182),
+    ("float4", 1_021),
+    ("float8", 1_022),
+    ("inet", 1_041),
+    ("int2", 1_005),
+    ("int2vector", 22),
+    ("int4", 1_007),
+    ("int8", 1_016),
+    ("interval", 1_187),
+    ("json", 199),
+    ("jsonb", 3_807),
+    ("macaddr", 1_040),
+    ("name", 1_003),
+    ("numeric", 1_231),
+    ("oid", 1_028),
+    ("oidvector", 30),
+    ("regclass", 2_210),
+    ("text", 1_009),
+    ("time", 1_183),
+    ("timestamp", 1_115),
+    ("timestamptz", 1_185),
+    ("timetz", 1_270),
+    ("uuid", 2_951),
+    ("varchar", 1_015),
+];
 
 /// Polymorphic result types: the columns depend on an argument.
 const POLYMORPHIC: &[u32] = &[2283, 2776, 3500, 5077, 5079];
@@ -50,14 +80,17 @@ impl<'t> Binder<'t> {
             return (Cols::known(columns.collect()), false);
         }
         let (schema, name) = qualified(&call.funcname);
-        if name == "unnest" && call.args.len() > 1 {
+        let plain = || call.args.iter().all(|argument| self.is_plain_array(argument));
+        if schema.is_none() && name == "unnest" && call.args.len() > 1 {
+            if !plain() {
+                return (Cols::default(), false);
+            }
             let columns = call.args.iter().map(|_| Col::new("unnest", source.clone()));
             return (Cols::known(columns.collect()), false);
         }
         let candidates = names::functions(self.catalog, schema, name, count(call.args.len()), self.view);
-        let of_array = name == "unnest"
-            && candidates.iter().all(|candidate| &*candidate.schema == "pg_catalog")
-            && call.args.first().is_some_and(|argument| self.is_plain_array(argument));
+        let of_array =
+            name == "unnest" && candidates.iter().all(|candidate| &*candidate.schema == "pg_catalog") && plain();
         if of_array {
             return (scalar(None, alias, name, source), true);
         }
@@ -81,19 +114,24 @@ impl<'t> Binder<'t> {
         }
     }
 
-    /// Whether an argument is an array, or a column of a type that the server was born with and that is no tsvector:
-    /// whichever unnest is meant then, it answers one column, and not the three that unnest(tsvector) answers.
+    /// Whether an argument is an array of plain values for sure: whichever unnest is meant then, it answers one column,
+    /// and neither the three of unnest(tsvector) nor those of a row.
     fn is_plain_array(&self, argument: &pb::Node) -> bool {
         match &argument.node {
-            Some(N::AArrayExpr(_)) => true,
-            Some(N::SubLink(link)) => link.sub_link_type() == pb::SubLinkType::ArraySublink,
-            Some(N::TypeCast(cast)) => cast
-                .type_name
-                .as_ref()
-                .is_some_and(|name| !name.array_bounds.is_empty()),
+            Some(N::AArrayExpr(array)) => {
+                let constant = |element: &pb::Node| matches!(element.node, Some(N::AConst(_)));
+                array.elements.iter().all(constant)
+            }
+            Some(N::TypeCast(cast)) => cast.type_name.as_ref().is_some_and(|to| {
+                let (schema, name) = qualified(&to.names);
+                !to.array_bounds.is_empty()
+                    && schema.is_none_or(|schema| schema == "pg_catalog")
+                    && PLAIN.iter().any(|(plain, _)| *plain == name)
+                    && cast_relation(self.catalog, argument, self.view).is_none()
+            }),
             _ => self
                 .column_type(argument)
-                .is_some_and(|oid| oid != TSVECTOR && oid < FIRST_OTHER),
+                .is_some_and(|oid| PLAIN.iter().any(|(_, array)| *array == oid)),
         }
     }
 
@@ -119,10 +157,10 @@ impl<'t> Binder<'t> {
         let relation = self.catalog.relation_named(&row.schema, &row.name)?;
         // Names may be an alias's own; the order is the relation's.
         let at = item.cols.columns.iter().position(|column| &*column.name == *name)?;
-        let whole = item.cols.columns.len() == relation.columns.len();
-        whole
-            .then(|| relation.columns.get(at).map(|column| column.type_oid))
-            .flatten()
+        if item.cols.columns.len() != relation.columns.len() {
+            return None;
+        }
+        relation.columns.get(at).map(|column| column.type_oid)
     }
 
     fn shape(&self, function: &Function, call: &pb::FuncCall) -> Shape {

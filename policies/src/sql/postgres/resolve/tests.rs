@@ -517,6 +517,24 @@ fn functions_in_from_answer_the_columns_they_declare() {
     shows("SELECT t FROM docs d, unnest(lookup(1)) t", &["?"]);
 }
 
+/// unnest takes rows apart: a name may be one of the row's columns, and must not be looked for outside.
+#[test]
+fn columns_of_unnested_rows_are_not_taken_for_outer_ones() {
+    for rows in [
+        "ARRAY(SELECT u FROM users u)",
+        "ARRAY[(SELECT u FROM users u LIMIT 1)]",
+        "ARRAY(SELECT u FROM users u)::users[]",
+        "$1::app.users[]",
+        "ARRAY(SELECT u FROM users u), ARRAY['x']",
+        "ARRAY['x'], $1::users[]",
+    ] {
+        for from in ["", "pg_catalog."] {
+            let text = format!("SELECT (SELECT ssn FROM {from}unnest({rows}) x LIMIT 1) FROM (SELECT 'a' AS ssn) o");
+            shows(&text, &["?"]);
+        }
+    }
+}
+
 #[test]
 fn columns_are_named_as_the_server_names_them() {
     let named = |text: &str| names(&bound(text));
