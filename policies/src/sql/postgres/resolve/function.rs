@@ -81,7 +81,8 @@ impl<'t> Binder<'t> {
         }
         let (schema, name) = qualified(&call.funcname);
         let plain = || call.args.iter().all(|argument| self.is_plain_array(argument));
-        if schema.is_none() && name == "unnest" && call.args.len() > 1 {
+        // The server knows several arguments only behind the bare name, and refuses them behind its own schema's.
+        if schema.is_none_or(|schema| schema == "pg_catalog") && name == "unnest" && call.args.len() > 1 {
             if !plain() {
                 return (Cols::default(), false);
             }
