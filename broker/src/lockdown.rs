@@ -312,4 +312,4 @@ const MAX_FILE: u64 = 1 << 20;
 
 #[cfg(test)]
 #[path = "lockdown_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -5,7 +5,8 @@
 use super::*;
 use crate::clock::{rfc3339, ManualClock};
 
-fn spec(freeze: Freeze) -> LockdownSpec {
+/// A lockdown of this, without an end.
+pub(crate) fn spec(freeze: Freeze) -> LockdownSpec {
     LockdownSpec {
         reason: "test".to_owned(),
         until: None,

@@ -15,14 +15,12 @@ use sidegate_policies::quantity::ByteSize;
 use crate::authority::Separation;
 use crate::broker::Url;
 use crate::dial::names;
+use crate::task::Lanes;
 
 /// Where the kubelet projects the token.
 const TOKEN_FILE: &str = "/var/run/secrets/sidegate.dev/token/token";
 const RUN_DIR: &str = "/run/sidegate";
 const JOURNAL_DIR: &str = "/var/lib/sidegate/journal";
-
-/// Threads that sessions run on where nothing says how many.
-pub const LANES: usize = 2;
 
 /// Everything a sidecar is told.
 #[derive(Debug, Clone)]
@@ -130,7 +128,7 @@ impl SidecarConfig {
                 allow_loopback_literals: false,
                 separation: Separation::Pod,
                 agent_uid,
-                lanes: LANES,
+                lanes: Lanes::wanted(),
                 memory_limit,
                 pod: PodFacts {
                     name: said("SIDEGATE_POD_NAME"),

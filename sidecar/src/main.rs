@@ -6,7 +6,6 @@ use std::process::ExitCode;
 
 use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::config::SidecarConfig;
-use sidegate_sidecar::task::Lanes;
 use tokio::signal::unix::{signal, SignalKind};
 use tracing_subscriber::EnvFilter;
 
@@ -24,7 +23,7 @@ fn main() -> ExitCode {
         tracing::error!(%error, "the process cannot be made undumpable");
         return ExitCode::FAILURE;
     }
-    let mut config = match SidecarConfig::from_env(|name| std::env::var(name).ok()) {
+    let config = match SidecarConfig::from_env(|name| std::env::var(name).ok()) {
         Ok(config) => config,
         Err(problems) => {
             for problem in problems {
@@ -33,7 +32,6 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    config.lanes = Lanes::wanted();
     tracing::info!(
         pod = config.pod.name,
         uid = config.pod.uid,

@@ -35,6 +35,15 @@ pub enum SendError {
     Io(#[source] io::Error),
 }
 
+/// Takes what was written out of a buffer. An emptied one is filled from its front again: those bytes are still near.
+pub(crate) fn drop_written(buffer: &mut BytesMut, written: usize) {
+    if written >= buffer.len() {
+        buffer.clear();
+    } else {
+        buffer.advance(written);
+    }
+}
+
 /// An authenticated connection to a target.
 pub struct Upstream<S> {
     stream: S,
@@ -117,12 +126,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
             match Pin::new(&mut self.stream).poll_write(cx, &self.sealed) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(written)) => {
-                    if written >= self.sealed.len() {
-                        // From its front again: those bytes are still near.
-                        self.sealed.clear();
-                    } else {
-                        self.sealed.advance(written);
-                    }
+                    drop_written(&mut self.sealed, written);
                     self.unflushed = true;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),

@@ -105,7 +105,7 @@ impl Setup {
             allow_loopback_literals: true,
             separation: Separation::None,
             agent_uid: Some(Uid::effective().as_raw()),
-            lanes: sidegate_sidecar::config::LANES,
+            lanes: sidegate_sidecar::task::LANES,
             cluster_domain: None,
             memory_limit: self.memory_limit,
             pod: PodFacts::default(),

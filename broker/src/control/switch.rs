@@ -79,6 +79,7 @@ mod tests {
     use super::*;
     use crate::audit::tests::{audit, told, Obstacle};
     use crate::clock::{rfc3339, Clock, ManualClock};
+    use crate::lockdown::tests::spec;
     use crate::lockdown::About;
     use crate::state::StateDir;
 
@@ -104,12 +105,7 @@ mod tests {
     }
 
     fn everything() -> LockdownSpec {
-        LockdownSpec {
-            reason: "test".to_owned(),
-            until: None,
-            action: Default::default(),
-            freeze: vec![Freeze::Everything(Default::default())],
-        }
+        spec(Freeze::Everything(Default::default()))
     }
 
     fn said(desk: &Desk) -> Vec<String> {
@@ -145,8 +141,8 @@ mod tests {
     fn a_lockdown_that_its_time_ends_is_said_to_have_ended_once() {
         let desk = desk();
         let until = Some(rfc3339(desk.clock.now_ms().saturating_add(1000)));
-        let spec = LockdownSpec { until, ..everything() };
-        freeze(&desk.audit, &desk.lockdowns, 7, "short", spec).unwrap();
+        let short = LockdownSpec { until, ..everything() };
+        freeze(&desk.audit, &desk.lockdowns, 7, "short", short).unwrap();
         for _ in 0..2 {
             desk.clock.advance_ms(1001);
             desk.lockdowns.refresh().unwrap();

@@ -71,10 +71,11 @@ const VIEWS: &[(u32, &str)] = &[
 
 type Rows = Vec<Vec<Option<String>>>;
 
-fn rows(rows: &[&[&str]]) -> Rows {
+fn rows<'a>(rows: &[impl AsRef<[&'a str]>]) -> Rows {
     rows.iter()
         .map(|row| {
-            row.iter()
+            row.as_ref()
+                .iter()
                 .map(|cell| (*cell != "\\N").then(|| (*cell).to_owned()))
                 .collect()
         })
@@ -128,7 +129,8 @@ pub fn catalog() -> Catalog {
     builder
         .section("depends", rows(&[&["20007", "20000", "4"], &["20010", "20000", "4"]]))
         .unwrap();
-    builder.section("functions", rows(FUNCTIONS)).unwrap();
+    let functions: Vec<Vec<&str>> = FUNCTIONS.iter().map(|row| row.split('|').collect()).collect();
+    builder.section("functions", rows(&functions)).unwrap();
     builder
         .section("types", rows(&[&["20100", "app", "users", "c", "0", "0", "20000"]]))
         .unwrap();
@@ -141,128 +143,18 @@ pub fn catalog() -> Catalog {
     builder.finish().unwrap()
 }
 
-/// oid, schema, name, kind, language, volatility, definer, set, result, args, defaults, variadic, types, all, modes, names.
-const FUNCTIONS: &[&[&str]] = &[
-    &[
-        "21000", "app", "lookup", "f", "sql", "s", "f", "f", "25", "1", "0", "f", "23", "\\N", "\\N", "\\N",
-    ],
-    &[
-        "21001", "app", "shout", "f", "sql", "i", "f", "f", "25", "1", "0", "f", "25", "\\N", "\\N", "\\N",
-    ],
-    &[
-        "21002", "app", "label", "f", "sql", "i", "f", "f", "25", "1", "0", "f", "20100", "\\N", "\\N", "\\N",
-    ],
-    &[
-        "21003",
-        "app",
-        "pairs",
-        "f",
-        "sql",
-        "i",
-        "f",
-        "t",
-        "2249",
-        "1",
-        "0",
-        "f",
-        "23",
-        "23 25 25",
-        "i t t",
-        "[\"\",\"k\",\"v\"]",
-    ],
-    &[
-        "21004", "app", "lower", "f", "sql", "i", "f", "f", "25", "1", "0", "f", "1043", "\\N", "\\N", "\\N",
-    ],
-    &[
-        "3208",
-        "pg_catalog",
-        "jsonb_each",
-        "f",
-        "internal",
-        "i",
-        "f",
-        "t",
-        "2249",
-        "1",
-        "0",
-        "f",
-        "3802",
-        "3802 25 3802",
-        "i o o",
-        "[\"from_json\",\"key\",\"value\"]",
-    ],
-    &[
-        "1067",
-        "pg_catalog",
-        "generate_series",
-        "f",
-        "internal",
-        "i",
-        "f",
-        "t",
-        "23",
-        "2",
-        "0",
-        "f",
-        "23 23",
-        "\\N",
-        "\\N",
-        "\\N",
-    ],
-    &[
-        "3204",
-        "pg_catalog",
-        "json_to_record",
-        "f",
-        "internal",
-        "i",
-        "f",
-        "f",
-        "2249",
-        "1",
-        "0",
-        "f",
-        "114",
-        "\\N",
-        "\\N",
-        "\\N",
-    ],
-    &[
-        "2331",
-        "pg_catalog",
-        "unnest",
-        "f",
-        "internal",
-        "i",
-        "f",
-        "t",
-        "2283",
-        "1",
-        "0",
-        "f",
-        "2277",
-        "\\N",
-        "\\N",
-        "\\N",
-    ],
-    &[
-        "3322",
-        "pg_catalog",
-        "unnest",
-        "f",
-        "internal",
-        "i",
-        "f",
-        "t",
-        "2249",
-        "1",
-        "0",
-        "f",
-        "3614",
-        "3614 25 1005 1009",
-        "i o o o",
-        "[\"tsvector\",\"lexeme\",\"positions\",\"weights\"]",
-    ],
+/// oid|schema|name|kind|language|volatility|definer|set|result|args|defaults|variadic|types|all|modes|names.
+const FUNCTIONS: &[&str] = &[
+    r"21000|app|lookup|f|sql|s|f|f|25|1|0|f|23|\N|\N|\N",
+    r"21001|app|shout|f|sql|i|f|f|25|1|0|f|25|\N|\N|\N",
+    r"21002|app|label|f|sql|i|f|f|25|1|0|f|20100|\N|\N|\N",
+    r#"21003|app|pairs|f|sql|i|f|t|2249|1|0|f|23|23 25 25|i t t|["","k","v"]"#,
+    r"21004|app|lower|f|sql|i|f|f|25|1|0|f|1043|\N|\N|\N",
+    r#"3208|pg_catalog|jsonb_each|f|internal|i|f|t|2249|1|0|f|3802|3802 25 3802|i o o|["from_json","key","value"]"#,
+    r"1067|pg_catalog|generate_series|f|internal|i|f|t|23|2|0|f|23 23|\N|\N|\N",
+    r"3204|pg_catalog|json_to_record|f|internal|i|f|f|2249|1|0|f|114|\N|\N|\N",
+    r"2331|pg_catalog|unnest|f|internal|i|f|t|2283|1|0|f|2277|\N|\N|\N",
+    r#"3322|pg_catalog|unnest|f|internal|i|f|t|2249|1|0|f|3614|3614 25 1005 1009|i o o o|["tsvector","lexeme","positions","weights"]"#,
 ];
 
 /// A session with `search_path` app, public.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{ready, Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use sidegate_policies::reason::Reason;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
@@ -32,7 +32,7 @@ use crate::gate::Gate;
 use crate::protocols::RoomContext;
 use crate::refusal::{Refusal, SESSION};
 use crate::session::Session;
-use crate::upstream::Upstream;
+use crate::upstream::{drop_written, Upstream};
 
 /// Bytes that may wait for a peer before the other side is not read any more.
 const HIGH: usize = 256 * 1024;
@@ -442,14 +442,8 @@ where
             let ready = self.out.get(..self.scanned).unwrap_or_default();
             match Pin::new(&mut self.agent).poll_write(cx, ready) {
                 Poll::Ready(Ok(0) | Err(_)) => return Err(End::Client),
-                Poll::Ready(Ok(written)) if written == self.out.len() => {
-                    // From its front again: those bytes are still near.
-                    self.out.clear();
-                    self.scanned = 0;
-                    progress = true;
-                }
                 Poll::Ready(Ok(written)) => {
-                    self.out.advance(written.min(self.scanned));
+                    drop_written(&mut self.out, written.min(self.scanned));
                     self.scanned = self.scanned.saturating_sub(written);
                     progress = true;
                 }
