@@ -37,6 +37,8 @@ lint: ## Format, clippy, size gate, dependency rules, generated files
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --locked --quiet --profile $(PROFILE) --workspace --all-targets -- -D warnings
 	python3 tests/lint/house.py
+	@# It reads the manifests of every platform's crates, and fetches none itself.
+	$(CARGO) fetch --locked --quiet
 	cargo-deny --offline --locked check --hide-inclusion-graph bans licenses sources
 	$(CARGO) run --locked --quiet --profile $(PROFILE) -p sidegate-policies --features crd --bin crdgen -- --check
 
