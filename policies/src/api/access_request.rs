@@ -73,7 +73,7 @@ pub struct RequestedOperation {
     /// Statements that already ran in the open transaction.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub earlier: Vec<String>,
-    /// How many values stay hidden by masks.
+    /// How many values stay hidden, because masks hold for them or they are secrets.
     #[serde(default)]
     pub hidden_values: i32,
 }
