@@ -35,8 +35,8 @@ use super::CannotRecord;
 const MAX_LAG_NS: u64 = 5_000_000_000;
 /// Everything that waits for the collector, at most.
 const SPOOL_BYTES: u64 = 256 << 20;
-/// Outcomes wait this long for a commit to ride on.
-const FLUSH_AFTER: Duration = Duration::from_millis(50);
+/// How often the flusher looks. Outcomes wait for a commit to ride on, for twice as long at most.
+const FLUSH_AFTER: Duration = Duration::from_millis(25);
 /// A sealing check per second is cheap and keeps segments within 11 s.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
 /// Spacing and number of lag marks.
@@ -462,8 +462,13 @@ impl Log {
         for shared in waiting {
             if shared.is_closed() {
                 self.session_ended(&shared);
-            } else if shared.flush_announced(self).is_err() {
-                lock(&self.dirty).push(shared);
+            } else {
+                match shared.flush_announced(self) {
+                    Ok(true) => {}
+                    Ok(false) => self.announce(&shared),
+                    // The next look is a second away: the disk was just asked.
+                    Err(_) => lock(&self.dirty).push(shared),
+                }
             }
         }
     }

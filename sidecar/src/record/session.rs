@@ -45,6 +45,8 @@ struct Buffer {
     bytes: Vec<u8>,
     /// The flusher knows of what waits here.
     announced: bool,
+    /// The session wrote since the flusher looked: it is at work, and takes along what waits.
+    moved: bool,
     closed: bool,
     /// The slot was given back, and may be another session's by now.
     left: bool,
@@ -81,11 +83,15 @@ impl Shared {
 
     /// The same for the flusher, which has to be told again of what comes later. Nobody else resets that: operations
     /// that follow each other would tell it of each outcome.
-    pub fn flush_announced(&self, log: &Log) -> Result<Option<u64>, CannotRecord> {
+    /// False: the session is at work and takes along what waits; it has to be looked at again.
+    pub fn flush_announced(&self, log: &Log) -> Result<bool, CannotRecord> {
         let mut buffer = self.lock();
-        let written = self.write(log, &mut buffer)?;
+        if std::mem::take(&mut buffer.moved) {
+            return Ok(false);
+        }
+        self.write(log, &mut buffer)?;
         buffer.announced = false;
-        Ok(written)
+        Ok(true)
     }
 
     /// The journal does not take what waits. `BestEffort` drops and counts; `Journal` refuses.
@@ -198,7 +204,9 @@ impl SessionRecorder {
 
     /// Makes everything buffered durable by the target's class: for `Journal` one write(2).
     pub fn commit(&mut self) -> Result<(), CannotRecord> {
-        match self.shared.flush(&self.log) {
+        let mut buffer = self.shared.lock();
+        buffer.moved = true;
+        match self.shared.write(&self.log, &mut buffer) {
             Ok(_) => Ok(()),
             Err(_) if self.shared.best_effort => Ok(()),
             Err(error) => Err(error),

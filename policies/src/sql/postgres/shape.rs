@@ -2,12 +2,15 @@
 //! client that pastes values into its statements.
 //!
 //! Two halves that must agree. [`Shape::of`] lifts, by the grammar's own tokens, decimal integers of int4's range and
-//! plain `'…'` strings. [`free`] says, from the tree, which constants cannot change what analysis finds: a value in
+//! plain `'…'` strings; a text in which nothing but these could be a literal is read without the grammar's scanner, which
+//! costs as much as all else that a simple query needs (`a_plain_text_has_the_shape_its_tokens_give`). [`free`] says, from the tree, which constants cannot change what analysis finds: a value in
 //! VALUES or SET, or one compared with a bare column. Whoever keeps an analysis under a shape must compare every
 //! other literal by value ([`Shape::agrees`]). Invariant: two texts of one shape whose other literals are equal have
 //! equal analyses; proven by `shapes_never_borrow_a_verdict`.
 
 use std::ops::Range;
+
+use smallvec::SmallVec;
 
 use super::parse::{self, pb, TokenKind};
 use pb::node::Node as N;
@@ -21,38 +24,53 @@ const STRING: &[u8] = b"\0s";
 /// A text without its plain literals.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
-    key: Box<[u8]>,
-    literals: Vec<Range<usize>>,
+    key: Vec<u8>,
+    literals: Literals,
 }
+
+type Literals = SmallVec<[Range<usize>; 4]>;
+/// Where a literal stands, and what stands for it in the key.
+type Lifted = (Range<usize>, &'static [u8]);
 
 impl Shape {
     /// The shape of a text, or None where the text has no plain literal, holds a NUL, or does not scan.
     pub fn of(text: &str) -> Option<Shape> {
+        match plain_literals(text.as_bytes()) {
+            Some(found) => Shape::without(text, found),
+            None => Shape::scanned(text),
+        }
+    }
+
+    fn scanned(text: &str) -> Option<Shape> {
         if text.as_bytes().contains(&0) {
             return None;
         }
         let tokens = parse::tokens(text).ok()?;
+        let literals = tokens.into_iter().filter_map(|token| {
+            let range = token.start..token.end;
+            let literal = text.as_bytes().get(range.clone())?;
+            match token.kind {
+                TokenKind::Integer if literal.iter().all(u8::is_ascii_digit) => Some((range, INTEGER)),
+                TokenKind::Text if is_plain(literal) => Some((range, STRING)),
+                _ => None,
+            }
+        });
+        Shape::without(text, literals)
+    }
+
+    /// The text without these, each with what stands for it in the key.
+    fn without(text: &str, lifted: impl IntoIterator<Item = Lifted>) -> Option<Shape> {
         let bytes = text.as_bytes();
         let mut key = Vec::with_capacity(bytes.len());
-        let (mut literals, mut copied) = (Vec::new(), 0);
-        for token in tokens {
-            let range = token.start..token.end;
-            let literal = bytes.get(range.clone())?;
-            let stand_in = match token.kind {
-                TokenKind::Integer if literal.iter().all(u8::is_ascii_digit) => INTEGER,
-                TokenKind::Text if is_plain(literal) => STRING,
-                _ => continue,
-            };
+        let (mut literals, mut copied) = (Literals::new(), 0);
+        for (range, stand_in) in lifted {
             key.extend_from_slice(bytes.get(copied..range.start)?);
             key.extend_from_slice(stand_in);
             copied = range.end;
             literals.push(range);
         }
         key.extend_from_slice(bytes.get(copied..)?);
-        (!literals.is_empty()).then(|| Shape {
-            key: key.into(),
-            literals,
-        })
+        (!literals.is_empty()).then_some(Shape { key, literals })
     }
 
     /// The text with its literals replaced: whole, never a hash of it.
@@ -86,6 +104,74 @@ impl Shape {
 /// The literals of a shape whose values carry meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pinned(Vec<(usize, Box<str>)>);
+
+/// The plain literals of a text that holds no others and nothing that hides some: no comment, no quoted name, no dollar,
+/// no backslash, no string with a prefix or of two pieces, no number that is not of at most nine digits. None for any
+/// other text, whatever it is: the grammar's scanner knows.
+fn plain_literals(text: &[u8]) -> Option<SmallVec<[Lifted; 4]>> {
+    let mut found = SmallVec::new();
+    let mut at = 0;
+    while let Some(first) = text.get(at) {
+        let rest = text.get(at..)?;
+        let next = rest.get(1).copied().unwrap_or_default();
+        let length = match first {
+            b'a'..=b'z' | b'A'..=b'Z' | b'_' => {
+                let length = run(rest, |byte| byte.is_ascii_alphanumeric() || *byte == b'_');
+                // A prefix makes another kind of string of the quotes behind it.
+                if matches!(rest.get(length), Some(b'\'' | b'&')) {
+                    return None;
+                }
+                length
+            }
+            b'0'..=b'9' => {
+                let length = run(rest, u8::is_ascii_digit);
+                let behind = rest.get(length).copied().unwrap_or_default();
+                if length > 9 || behind == b'.' || behind == b'_' || behind.is_ascii_alphabetic() {
+                    return None;
+                }
+                found.push((at..at.saturating_add(length), INTEGER));
+                length
+            }
+            b'\'' => {
+                let length = plain_string(rest)?;
+                found.push((at..at.saturating_add(length), STRING));
+                length
+            }
+            b'-' if next == b'-' => return None,
+            b'/' if next == b'*' => return None,
+            b'.' if next.is_ascii_digit() || next == b'.' => return None,
+            b' ' | b'\n' | b'\r' | b'\t' | b',' | b';' | b'(' | b')' | b'[' | b']' | b'.' | b':' | b'=' | b'<'
+            | b'>' | b'+' | b'-' | b'*' | b'/' | b'%' | b'!' | b'~' | b'|' => 1,
+            _ => return None,
+        };
+        at = at.saturating_add(length);
+    }
+    Some(found)
+}
+
+/// Length of the plain string that `text` begins with: one piece, no backslash.
+fn plain_string(text: &[u8]) -> Option<usize> {
+    let mut end = 1_usize;
+    loop {
+        let (here, next) = (*text.get(end)?, text.get(end.saturating_add(1)));
+        match here {
+            b'\\' | 0 => return None,
+            b'\'' if next == Some(&b'\'') => end = end.saturating_add(2),
+            b'\'' => break,
+            _ => end = end.saturating_add(1),
+        }
+    }
+    let length = end.saturating_add(1);
+    let behind = text.get(length..).unwrap_or_default();
+    // A string may go on in another line.
+    let goes_on = behind.get(run(behind, u8::is_ascii_whitespace)) == Some(&b'\'');
+    (!goes_on).then_some(length)
+}
+
+/// How many bytes at the start are of one kind.
+fn run(text: &[u8], of: impl Fn(&u8) -> bool) -> usize {
+    text.iter().position(|byte| !of(byte)).unwrap_or(text.len())
+}
 
 /// A string in plain quotes: one piece, no backslash, which another dialect would read as an escape.
 fn is_plain(literal: &[u8]) -> bool {

@@ -132,6 +132,138 @@ proptest! {
     }
 }
 
+/// What a scanner may take for the end of one token and the start of another.
+const PIECES: &[&str] = &[
+    "a",
+    "e",
+    "E",
+    "u&",
+    "U&",
+    "n",
+    "x",
+    "b",
+    "_",
+    "9",
+    "0",
+    "1",
+    "123456789",
+    "1234567890",
+    "0x1",
+    "1_0",
+    "1e5",
+    "1.",
+    ".5",
+    "'",
+    "''",
+    "'a'",
+    "'it''s'",
+    "'\\'",
+    "'é'",
+    "\"",
+    "\"a\"",
+    "$",
+    "$1",
+    "$$",
+    "$a$",
+    "-",
+    "--",
+    "/",
+    "*",
+    "/*",
+    "*/",
+    "+",
+    "<",
+    "=",
+    ">",
+    "!",
+    "~",
+    "|",
+    "%",
+    "&",
+    "@",
+    "#",
+    "^",
+    "?",
+    "`",
+    ":",
+    "::",
+    ":=",
+    "=>",
+    ".",
+    "..",
+    ",",
+    ";",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    "\\",
+    " ",
+    "\n",
+    "\r",
+    "\t",
+    "\u{b}",
+    "\u{c}",
+    "\0",
+    "é",
+    "\u{a0}",
+    "\u{2028}",
+    "select",
+    "OR",
+    "NULL",
+];
+
+/// Whether a text read without the scanner has the shape that its tokens give it.
+fn agrees_with_the_scanner(text: &str) -> Result<(), TestCaseError> {
+    if let Some(found) = super::plain_literals(text.as_bytes()) {
+        prop_assert_eq!(Shape::without(text, found), Shape::scanned(text), "{:?}", text);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4_000))]
+    #[test]
+    fn a_plain_text_has_the_shape_its_tokens_give(pieces in proptest::collection::vec(0..PIECES.len(), 1..10),
+                                                  noise in "[ -~]{0,24}",
+                                                  template in 0..TEMPLATES.len(),
+                                                  literals in proptest::collection::vec(0..LITERALS.len(), 8)) {
+        let text: String = pieces.iter().map(|piece| PIECES[*piece]).collect();
+        agrees_with_the_scanner(&text)?;
+        agrees_with_the_scanner(&noise)?;
+        agrees_with_the_scanner(&fill(TEMPLATES[template], &literals))?;
+    }
+}
+
+/// Every text of two and three pieces: what stands between two tokens shows there.
+#[test]
+fn every_pair_of_pieces_has_the_shape_its_tokens_give() {
+    let mut plain = 0;
+    for one in PIECES {
+        for two in PIECES {
+            for around in ["", "1", " 'a'", "a"] {
+                let text = format!("{around}{one}{two}{around}");
+                plain += usize::from(super::plain_literals(text.as_bytes()).is_some());
+                agrees_with_the_scanner(&text).unwrap();
+            }
+        }
+    }
+    assert!(plain > 1_000, "{plain} texts were plain");
+}
+
+#[test]
+fn what_clients_paste_is_read_without_the_scanner() {
+    for text in [
+        "SELECT abalance FROM pgbench_accounts WHERE aid = 71234;",
+        "UPDATE app.orders SET amount = amount + -5, status = 'it''s' WHERE id >= 1 AND name LIKE 'a%'",
+        "INSERT INTO app.orders (id, status) VALUES (1, 'néw'), (2, '')",
+    ] {
+        assert!(super::plain_literals(text.as_bytes()).is_some(), "{text}");
+    }
+}
+
 #[test]
 fn values_are_lifted_where_clients_paste_them() {
     for (one, two) in [

@@ -296,7 +296,11 @@ where
             return self.refuse(refusal, Kind::Extended);
         }
         let waits = plan.structure.effect == Effect::Ask || (plan.structure.open && !plan.structure.cacheable);
-        let prepared = Arc::new(Prepared::new(name, frame, types, plan));
+        let prepared = Prepared::new(name, frame.detached(), types, plan);
+        if let Some(before) = self.conversation.statement(&prepared.name) {
+            prepared.follow(before);
+        }
+        let prepared = Arc::new(prepared);
         if waits {
             self.conversation.put_statement(prepared.clone());
             self.withheld.push(prepared);

@@ -68,6 +68,20 @@ impl Prepared {
         }
     }
 
+    /// Takes the place of another under its name. Where both are the same text with the same plan, the record goes on
+    /// referring to the first run.
+    pub fn follow(&self, before: &Prepared) {
+        if self.declared != before.declared || !Arc::ptr_eq(&self.plan(), &before.plan()) {
+            return;
+        }
+        if let Some(first) = before.first.get() {
+            let _ = self.first.set(*first);
+        }
+        if let Some(recorded) = before.recorded.get() {
+            let _ = self.recorded.set(recorded.clone());
+        }
+    }
+
     /// Its plan.
     pub fn plan(&self) -> Arc<Planned> {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -161,7 +175,7 @@ impl Portal {
         let described = self.description.get().cloned();
         let own = described.or_else(|| in_formats(self.prepared.description.get()?, &self.bind.results))?;
         if self.prepared.first.get() == Some(&self.op) {
-            let _ = self.prepared.recorded.set(own.clone());
+            let _ = self.prepared.recorded.set(Bytes::copy_from_slice(&own));
             return Some(own);
         }
         (self.prepared.recorded.get() != Some(&own)).then_some(own)

@@ -241,6 +241,7 @@ fn prepare(
         major: login.major(),
         prefix: prefix(session),
         scope: None,
+        last: None,
     };
     let masks = MaskKit::new(keys, gate.masks());
     let parts = Parts {

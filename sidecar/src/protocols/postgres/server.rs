@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use sidegate_policies::sql::postgres::StatementKind;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -200,7 +201,7 @@ where
             }
             b'T' => {
                 let _ = prepared.fields.set(row_description::decode(frame).map_err(broken)?);
-                let _ = prepared.description.set(frame.bytes().clone());
+                let _ = prepared.description.set(Bytes::copy_from_slice(frame.bytes()));
             }
             _ => {
                 let _ = prepared.fields.set(Vec::new());

@@ -73,6 +73,11 @@ impl Frame {
         }
     }
 
+    /// The same in bytes of its own: what is kept must not hold on to the buffer it was read into.
+    pub fn detached(&self) -> Self {
+        Frame::whole(Bytes::copy_from_slice(&self.bytes))
+    }
+
     /// The message's tag.
     pub fn tag(&self) -> u8 {
         self.tag

@@ -167,6 +167,7 @@ impl World {
             major,
             prefix: PREFIX.to_owned(),
             scope: None,
+            last: None,
         };
         Relay::new(Parts {
             agent,
