@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sidegate_policies::api::target::{Durability, RecordContent};
-use sidegate_policies::engine::{Decision, Effect, Facts, Operation, RuleRef};
+use sidegate_policies::engine::{Decision, Effect, RuleRef};
 use sidegate_policies::record::payload;
-use sidegate_policies::sql::facts::PartRelation;
 
 use super::{Described, Frame, Outcome, Totals};
 use crate::authority::{InForce, Separation};
@@ -76,7 +75,7 @@ pub(super) fn intent<'a, F: Frame>(
     let reference = frame.repeats();
     let (text, resources, masks) = match reference {
         Some(_) => (None, Vec::new(), Vec::new()),
-        None => (Some(described.text), resources(&op), described.masks),
+        None => (Some(described.text), described.resources, described.masks),
     };
     payload::Intent {
         verb: op.verb.as_str().into(),
@@ -177,21 +176,6 @@ pub(super) fn rule_name(rule: &RuleRef) -> String {
 
 fn rules(rules: &[RuleRef]) -> Vec<Cow<'static, str>> {
     rules.iter().map(|rule| rule_name(rule).into()).collect()
-}
-
-fn resources(op: &Operation<'_>) -> Vec<Cow<'static, str>> {
-    let Facts::Sql(facts) = op.facts else {
-        return Vec::new();
-    };
-    let words = facts.parts.iter().map(|part| {
-        let relation = match &part.relation {
-            PartRelation::Known(relation) => format!(" {relation}"),
-            PartRelation::None => String::new(),
-            PartRelation::Unknown => " ?".to_owned(),
-        };
-        format!("{:?}{relation}", part.command).into()
-    });
-    words.take(256).collect()
 }
 
 fn head(text: &str) -> &str {

@@ -90,6 +90,8 @@ pub struct Described<'a> {
     pub params: Vec<Option<Cow<'a, str>>>,
     /// Statements that already ran in the open transaction.
     pub earlier: Vec<Cow<'a, str>>,
+    /// What it touches, such as `Select app.customers`.
+    pub resources: Vec<Cow<'a, str>>,
     /// Masks that the answer's plan applies, such as `app.customers.email redact`.
     pub masks: Vec<Cow<'a, str>>,
     /// How many values masks hide from the approver.

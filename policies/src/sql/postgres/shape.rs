@@ -35,13 +35,16 @@ type Lifted = (Range<usize>, &'static [u8]);
 impl Shape {
     /// The shape of a text, or None where the text has no plain literal, holds a NUL, or does not scan.
     pub fn of(text: &str) -> Option<Shape> {
-        match plain_literals(text.as_bytes()) {
-            Some(found) => Shape::without(text, found),
-            None => Shape::scanned(text),
-        }
+        Shape::plain(text).unwrap_or_else(|| Shape::scanned(text))
     }
 
-    fn scanned(text: &str) -> Option<Shape> {
+    /// [`Shape::of`] a text that can be read without the grammar's scanner; None for any other.
+    pub fn plain(text: &str) -> Option<Option<Shape>> {
+        plain_literals(text.as_bytes()).map(|found| Shape::without(text, found))
+    }
+
+    /// [`Shape::of`] by the grammar's scanner.
+    pub fn scanned(text: &str) -> Option<Shape> {
         if text.as_bytes().contains(&0) {
             return None;
         }
@@ -105,8 +108,8 @@ impl Shape {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pinned(Vec<(usize, Box<str>)>);
 
-/// The plain literals of a text that holds no others and nothing that hides some: no comment, no quoted name, no dollar,
-/// no backslash, no string with a prefix or of two pieces, no number that is not of at most nine digits. None for any
+/// The plain literals of a text that holds no others and nothing that hides some: no comment, no quoted name, no dollar
+/// but those of parameters, no backslash, no string with a prefix or of two pieces, no number that is not of at most nine digits. None for any
 /// other text, whatever it is: the grammar's scanner knows.
 fn plain_literals(text: &[u8]) -> Option<SmallVec<[Lifted; 4]>> {
     let mut found = SmallVec::new();
@@ -131,6 +134,14 @@ fn plain_literals(text: &[u8]) -> Option<SmallVec<[Lifted; 4]>> {
                 }
                 found.push((at..at.saturating_add(length), INTEGER));
                 length
+            }
+            b'$' => {
+                let length = run(rest.get(1..)?, u8::is_ascii_digit);
+                let behind = rest.get(length.saturating_add(1)).copied().unwrap_or_default();
+                if !(1..=5).contains(&length) || behind == b'_' || behind == b'$' || behind.is_ascii_alphabetic() {
+                    return None;
+                }
+                length.saturating_add(1)
             }
             b'\'' => {
                 let length = plain_string(rest)?;

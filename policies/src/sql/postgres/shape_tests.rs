@@ -259,6 +259,7 @@ fn what_clients_paste_is_read_without_the_scanner() {
         "SELECT abalance FROM pgbench_accounts WHERE aid = 71234;",
         "UPDATE app.orders SET amount = amount + -5, status = 'it''s' WHERE id >= 1 AND name LIKE 'a%'",
         "INSERT INTO app.orders (id, status) VALUES (1, 'néw'), (2, '')",
+        "SELECT abalance FROM pgbench_accounts WHERE aid = $1 AND bid IN ($2,$31)",
     ] {
         assert!(super::plain_literals(text.as_bytes()).is_some(), "{text}");
     }

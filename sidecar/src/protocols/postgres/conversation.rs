@@ -203,14 +203,57 @@ struct Cursor {
     hold: bool,
 }
 
+/// Objects by name. The unnamed one, which most clients use for everything, is found without a hash.
+#[derive(Clone)]
+struct Named<T> {
+    unnamed: Option<T>,
+    named: HashMap<Bytes, T>,
+}
+
+impl<T> Default for Named<T> {
+    fn default() -> Self {
+        Named {
+            unnamed: None,
+            named: HashMap::new(),
+        }
+    }
+}
+
+impl<T> Named<T> {
+    fn get(&self, name: &[u8]) -> Option<&T> {
+        if name.is_empty() {
+            return self.unnamed.as_ref();
+        }
+        self.named.get(name)
+    }
+
+    fn insert(&mut self, name: Bytes, object: T) -> Option<T> {
+        if name.is_empty() {
+            return self.unnamed.replace(object);
+        }
+        self.named.insert(name, object)
+    }
+
+    fn remove(&mut self, name: &[u8]) -> Option<T> {
+        if name.is_empty() {
+            return self.unnamed.take();
+        }
+        self.named.remove(name)
+    }
+
+    fn len(&self) -> usize {
+        self.named.len().saturating_add(usize::from(self.unnamed.is_some()))
+    }
+}
+
 /// The session's state.
 #[derive(Clone)]
 pub struct Conversation {
-    statements: HashMap<Bytes, Arc<Prepared>>,
+    statements: Named<Arc<Prepared>>,
     statement_bytes: usize,
     /// PREPARE's own bodies, which live in the server's same list of names.
     sql_prepared: HashMap<Bytes, Arc<Statement>>,
-    portals: HashMap<Bytes, Arc<Portal>>,
+    portals: Named<Arc<Portal>>,
     cursors: HashMap<Bytes, Cursor>,
     /// Transaction status of the last ReadyForQuery: `I`, `T` or `E`.
     pub status: u8,
@@ -227,10 +270,10 @@ impl Conversation {
     /// The state right after login.
     pub fn new(database: &str, role: &str, search_path: &str, status: u8) -> Self {
         Conversation {
-            statements: HashMap::new(),
+            statements: Named::default(),
             statement_bytes: 0,
             sql_prepared: HashMap::new(),
-            portals: HashMap::new(),
+            portals: Named::default(),
             cursors: HashMap::new(),
             status,
             earlier: Vec::new(),
@@ -337,7 +380,9 @@ impl Conversation {
         self.earlier.clear();
         self.earlier_digest = [0; 32];
         self.cursors.retain(|_, cursor| cursor.hold);
-        self.portals.drain().map(|(_, portal)| portal).collect()
+        let unnamed = self.portals.unnamed.take();
+        let named = self.portals.named.drain().map(|(_, portal)| portal);
+        unnamed.into_iter().chain(named).collect()
     }
 
     /// A statement ran in the open transaction: approvals of later ones bind to it. `shown`: what people see of it.
@@ -410,12 +455,12 @@ impl Conversation {
 
     fn forget_statements(&mut self) {
         // The unnamed statement survives DEALLOCATE ALL.
-        self.statements.retain(|name, _| name.is_empty());
+        self.statements.named.clear();
         self.statement_bytes = self
             .statements
-            .values()
-            .map(|statement| statement.frame.bytes().len())
-            .sum();
+            .unnamed
+            .as_ref()
+            .map_or(0, |statement| statement.frame.bytes().len());
         self.sql_prepared.clear();
     }
 

@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
 use sidegate_policies::engine::{Decision, MaskSet};
+use sidegate_policies::sql::facts::PartRelation;
 use sidegate_policies::sql::postgres::catalog::Catalog;
 use sidegate_policies::sql::postgres::literals::Hidden;
 use sidegate_policies::sql::postgres::plan::{ColumnPlan, PlanRefusal, ResultPlan};
@@ -102,14 +103,24 @@ pub struct Plan {
     pub catalog: Arc<Catalog>,
     /// What it depends on.
     pub scope: Arc<Scope>,
-    /// [`Plan::mask_words`], once asked for.
-    pub words: OnceLock<Box<[Box<str>]>>,
+    /// What records say of it, once asked for.
+    pub words: Words,
 }
+
+/// Words that hold for every operation of a plan.
+#[derive(Default)]
+pub struct Words {
+    masks: OnceLock<Box<[Box<str>]>>,
+    resources: OnceLock<Box<[Box<str>]>>,
+}
+
+/// Resources of one statement string that the record names.
+const MAX_RESOURCES: usize = 256;
 
 impl Plan {
     /// The masks it applies, such as `app.customers.email redact`: what records and approvers are told.
     pub fn mask_words(&self) -> &[Box<str>] {
-        self.words.get_or_init(|| {
+        self.words.masks.get_or_init(|| {
             let columns = self.plans.iter().filter_map(ResultPlan::columns).flatten();
             let masks = columns.filter_map(|column| match column {
                 ColumnPlan::Mask(mask) => Some(mask),
@@ -118,6 +129,21 @@ impl Plan {
             masks
                 .map(|mask| format!("{} {}", mask.column, mask_name(&mask.how)).into())
                 .collect()
+        })
+    }
+
+    /// What it touches, such as `Select app.customers`: what records are told.
+    pub fn resources(&self) -> &[Box<str>] {
+        self.words.resources.get_or_init(|| {
+            let words = self.analysis.facts.parts.iter().map(|part| {
+                let relation = match &part.relation {
+                    PartRelation::Known(relation) => format!(" {relation}"),
+                    PartRelation::None => String::new(),
+                    PartRelation::Unknown => " ?".to_owned(),
+                };
+                format!("{:?}{relation}", part.command).into()
+            });
+            words.take(MAX_RESOURCES).collect()
         })
     }
 

@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::catalog::Snapshot;
 use super::codec::{parse, write, Frame, MAX_TEXT};
-use super::facts::{self, Plan, Planned, Scope};
+use super::facts::{self, Plan, Planned, Scope, Words};
 use super::params;
 use super::plans::{Kept, PlanCache};
 use super::relay::Relay;
@@ -261,7 +261,7 @@ where
             decided: OnceLock::new(),
             catalog,
             scope: self.scope(),
-            words: OnceLock::new(),
+            words: Words::default(),
         })
     }
 

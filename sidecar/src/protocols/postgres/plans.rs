@@ -125,20 +125,39 @@ impl PlanCache {
         if text.len() > MAX_TEXT {
             return Kept::Missing(None);
         }
-        let sought = |text| Sought {
-            text,
-            scope,
-            in_transaction,
+        let by_text = || {
+            self.texts.get(&Sought {
+                text: text.as_bytes(),
+                scope,
+                in_transaction,
+            })
         };
-        if let Some(plan) = self.texts.get(&sought(text.as_bytes())) {
+        let by_shape = |shape: &Shape| {
+            let kept = self.shapes.get(&Sought {
+                text: shape.key(),
+                scope,
+                in_transaction,
+            })?;
+            let agrees = shape.agrees(text, &kept.pinned);
+            agrees.then(|| Arc::new(Planned::new(text, kept.plan)))
+        };
+        // Where a text's shape is cheap to tell, it is asked for first: most such texts are kept by it. The scanner costs
+        // more than a look-up.
+        let plain = Shape::plain(text);
+        let found = match &plain {
+            Some(Some(shape)) => by_shape(shape).or_else(by_text),
+            Some(None) | None => by_text(),
+        };
+        if let Some(plan) = found {
             return Kept::Plan(plan);
         }
-        let Some(shape) = Shape::of(text) else {
-            return Kept::Missing(None);
-        };
-        match self.shapes.get(&sought(shape.key())) {
-            Some(kept) if shape.agrees(text, &kept.pinned) => Kept::Plan(Arc::new(Planned::new(text, kept.plan))),
-            _ => Kept::Missing(Some(shape)),
+        if let Some(shape) = plain {
+            return Kept::Missing(shape);
+        }
+        let shape = Shape::scanned(text);
+        match shape.as_ref().and_then(by_shape) {
+            Some(plan) => Kept::Plan(plan),
+            None => Kept::Missing(shape),
         }
     }
 

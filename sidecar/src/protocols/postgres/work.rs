@@ -91,6 +91,10 @@ impl Work {
     }
 }
 
+fn borrowed(words: &[Box<str>]) -> Vec<Cow<'_, str>> {
+    words.iter().map(|word| Cow::Borrowed(&**word)).collect()
+}
+
 impl From<Work> for Bytes {
     fn from(work: Work) -> Bytes {
         work.bytes
@@ -109,12 +113,8 @@ impl crate::gate::Frame for Work {
         let mut described = Described {
             text: Cow::Borrowed(text),
             earlier: self.earlier.iter().map(|text| Cow::Borrowed(&**text)).collect(),
-            masks: self
-                .plan
-                .mask_words()
-                .iter()
-                .map(|word| Cow::Borrowed(&**word))
-                .collect(),
+            resources: borrowed(self.plan.resources()),
+            masks: borrowed(self.plan.mask_words()),
             hidden_values: i32::try_from(hidden_constants).unwrap_or(i32::MAX),
             ..Described::default()
         };
