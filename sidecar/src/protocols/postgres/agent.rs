@@ -221,7 +221,7 @@ where
                     progress,
                     plan,
                 };
-                self.barrier |= run.plan.is_barrier();
+                self.barrier |= run.plan.is_barrier() || run.progress.is_capped();
                 self.upstream.queue(admitted);
                 self.queue.push(Expect::Simple(Box::new(run)));
                 Ok(())
@@ -438,6 +438,7 @@ where
             byte_limit: portal.byte_limit,
             ..Progress::default()
         };
+        self.capped |= progress.is_capped();
         let barrier = portal.plan.is_barrier();
         self.queue
             .push(Expect::Execute(Box::new(super::queue::Execution { portal, progress })));
@@ -534,6 +535,7 @@ where
         self.release_withheld()?;
         self.forward(frame)?;
         self.unsynced = false;
+        self.barrier |= std::mem::take(&mut self.capped);
         self.queue.push(Expect::Sync);
         Ok(())
     }

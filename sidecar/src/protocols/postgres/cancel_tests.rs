@@ -8,7 +8,7 @@ use std::pin::{pin, Pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use sidegate_policies::engine::ConnectFacts;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
@@ -65,8 +65,17 @@ struct Scene {
 
 impl Scene {
     fn new() -> Scene {
+        let mut scene = Scene::quiet(false);
+        scene.say(FIRST);
+        scene.settle();
+        assert!(scene.heard(FIRST));
+        scene
+    }
+
+    /// Nothing is at work yet. `capped`: answers have a limit.
+    fn quiet(capped: bool) -> Scene {
         let world = world();
-        let mut gate = world.gate(false);
+        let mut gate = world.gate(capped);
         let database = Some(DATABASE.to_owned());
         gate.connect(&ConnectFacts { database }).unwrap();
         let (agent, server) = (Pipe::default(), Pipe::default());
@@ -82,21 +91,29 @@ impl Scene {
         relay.key = Some(held);
         relay.server_key = Some((1, Bytes::from_static(b"its own")));
         let ring = Box::new(move || assert!(keys.cancel(id, &key, Instant::now())));
-        let mut scene = Scene {
+        Scene {
             relay,
             agent,
             server,
             ring,
-        };
-        scene.say(FIRST);
-        scene.settle();
-        assert!(scene.heard(FIRST));
-        scene
+        }
     }
 
     fn say(&self, text: &str) {
-        let frame = write::query(text);
-        self.agent.with(|side| side.say.push_back(frame.bytes().clone()));
+        self.send(write::query(text).bytes());
+    }
+
+    /// Says the text as an extended query with its Sync.
+    fn extended(&self, text: &str) {
+        let bind = write::one(b'B', |out| out.put_slice(&[0; 8]));
+        let execute = write::one(b'E', |out| out.put_slice(&[0; 5]));
+        for frame in [write::parse("", text), bind, execute, write::sync()] {
+            self.send(frame.bytes());
+        }
+    }
+
+    fn send(&self, bytes: &Bytes) {
+        self.agent.with(|side| side.say.push_back(bytes.clone()));
     }
 
     /// Lets the session do what it can until it waits for a peer.
@@ -161,4 +178,25 @@ fn nothing_follows_while_a_cancel_is_on_its_way() {
     done.send(()).unwrap();
     scene.settle();
     assert!(scene.heard(SECOND));
+}
+
+#[test]
+fn what_stands_behind_a_capped_statement_waits_for_its_end() {
+    // A limit is kept by a cancel, which hits whatever runs when the server hears of it.
+    for say in [Scene::say, Scene::extended] {
+        for (capped, waits) in [(true, true), (false, false)] {
+            let mut scene = Scene::quiet(capped);
+            say(&scene, FIRST);
+            say(&scene, SECOND);
+            scene.settle();
+            assert!(scene.heard(FIRST));
+            assert_eq!(scene.heard(SECOND), !waits, "capped: {capped}");
+            assert!(scene.server.answer());
+            scene.settle();
+            // What cancels it, where its answer was too long, ends in its own time.
+            scene.relay.cancelling = None;
+            scene.settle();
+            assert!(scene.heard(SECOND));
+        }
+    }
 }

@@ -61,6 +61,13 @@ pub struct Progress {
     pub copied: Option<Box<CopiedIn>>,
 }
 
+impl Progress {
+    /// Whether its answer may be cut short.
+    pub fn is_capped(&self) -> bool {
+        self.row_limit.is_some() || self.byte_limit.is_some()
+    }
+}
+
 /// COPY in progress.
 pub enum Copying {
     /// From the agent.

@@ -128,6 +128,10 @@ pub struct Relay<A, S> {
     pub(super) unsynced: bool,
     /// Later messages wait until everything is answered.
     pub(super) barrier: bool,
+    /// A capped statement was sent since the last Sync. Its cap is kept by a cancel, which hits whatever runs when the
+    /// server hears of it: up to the Sync all is void then, and nothing may stand behind that
+    /// (`what_stands_behind_a_capped_statement_waits_for_its_end`).
+    pub(super) capped: bool,
     /// COPY data of the agent is expected, or what remains of it after an error.
     pub(super) copy_in: bool,
     /// Parses that wait for their Bind.
@@ -209,6 +213,7 @@ where
             local_sync: false,
             unsynced: false,
             barrier: false,
+            capped: false,
             copy_in: false,
             withheld: Vec::new(),
             parked: None,
