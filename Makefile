@@ -15,7 +15,7 @@ TARGET = $$($(CARGO) metadata --no-deps --format-version 1 --offline | sed -n 's
 help: ## Show this list
 	@echo "Sidegate: agents reach databases without ever holding a credential."
 	@echo
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: ## Watch it work: psql without a password, masks, a refusal, an approval, a kill switch, replay, verify
@@ -41,6 +41,10 @@ lint: ## Format, clippy, size gate, dependency rules, generated files
 	$(CARGO) fetch --locked --quiet
 	cargo-deny --offline --locked check --hide-inclusion-graph bans licenses sources
 	$(CARGO) run --locked --quiet --profile $(PROFILE) -p sidegate-policies --features crd --bin crdgen -- --check
+
+.PHONY: cluster-binaries
+cluster-binaries: ## Build etcd, Kubernetes, helm, kwok and kubeconform for the test cluster (needs Go 1.26; once, some 15 min)
+	@bash tests/cluster/build.sh
 
 .PHONY: generate
 generate: ## Write generated files: CRDs
