@@ -46,6 +46,11 @@ lint: ## Format, clippy, size gate, dependency rules, generated files
 cluster-binaries: ## Build etcd, Kubernetes, helm, kwok and kubeconform for the test cluster (needs Go 1.26; once, some 15 min)
 	@bash tests/cluster/build.sh
 
+.PHONY: e2e
+e2e: ## Test on a real Kubernetes API server (after make cluster-binaries; says what it skips without them)
+	@$(SETUP) build
+	@$(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test cluster
+
 .PHONY: generate
 generate: ## Write generated files: CRDs
 	@$(SETUP) build

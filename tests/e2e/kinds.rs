@@ -1,0 +1,106 @@
+//! Our kinds on a real API server: their CRDs install, read well, take the examples and refuse what is wrong.
+
+use anyhow::{ensure, Result};
+use sidegate_tests::cluster::{Cluster, User};
+
+/// Our kinds by their plural names.
+const KINDS: [&str; 5] = [
+    "targets",
+    "accesspolicies",
+    "clusteraccesspolicies",
+    "accessrequests",
+    "lockdowns",
+];
+
+/// The generated CRDs.
+pub fn folder() -> String {
+    here("policies/crds")
+}
+
+fn here(path: &str) -> String {
+    format!("{}/../{path}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every CRD is established, and its names are nobody else's.
+pub fn install_and_are_established(cluster: &Cluster) -> Result<()> {
+    for kind in KINDS {
+        let name = format!("customresourcedefinition/{kind}.sidegate.dev");
+        for condition in ["Established", "NamesAccepted"] {
+            let wait = format!("--for=condition={condition}");
+            cluster.kubectl(&["wait", &wait, "--timeout=60s", &name], "")?;
+        }
+    }
+    Ok(())
+}
+
+/// `kubectl explain` shows the words of the types, down to a field.
+pub fn explain_reads_as_documented(cluster: &Cluster) -> Result<()> {
+    for (path, words) in [
+        ("targets", "What may be reached, how to log in"),
+        ("targets.spec.address.host", "A DNS name, or an IP literal"),
+        ("accesspolicies.spec.rules", "sql"),
+        ("accessrequests.spec.operation", "How many values stay hidden"),
+        ("lockdowns.spec.freeze", "serviceAccount"),
+    ] {
+        let said = cluster.kubectl(&["explain", path, "--api-version=sidegate.dev/v1alpha1"], "")?;
+        let one_line = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        ensure!(
+            one_line.contains(words),
+            "explain {path} says nothing of {words:?}:\n{said}"
+        );
+        ensure!(!said.contains("<no description>"), "explain {path}:\n{said}");
+    }
+    Ok(())
+}
+
+/// What the quickstart applies on a machine is taken by a cluster as it stands.
+pub fn examples_are_accepted(cluster: &Cluster) -> Result<()> {
+    let file = here("examples/quickstart/namespaces.yaml");
+    cluster.kubectl(&["apply", "-f", &file], "")?;
+    for name in ["target", "support-agents", "no-ddl"] {
+        let file = here(&format!("examples/quickstart/{name}.yaml"));
+        cluster.kubectl(&["create", "--dry-run=server", "--validate=strict", "-f", &file], "")?;
+    }
+    Ok(())
+}
+
+/// A Target with this specification.
+fn target(spec: &str) -> String {
+    format!("{{apiVersion: sidegate.dev/v1alpha1, kind: Target, metadata: {{name: wrong, namespace: default}}, spec: {{{spec}}}}}")
+}
+
+/// The server itself refuses what the schema can tell, and names the field.
+pub fn what_is_wrong_is_refused_by_its_field(cluster: &Cluster) -> Result<()> {
+    let good = "protocol: Postgres, address: {host: db.data, port: 5432}, credential: {secret: {name: db}}, listen: {port: 15432}";
+    let taken = cluster.ask(User::Admin, &["create", "--dry-run=server", "-f", "-"], &target(good))?;
+    ensure!(
+        taken.status.success(),
+        "the good one: {}",
+        String::from_utf8_lossy(&taken.stderr)
+    );
+    for (from, to, field) in [
+        ("port: 5432", "port: 70000", "spec.address.port"),
+        ("protocol: Postgres", "protocol: Postgress", "spec.protocol"),
+        ("host: db.data", "host: ''", "spec.address.host"),
+        // Two ways to log in at once: a rule of the schema, not of a type.
+        (
+            "secret: {name: db}",
+            "secret: {name: db}, token: {audience: a}",
+            "spec.credential",
+        ),
+        ("listen:", "lisen: {port: 1}, listen:", "spec.lisen"),
+    ] {
+        let wrong = good.replace(from, to);
+        ensure!(wrong != good, "{from} is not in the good one");
+        let input = target(&wrong);
+        let refused = cluster.ask(
+            User::Admin,
+            &["create", "--dry-run=server", "--validate=strict", "-f", "-"],
+            &input,
+        )?;
+        let said = String::from_utf8_lossy(&refused.stderr);
+        ensure!(!refused.status.success(), "taken: {wrong}");
+        ensure!(said.contains(field), "{field} is not named for {to}: {said}");
+    }
+    Ok(())
+}

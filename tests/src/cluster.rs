@@ -1,0 +1,255 @@
+//! A real Kubernetes control plane for the tests: etcd, API server, controller manager and scheduler, each a process of
+//! its own on loopback, in a temporary folder, gone with the value that owns them.
+//!
+//! The programs are built once by `make cluster-binaries`, outside git. Where they are missing, that is
+//! [`Unavailable`] with the words to print, never a silent skip. No pod runs here: there is no node, unless
+//! [`Cluster::kwok`] plays one.
+//! Invariant: a server lives as long as the pipe to its standard input, so that a killed test leaves none behind.
+
+mod process;
+mod settings;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Context, Result};
+use serde_json::Value;
+use uuid::Uuid;
+
+use self::process::Server;
+use crate::authority::Authority;
+use crate::ports;
+
+/// The audience that API tokens have when nobody asks for another.
+pub const API_AUDIENCE: &str = "https://kubernetes.default.svc";
+/// How long the control plane may take to answer; it needs some 5 s on two cores.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Pause between two looks at a condition.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Why there is no cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unavailable(
+    /// What is missing and what to do about it.
+    pub String,
+);
+
+/// The programs of a cluster, as `tests/cluster/build.sh` left them.
+#[derive(Debug, Clone)]
+pub struct Programs(PathBuf);
+
+impl Programs {
+    /// `SIDEGATE_TEST_CLUSTER`, or the build that this checkout wants, in the cache.
+    pub fn find() -> Result<Programs, Unavailable> {
+        let folder = match std::env::var_os("SIDEGATE_TEST_CLUSTER") {
+            Some(folder) => PathBuf::from(folder),
+            None => wanted().map_err(|error| Unavailable(format!("{error:#}")))?,
+        };
+        if folder.join("BUILT.json").exists() {
+            return Ok(Programs(folder));
+        }
+        Err(Unavailable(format!(
+            "no binaries in {}: run `make cluster-binaries` (about 15 min) or set SIDEGATE_TEST_CLUSTER",
+            folder.display()
+        )))
+    }
+
+    /// A program by its name, such as `etcd`.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+/// The folder that build.sh would fill for this checkout.
+fn wanted() -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/build.sh");
+    let output = Command::new("bash").arg(script).arg("--folder").output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "tests/cluster/build.sh --folder: {}",
+        said.trim()
+    );
+    Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
+}
+
+/// Who speaks to the API server: users of its token file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum User {
+    /// Group `system:masters`: may everything.
+    Admin,
+    /// May nothing that nobody granted.
+    Dev,
+}
+
+/// A running control plane.
+pub struct Cluster {
+    programs: Programs,
+    folder: Folder,
+    /// Where the API server listens.
+    pub server: String,
+    /// In the order they were started; stopped the other way round.
+    servers: Vec<Server>,
+}
+
+/// A temporary folder; `SIDEGATE_TEST_KEEP=1` leaves it behind, and says where.
+struct Folder(Option<tempfile::TempDir>);
+
+impl Folder {
+    fn path(&self) -> &Path {
+        self.0.as_ref().map(tempfile::TempDir::path).unwrap_or(Path::new("/"))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if std::env::var_os("SIDEGATE_TEST_KEEP").is_some_and(|keep| keep == "1") {
+            if let Some(kept) = self.0.take().map(tempfile::TempDir::keep) {
+                eprintln!("cluster: kept {} (kubeconfig: admin.json)", kept.display());
+            }
+        }
+    }
+}
+
+impl Cluster {
+    /// Starts a control plane and waits until it serves: the `default` service account is the last thing to come.
+    pub fn start(programs: &Programs) -> Result<Cluster> {
+        let folder = Folder(Some(tempfile::Builder::new().prefix("sidegate-cluster-").tempdir()?));
+        let port = ports::free()?;
+        let mut cluster = Cluster {
+            programs: programs.clone(),
+            server: format!("https://127.0.0.1:{port}"),
+            folder,
+            servers: Vec::new(),
+        };
+        let authority = Authority::new()?;
+        settings::write(cluster.folder.path(), &cluster.server, &authority)?;
+        let (client, peer) = (ports::free()?, ports::free()?);
+        cluster.run("etcd", &[], settings::etcd(cluster.folder.path(), client, peer))?;
+        cluster.until("etcd answers", || {
+            Ok(std::net::TcpStream::connect(("127.0.0.1", client)).is_ok())
+        })?;
+        let arguments = settings::api_server(cluster.folder.path(), &cluster.server, port, client);
+        cluster.run("kube", &["kube-apiserver"], arguments)?;
+        cluster.until("the API server is ready", || {
+            Ok(cluster
+                .ask(User::Admin, &["get", "--raw", "/readyz"], "")?
+                .status
+                .success())
+        })?;
+        let arguments = settings::controllers(cluster.folder.path(), ports::free()?);
+        cluster.run("kube", &["kube-controller-manager"], arguments)?;
+        let arguments = settings::scheduler(cluster.folder.path(), ports::free()?);
+        cluster.run("kube", &["kube-scheduler"], arguments)?;
+        cluster.until("namespace default has its service account", || {
+            let account = ["get", "serviceaccount", "default", "--namespace", "default"];
+            Ok(cluster.ask(User::Admin, &account, "")?.status.success())
+        })?;
+        Ok(cluster)
+    }
+
+    /// Plays the kubelet for nodes annotated `kwok.x-k8s.io/node: fake`.
+    pub fn kwok(&mut self) -> Result<()> {
+        let arguments = settings::kwok(self.folder.path(), &self.programs.path("stages.yaml"));
+        self.run("kwok", &[], arguments)
+    }
+
+    fn run(&mut self, program: &str, first: &[&str], arguments: Vec<String>) -> Result<()> {
+        let path = self.programs.path(program);
+        let name = first.first().copied().unwrap_or(program);
+        let first = first.iter().map(|word| (*word).to_owned());
+        let server = Server::start(name, &path, first.chain(arguments), self.folder.path())?;
+        self.servers.push(server);
+        Ok(())
+    }
+
+    /// Waits for a condition; ends early, with its log, when a server ended.
+    pub fn until(&self, what: &str, holds: impl Fn() -> Result<bool>) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds()? {
+            for server in &self.servers {
+                ensure!(server.lives(), "{} ended:\n{}", server.name, server.log());
+            }
+            if Instant::now() >= deadline {
+                let logs: Vec<String> = self.servers.iter().map(Server::log).collect();
+                bail!("not within {} s: {what}\n{}", PATIENCE.as_secs(), logs.join("\n"));
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Process numbers of the servers.
+    pub fn pids(&self) -> Vec<u32> {
+        self.servers.iter().map(Server::pid).collect()
+    }
+
+    /// Runs kubectl as a user, with this on its standard input.
+    pub fn ask(&self, user: User, arguments: &[&str], input: &str) -> Result<Output> {
+        let mut command = Command::new(self.programs.path("kube"));
+        command.arg("kubectl").args(arguments);
+        self.command(command, user, input)
+    }
+
+    /// Runs helm as the administrator.
+    pub fn helm(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(self.programs.path("helm"));
+        command.args(arguments);
+        self.command(command, User::Admin, "")
+    }
+
+    fn command(&self, mut command: Command, user: User, input: &str) -> Result<Output> {
+        let mut child = command
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", self.folder.path())
+            .env("KUBECONFIG", self.folder.path().join(settings::kubeconfig(user)))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting a client")?;
+        // What does not read its input may be gone already.
+        let _ = child.stdin.take().context("its input")?.write_all(input.as_bytes());
+        Ok(child.wait_with_output()?)
+    }
+
+    /// What kubectl says to the administrator, or an error with what it complains of.
+    pub fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String> {
+        let output = self.ask(User::Admin, arguments, input)?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "kubectl {}: {}",
+            arguments.join(" "),
+            complaint.trim()
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Creates an object as the administrator and answers it as the server stored it.
+    pub fn create(&self, object: &Value) -> Result<Value> {
+        let said = self.kubectl(&["create", "-f", "-", "-o", "json"], &object.to_string())?;
+        Ok(serde_json::from_str(&said)?)
+    }
+
+    /// Makes a namespace of a name nobody else has, and waits for its service account.
+    pub fn namespace(&self) -> Result<String> {
+        let name = format!("t-{}", Uuid::now_v7().simple());
+        self.kubectl(&["create", "namespace", &name], "")?;
+        self.until("the namespace has its service account", || {
+            let account = ["get", "serviceaccount", "default", "--namespace", &name];
+            Ok(self.ask(User::Admin, &account, "")?.status.success())
+        })?;
+        Ok(name)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // etcd last: an API server without it takes far longer to end.
+        while self.servers.pop().is_some() {}
+    }
+}

@@ -1,0 +1,158 @@
+//! What the servers of a test cluster are told: flags, certificates, users and kubeconfigs.
+//!
+//! Feature gates and anonymous access stay at their defaults, so that results match users' clusters.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::Result;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{User, API_AUDIENCE};
+use crate::authority::Authority;
+
+/// Users of the token file: kubeconfig, name, group.
+const USERS: [(&str, &str, &str); 4] = [
+    ("admin", "admin", "system:masters"),
+    ("dev", "dev", "people"),
+    ("controllers", "system:kube-controller-manager", "system:authenticated"),
+    ("scheduler", "system:kube-scheduler", "system:authenticated"),
+];
+
+/// The kubeconfig of a user.
+pub(super) fn kubeconfig(user: User) -> &'static str {
+    match user {
+        User::Admin => "admin.json",
+        User::Dev => "dev.json",
+    }
+}
+
+/// Writes everything the servers read.
+pub(super) fn write(folder: &Path, server: &str, authority: &Authority) -> Result<()> {
+    let leaf = authority.leaf(&["127.0.0.1", "localhost", "kubernetes.default.svc"])?;
+    private(folder, "ca.pem", authority.pem())?;
+    private(folder, "server.pem", &leaf.certificate)?;
+    private(folder, "server.key", &leaf.key)?;
+    let accounts = rcgen::KeyPair::generate()?;
+    private(folder, "accounts.key", &accounts.serialize_pem())?;
+    private(folder, "accounts.pub", &accounts.public_key_pem())?;
+    let mut tokens = String::new();
+    for (file, name, group) in USERS {
+        let token = Uuid::new_v4().simple().to_string();
+        tokens.push_str(&format!("{token},{name},{name},\"{group}\"\n"));
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "test",
+            "clusters": [{"name": "test", "cluster": {
+                "server": server, "certificate-authority": folder.join("ca.pem"),
+            }}],
+            "users": [{"name": "test", "user": {"token": token}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+        });
+        private(folder, &format!("{file}.json"), &config.to_string())?;
+    }
+    private(folder, "tokens.csv", &tokens)
+}
+
+fn private(folder: &Path, name: &str, text: &str) -> Result<()> {
+    let path = folder.join(name);
+    fs::write(&path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(())
+}
+
+/// `--name=value` of a file in the folder.
+fn file(folder: &Path, flag: &str, name: &str) -> String {
+    format!("--{flag}={}", folder.join(name).display())
+}
+
+fn owned(flags: &[&str]) -> Vec<String> {
+    flags.iter().map(|flag| (*flag).to_owned()).collect()
+}
+
+pub(super) fn etcd(folder: &Path, client: u16, peer: u16) -> Vec<String> {
+    vec![
+        file(folder, "data-dir", "etcd"),
+        format!("--client-url=http://127.0.0.1:{client}"),
+        format!("--peer-url=http://127.0.0.1:{peer}"),
+    ]
+}
+
+pub(super) fn api_server(folder: &Path, server: &str, port: u16, etcd: u16) -> Vec<String> {
+    let mut flags = vec![
+        format!("--etcd-servers=http://127.0.0.1:{etcd}"),
+        format!("--secure-port={port}"),
+        file(folder, "tls-cert-file", "server.pem"),
+        file(folder, "tls-private-key-file", "server.key"),
+        file(folder, "cert-dir", "api-server"),
+        file(folder, "client-ca-file", "ca.pem"),
+        file(folder, "token-auth-file", "tokens.csv"),
+        file(folder, "service-account-key-file", "accounts.pub"),
+        file(folder, "service-account-signing-key-file", "accounts.key"),
+        // The broker fetches its keys there, by the issuer's own discovery.
+        format!("--service-account-issuer={server}"),
+        format!("--api-audiences={API_AUDIENCE}"),
+    ];
+    flags.extend(owned(&[
+        "--bind-address=127.0.0.1",
+        // Without a default route the server does not start unless it is told.
+        "--advertise-address=127.0.0.1",
+        "--authorization-mode=Node,RBAC",
+        "--enable-admission-plugins=NodeRestriction",
+        "--service-cluster-ip-range=10.96.0.0/16",
+        "--service-account-extend-token-expiration=false",
+        "--shutdown-delay-duration=0s",
+    ]));
+    flags
+}
+
+pub(super) fn controllers(folder: &Path, port: u16) -> Vec<String> {
+    let mut flags = vec![
+        file(folder, "kubeconfig", "controllers.json"),
+        file(folder, "root-ca-file", "ca.pem"),
+        file(folder, "service-account-private-key-file", "accounts.key"),
+        file(folder, "cert-dir", "controllers"),
+        // Else root makes a folder under /usr/libexec.
+        file(folder, "flex-volume-plugin-dir", "flex"),
+        format!("--secure-port={port}"),
+    ];
+    flags.extend(owned(&[
+        "--bind-address=127.0.0.1",
+        "--leader-elect=false",
+        // Without it RBAC refuses the controllers, and no namespace gets its root certificate.
+        "--use-service-account-credentials=true",
+        "--kube-api-qps=1000",
+        "--kube-api-burst=2000",
+    ]));
+    flags
+}
+
+pub(super) fn scheduler(folder: &Path, port: u16) -> Vec<String> {
+    let mut flags = vec![
+        file(folder, "kubeconfig", "scheduler.json"),
+        file(folder, "cert-dir", "scheduler"),
+        format!("--secure-port={port}"),
+    ];
+    flags.extend(owned(&[
+        "--bind-address=127.0.0.1",
+        "--leader-elect=false",
+        "--kube-api-qps=1000",
+        "--kube-api-burst=2000",
+    ]));
+    flags
+}
+
+pub(super) fn kwok(folder: &Path, stages: &Path) -> Vec<String> {
+    let mut flags = vec![
+        file(folder, "kubeconfig", "admin.json"),
+        format!("--config={}", stages.display()),
+    ];
+    flags.extend(owned(&[
+        "--manage-all-nodes=false",
+        "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+        "--node-lease-duration-seconds=40",
+        "--cidr=10.64.0.0/14",
+    ]));
+    flags
+}
