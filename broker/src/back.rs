@@ -59,5 +59,5 @@ async fn metadata(State(back): State<Back>) -> ([(HeaderName, &'static str); 1],
 }
 
 async fn jwks(State(back): State<Back>) -> ([(HeaderName, &'static str); 1], Json<Value>) {
-    (CACHE, Json(back.front.issuer.jwks()))
+    (CACHE, Json(back.front.issuer.jwks(back.front.clock.now())))
 }

@@ -9,6 +9,7 @@
 //! | `GET /sessions` | | list of [`SessionRow`], oldest first |
 //! | `POST /lock` | [`Lock`] | [`Locked`] |
 //! | `POST /unlock` | [`Unlock`] | [`Unlocked`] |
+//! | `POST /rotate` | [`Rotate`] | [`RotatedNow`] |
 //! | `POST /sidecar-restarted` | | [`Restarted`] |
 //! | `POST /shutdown` | | 204 |
 //!
@@ -25,6 +26,8 @@ use sidegate_policies::compile::Problem;
 use sidegate_policies::wire::TargetStatus;
 
 pub use crate::front::stream::SidecarReport;
+pub use crate::rings::RingName;
+pub use crate::rotation::Rotated;
 
 /// The state of an instance.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -190,4 +193,27 @@ pub struct Unlocked {
     pub names: Vec<String>,
     /// The new revision.
     pub revision: u64,
+}
+
+/// Emergency: replaces keys at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rotate {
+    /// Which rings; empty: all.
+    pub rings: Vec<RingName>,
+}
+
+/// What an emergency rotation did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RotatedNow {
+    /// Rings that were rotated.
+    pub rotated: Vec<Rotated>,
+    /// Rings that were not, with the reason; their old keys stay in force.
+    pub failed: Vec<String>,
+    /// What the person must know: who may trust the old keys for how long.
+    pub notice: String,
+    /// Why it is not in the audit log (yet). It is in force all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrecorded: Option<String>,
 }

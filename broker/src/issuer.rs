@@ -1,9 +1,7 @@
-//! The issuer: two ES256 key rings in the state directory, and the tokens signed with them.
+//! The issuer: three ES256 key rings in the state directory, and the tokens signed with them.
 //!
 //! Refuses to sign anything that outlives the caller's own service-account token, or carries a claim it did not
 //! make itself. The invariant: every token has exactly one audience, and `sub` is opaque and never reused.
-
-use std::sync::Arc;
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -13,6 +11,7 @@ use sidegate_policies::engine::Subject;
 
 use crate::config::StartError;
 use crate::jwt::{Alg, KeySet, PublicKey, SigningFailed, SigningKey, Trust};
+use crate::rings::{Ring, RingName};
 use crate::state::StateDir;
 
 /// Algorithms our own tokens are signed with.
@@ -68,23 +67,20 @@ pub struct Issued {
 pub struct Issuer {
     url: String,
     cluster: String,
-    access: SigningKey,
-    access_keys: Arc<KeySet>,
-    record: SigningKey,
+    access: Ring,
+    federation: Ring,
+    record: Ring,
 }
 
 impl Issuer {
-    /// Loads the rings, or makes them at the first start.
-    pub fn open(state: &StateDir, url: String, cluster: String) -> Result<Self, StartError> {
-        state.dir("keys")?;
-        let access = load_key(state, "keys/access.p8")?;
-        let record = load_key(state, "keys/record.p8")?;
+    /// Loads the rings, or makes them at the first start. `now` in seconds.
+    pub fn open(state: &StateDir, url: String, cluster: String, now: i64) -> Result<Self, StartError> {
         Ok(Issuer {
             url,
             cluster,
-            access_keys: Arc::new(KeySet::new(vec![access.public().clone()])),
-            access,
-            record,
+            access: Ring::open(state, RingName::Access, now)?,
+            federation: Ring::open(state, RingName::Federation, now)?,
+            record: Ring::open(state, RingName::Record, now)?,
         })
     }
 
@@ -98,25 +94,41 @@ impl Issuer {
         &self.cluster
     }
 
-    /// What session tokens are checked against.
-    pub fn trust<'a>(&'a self, denied: &'a (dyn Fn(&str) -> bool + Sync)) -> Trust<'a> {
+    /// A ring.
+    pub fn ring(&self, name: RingName) -> &Ring {
+        match name {
+            RingName::Access => &self.access,
+            RingName::Federation => &self.federation,
+            RingName::Record => &self.record,
+        }
+    }
+
+    /// The keys session tokens are verified with at `now`: the access ring alone, whatever else is published.
+    pub fn session_keys(&self, now: i64) -> KeySet {
+        self.access.verifying(now)
+    }
+
+    /// What session tokens are checked against. `keys` is [`Issuer::session_keys`].
+    pub fn trust<'a>(&'a self, keys: &'a KeySet, denied: &'a (dyn Fn(&str) -> bool + Sync)) -> Trust<'a> {
         Trust {
             issuer: &self.url,
-            keys: &self.access_keys,
+            keys,
             algorithms: ALGORITHMS,
             audience: &self.url,
             denied,
         }
     }
 
-    /// The published key set of session and target tokens.
-    pub fn jwks(&self) -> Value {
-        json!({"keys": self.access_keys.iter().map(PublicKey::jwk).collect::<Vec<_>>()})
+    /// The published key set: every key of the access and federation rings that verifies at `now` or will.
+    pub fn jwks(&self, now: i64) -> Value {
+        let mut keys = self.access.published(now);
+        keys.extend(self.federation.published(now));
+        json!({"keys": keys.iter().map(PublicKey::jwk).collect::<Vec<_>>()})
     }
 
-    /// The ring that certifies record keys; kept for ever.
+    /// Every key that ever certified record keys, oldest first; kept for ever.
     pub fn record_ring(&self) -> Vec<Value> {
-        vec![self.record.public().jwk()]
+        self.record.keys().public().map(PublicKey::jwk).collect()
     }
 
     /// A session token bound to the caller's key.
@@ -143,7 +155,7 @@ impl Issuer {
             "cnf": {"jwk": {"kty": "OKP", "crv": "Ed25519", "x": public_key}},
             "sidegate": self.workload_claim(who),
         });
-        self.record.sign(Some("sidegate-record-key+jwt"), &claims)
+        self.record.sign("sidegate-record-key+jwt", &claims, now)
     }
 
     /// `sg:<cluster>:<service account UID>`.
@@ -163,7 +175,7 @@ impl Issuer {
             claims.extend(extra);
         }
         Ok(Issued {
-            token: self.access.sign(Some("at+jwt"), &claims)?,
+            token: self.access.sign("at+jwt", &claims, now)?,
             expires_in: u64::try_from(expires.saturating_sub(now)).unwrap_or(0),
             id,
         })

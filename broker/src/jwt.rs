@@ -103,6 +103,7 @@ pub enum Refused {
 pub struct Accepted {
     claims: Map<String, Value>,
     key: Option<PublicKey>,
+    kid: Option<String>,
 }
 
 impl Accepted {
@@ -131,6 +132,11 @@ impl Accepted {
     /// An integer claim.
     pub fn integer(&self, name: &str) -> Option<i64> {
         self.claims.get(name).and_then(Value::as_i64)
+    }
+
+    /// Id of the key that verified it.
+    pub fn kid(&self) -> Option<&str> {
+        self.kid.as_deref()
     }
 
     /// The key a DPoP proof brought.
@@ -192,6 +198,7 @@ pub fn accept(slot: Slot, token: &[u8], trust: Trust<'_>, now: i64) -> Result<Ac
     check_claims(slot, &parts.claims, trust.denied)?;
     Ok(Accepted {
         claims: parts.claims,
+        kid: key.kid.clone(),
         key: (slot == Slot::DpopProof).then_some(key),
     })
 }

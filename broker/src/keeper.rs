@@ -1,5 +1,5 @@
-//! Housekeeping: watches the configuration, lifts lockdowns whose time has passed, expires requests, and renews
-//! the local service-account token.
+//! Housekeeping: watches the configuration, lifts lockdowns whose time has passed, expires requests, rotates keys,
+//! and renews the local service-account token.
 //!
 //! Refuses to hand on a configuration with a problem: the last good one stays in force and the problems are
 //! reported. The invariant: a configuration becomes visible whole, with a revision never used before.
@@ -20,6 +20,7 @@ use crate::folder::{Fingerprint, Folders};
 use crate::index::Index;
 use crate::local_cluster::{LocalCluster, TOKEN_LIFE};
 use crate::report::{Findings, Reporter};
+use crate::rotation;
 use crate::state::{StateDir, StateError};
 
 const TICK: Duration = Duration::from_millis(500);
@@ -176,6 +177,7 @@ impl Keeper {
 
     async fn keep(&mut self) {
         let front = Arc::clone(&self.reporter.front);
+        let records = Arc::clone(&self.reporter.records);
         let cluster = Arc::clone(&self.reporter.cluster);
         let now = front.clock.now();
         // The kubelet renews at 80 % of a token's life; so do we.
@@ -187,6 +189,7 @@ impl Keeper {
                     tracing::error!(%error, "lockdowns cannot be read");
                 }
                 switch::say_ended(&front.audit, &front.lockdowns);
+                rotation::keep(&front.issuer, &records, &front.audit, now);
                 if let Err(error) = front.approvals.sweep(&front.index(), &front.lockdowns.now()) {
                     tracing::error!(%error, "requests cannot be swept");
                 }

@@ -24,6 +24,8 @@ pub mod lockdown;
 pub mod pins;
 pub mod records;
 pub mod report;
+pub mod rings;
+pub mod rotation;
 pub mod secrets;
 pub mod server;
 pub mod state;

@@ -1,7 +1,9 @@
-//! `sidegate-broker`: the broker by itself, on files.
+//! `sidegate-broker`: the broker by itself, on files; and `rotate --now`, the emergency rotation of its keys.
 //!
 //! Refuses to start with any problem in its configuration, prints all of them with their places, and exits 2.
 //! JSON logs go to standard error; the first line of standard output says where it listens.
+
+mod rotate;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -9,14 +11,21 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use sidegate_broker::{Broker, BrokerConfig, Identity, Running, StartError};
 use tokio::signal::unix::{signal, SignalKind};
 
 /// Sidegate's broker on files: says who a sidecar is, what it may reach, and with which credential.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(
+    version,
+    about,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Folder with *.yaml; may be repeated.
     #[arg(long, required = true, value_name = "DIR")]
     config: Vec<PathBuf>,
@@ -24,8 +33,8 @@ struct Arguments {
     #[arg(long, value_name = "DIR")]
     secrets: Option<PathBuf>,
     /// Private folder for keys, pins, approvals, records and the control socket.
-    #[arg(long, value_name = "DIR")]
-    state: PathBuf,
+    #[arg(long, required = true, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// Address of the front face.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
@@ -40,8 +49,17 @@ struct Arguments {
     label: Vec<String>,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    /// Replace the keys of a running broker at once: new keys sign, the old ones are refused.
+    Rotate(rotate::Arguments),
+}
+
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
+    if let Some(Command::Rotate(asked)) = arguments.command.take() {
+        return rotate::run(&asked).unwrap_or_else(|error| fail(&format!("{error:#}")));
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_env("SIDEGATE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
@@ -72,7 +90,8 @@ fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
             .ok_or_else(|| format!("--label `{label}`: write KEY=VALUE"))?;
         labels.insert(key.to_owned(), value.to_owned());
     }
-    let mut config = BrokerConfig::new(arguments.config, arguments.state);
+    let state = arguments.state.ok_or("--state is missing")?;
+    let mut config = BrokerConfig::new(arguments.config, state);
     config.secrets_dir = arguments.secrets;
     config.listen = arguments.listen;
     config.issuer_listen = arguments.issuer_listen;

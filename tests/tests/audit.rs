@@ -36,7 +36,8 @@ struct Desk {
 impl Desk {
     fn open(root: &Path) -> Desk {
         let state = StateDir::open(root).unwrap();
-        let issuer = Issuer::open(&state, "https://127.0.0.1:1".to_owned(), "local".to_owned()).unwrap();
+        let (url, now) = ("https://127.0.0.1:1".to_owned(), SystemClock.now());
+        let issuer = Issuer::open(&state, url, "local".to_owned(), now).unwrap();
         let records = Records::open(RecordsOptions::new(state.dir("records").unwrap(), "local")).unwrap();
         records.set_ring(&issuer.record_ring()).unwrap();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);

@@ -57,8 +57,9 @@ fn configuration(server: &Postgres, local: u16, audience: &str, role: &str) -> S
 
 /// What the server trusts: this broker's keys, for this audience.
 fn trust(server: &Postgres, world: &World) {
+    let now = world.broker.front().clock.now();
     let trust = json!({
-        "issuer": world.broker.issuer_url, "audience": AUDIENCE, "jwks": world.broker.front().issuer.jwks(),
+        "issuer": world.broker.issuer_url, "audience": AUDIENCE, "jwks": world.broker.front().issuer.jwks(now),
     });
     server
         .write("sidegate_validator.json", trust.to_string().as_bytes())

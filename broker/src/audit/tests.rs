@@ -13,7 +13,7 @@ use crate::records::RecordsOptions;
 
 /// An audit over a fresh record store in this state.
 pub(crate) fn audit(state: &StateDir, clock: Arc<ManualClock>) -> Arc<Audit> {
-    let issuer = Issuer::open(state, "https://127.0.0.1:1".to_owned(), "local".to_owned()).unwrap();
+    let issuer = Issuer::open(state, "https://127.0.0.1:1".to_owned(), "local".to_owned(), clock.now()).unwrap();
     let records = Records::open(RecordsOptions::new(state.dir("records").unwrap(), "local")).unwrap();
     records.set_ring(&issuer.record_ring()).unwrap();
     let clock: Arc<dyn Clock> = clock;

@@ -22,7 +22,8 @@ use sidegate_policies::api::AccessRequest;
 use sidegate_policies::record::Kind;
 
 use super::{
-    switch, Decide, Lock, Locked, Restarted, SessionRow, Status, Unlock, Unlocked, CREATED, SEPARATION, SESSION,
+    switch, Decide, Lock, Locked, Restarted, RingName, Rotate, RotatedNow, SessionRow, Status, Unlock, Unlocked,
+    CREATED, SEPARATION, SESSION,
 };
 use crate::approvals::people::Person;
 use crate::approvals::store::Stored;
@@ -33,6 +34,7 @@ use crate::config::{Separation, StartError};
 use crate::issuer::random;
 use crate::lockdown::LockdownError;
 use crate::report::Reporter;
+use crate::rotation;
 use crate::server::serve;
 
 /// What the control face serves from.
@@ -106,6 +108,7 @@ fn router(control: Arc<Control>) -> Router {
         .route("/sessions", get(sessions))
         .route("/lock", post(lock))
         .route("/unlock", post(unlock))
+        .route("/rotate", post(rotate))
         .route("/sidecar-restarted", post(restarted))
         .route("/shutdown", post(shutdown))
         .fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such call") })
@@ -298,6 +301,37 @@ async fn restarted(State(control): Shared, Extension(peer): Extension<Peer>) -> 
     let instance = control.reporter.cluster.restarted();
     let instance = instance.map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(Json(Restarted { instance }))
+}
+
+/// Emergency rotation; on record with the uid that asked.
+async fn rotate(
+    State(control): Shared,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+) -> Result<Json<RotatedNow>, Refuse> {
+    commanding(peer)?;
+    let asked: Rotate = body(request).await?;
+    let mut rings = if asked.rings.is_empty() {
+        RingName::ALL.to_vec()
+    } else {
+        asked.rings
+    };
+    rings.sort_unstable();
+    rings.dedup();
+    let front = Arc::clone(&control.reporter.front);
+    let records = Arc::clone(&control.reporter.records);
+    let (tasks, now) = (front.tasks.clone(), front.clock.now());
+    let by = format!("uid:{}", peer.uid);
+    let done = tasks
+        .blocking(move || rotation::emergency(&front.issuer, &records, &front.audit, &rings, &by, now))
+        .await
+        .ok_or_else(|| refuse(StatusCode::INTERNAL_SERVER_ERROR, "the keys could not be rotated"))?;
+    Ok(Json(RotatedNow {
+        rotated: done.rotated,
+        failed: done.failed.iter().map(ToString::to_string).collect(),
+        notice: rotation::NOTICE.to_owned(),
+        unrecorded: done.unrecorded,
+    }))
 }
 
 async fn shutdown(State(control): Shared, Extension(peer): Extension<Peer>) -> Result<StatusCode, Refuse> {

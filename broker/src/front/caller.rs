@@ -31,6 +31,8 @@ pub struct Caller {
     pub expires: i64,
     /// Id of its session token.
     pub token_id: String,
+    /// Id of the key that signed it.
+    pub kid: String,
 }
 
 impl Caller {
@@ -89,12 +91,9 @@ pub async fn session(front: &Front, token: &str) -> Result<Caller, Refusal> {
     let denied = front.lockdowns.now();
     let now_ms = front.clock.now_ms();
     let frozen = |id: &str| denied.token(id, now_ms) || front.revoked.holds(id);
-    let accepted = accept(
-        Slot::Session,
-        token.as_bytes(),
-        front.issuer.trust(&frozen),
-        front.clock.now(),
-    );
+    let now = front.clock.now();
+    let keys = front.issuer.session_keys(now);
+    let accepted = accept(Slot::Session, token.as_bytes(), front.issuer.trust(&keys, &frozen), now);
     let accepted = accepted.map_err(|error| {
         refused(front, "session.refused", "", &error.to_string());
         Refusal::invalid_client()
@@ -123,6 +122,7 @@ fn read(accepted: &Accepted) -> Option<Caller> {
         thumbprint: accepted.pointer("/cnf/jkt")?.to_owned(),
         expires: accepted.integer("exp")?,
         token_id: accepted.text("jti").to_owned(),
+        kid: accepted.kid()?.to_owned(),
         workload: Workload {
             account_uid: text("serviceAccountUid")?,
             node: text("node")?,

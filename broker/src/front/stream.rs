@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 use super::caller::{session, Caller};
 use super::{Front, Refusal};
 use crate::audit::Event;
+use crate::rings::RingName;
 
 /// The protocol of the stream.
 pub const PROTOCOL: u32 = 1;
@@ -138,6 +139,8 @@ enum Ended {
     Stuck,
     #[error("the session token ran out")]
     Expired,
+    #[error("the key that signed the session token is gone")]
+    KeyGone,
     #[error("the workload is not attested any more")]
     NotAttested,
     #[error("the sidecar broke the protocol: {0}")]
@@ -245,6 +248,12 @@ impl Pump {
     async fn beat(&mut self) -> Result<(), Ended> {
         if self.front.clock.now() >= self.caller.expires {
             return Err(Ended::Expired);
+        }
+        // After an emergency rotation every session is attested anew, running streams included (test
+        // `an_emergency_rotation_ends_sessions_and_streams_and_is_on_record`).
+        let access = self.front.issuer.ring(RingName::Access);
+        if !access.holds(&self.caller.kid, self.front.clock.now()) {
+            return Err(Ended::KeyGone);
         }
         if self.front.attestor.still(&self.caller.workload).await.is_err() {
             return Err(Ended::NotAttested);

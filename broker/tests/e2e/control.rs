@@ -96,7 +96,7 @@ async fn lock_and_unlock_write_lockdowns_that_survive_a_restart() {
 }
 
 /// What people did, from the broker's own log: event and object.
-fn audited(store: &Path) -> Vec<(String, String)> {
+pub fn audited(store: &Path) -> Vec<(String, String)> {
     let events = read(&DirectoryStore::new(store)).unwrap().into_iter();
     let by_people = events.filter(|event| event.says.subject.starts_with("uid:"));
     by_people

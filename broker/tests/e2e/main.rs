@@ -13,5 +13,6 @@ mod client;
 mod control;
 mod faces;
 mod leases;
+mod rings;
 mod streams;
 mod world;
