@@ -27,6 +27,7 @@ use crate::config::{BrokerConfig, StartError};
 use crate::control::server::{bind, run as run_control, Control};
 use crate::dpop::Dpop;
 use crate::folder::Folders;
+use crate::front::budget::Budget;
 use crate::front::{self, Front, Leases, Streams};
 use crate::index::Index;
 use crate::issuer::{random, Issuer};
@@ -175,6 +176,7 @@ impl Running {
     pub async fn shutdown(self) {
         self.tasks.shutdown(PATIENCE).await;
         let audit = Arc::clone(&self.reporter.front.audit);
+        self.reporter.front.budget.say_last(&audit);
         if blocking(move || audit.finish()).await.is_none() {
             tracing::error!("the audit log could not be ended");
         }
@@ -324,6 +326,7 @@ fn build_front(
         secrets: SecretFolder::new(config.secrets_dir.clone()),
         leases: Leases::default(),
         revoked: Default::default(),
+        budget: Budget::new(config.limits, Arc::clone(&clock)),
         streams: Streams::default(),
         clock,
         tasks: Tasks::new(),

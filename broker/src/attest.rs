@@ -108,6 +108,9 @@ pub enum NotAttested {
     /// Another key is pinned and no newer instance is seen: a clone, or a restart the cluster does not show yet.
     #[error("another key is pinned for this instance (RestartNotSeen)")]
     RestartNotSeen,
+    /// The pod's exchanges are over their budget: nothing is refused for good.
+    #[error("too many exchanges by this pod")]
+    TooMany,
     /// The cluster or the pin store cannot be asked: nothing is refused for good.
     #[error("unavailable: {0}")]
     Unavailable(String),
@@ -156,13 +159,15 @@ impl Attestor {
         }
     }
 
-    /// All steps. `key` is the key of the DPoP proof that came with the token.
+    /// All steps. `key` is the key of the DPoP proof that came with the token; `admit` takes an exchange out of the
+    /// budget of a pod UID, once the token's signature vouches for it and before the cluster is asked.
     pub async fn attest(
         &self,
         slot: Slot,
         token: &str,
         key: &PublicKey,
         denied: &(dyn Fn(&str) -> bool + Sync),
+        admit: &(dyn Fn(&str) -> bool + Sync),
     ) -> Result<Workload, NotAttested> {
         let trust = Trust {
             issuer: &self.trust.issuer,
@@ -173,6 +178,9 @@ impl Attestor {
         };
         let accepted = accept(slot, token.as_bytes(), trust, self.clock.now())?;
         let claims = Claims::read(&accepted);
+        if !admit(claims.pod_uid) {
+            return Err(NotAttested::TooMany);
+        }
         check_review(&self.reviewer.review(token, AUDIENCE).await?, &claims)?;
         let pod = self.pods.pod(claims.namespace, claims.pod).await?;
         let pod = pod.ok_or(NotAttested::Pod("no such pod"))?;

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sidegate_policies::compile::Problem;
 
 use crate::clock::{Clock, SystemClock};
+use crate::front::budget::Limits;
 use crate::state::StateError;
 
 /// What a broker is started with.
@@ -32,6 +33,8 @@ pub struct BrokerConfig {
     pub cluster: String,
     /// Who the one local agent is.
     pub identity: Identity,
+    /// How often callers may call.
+    pub limits: Limits,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
 }
@@ -48,6 +51,7 @@ impl BrokerConfig {
             issuer_listen: loopback,
             cluster: "local".to_owned(),
             identity: Identity::default(),
+            limits: Limits::default(),
             clock: Arc::new(SystemClock),
         }
     }

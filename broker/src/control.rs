@@ -89,6 +89,9 @@ pub struct Status {
     /// Leases out now.
     #[serde(default)]
     pub leases: u64,
+    /// Calls refused since start because their address, key or pod called too often.
+    #[serde(default)]
+    pub over_budget: u64,
 }
 
 /// A sidecar was started again by itself.

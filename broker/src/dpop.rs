@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::clock::Clock;
 use crate::issuer::random;
-use crate::jwt::{accept, sha256_base64url, KeySet, PublicKey, Refused, SigningFailed, Slot, Trust};
+use crate::jwt::{accept, sha256_base64url, unverified_proof, KeySet, PublicKey, Refused, SigningFailed, Slot, Trust};
 
 /// Why a proof is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -125,6 +125,13 @@ impl Dpop {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .first_time(id, self.clock.now_ms())?;
         Ok(key)
+    }
+
+    /// Thumbprint of the key that a proof with a present nonce claims. Nothing is verified: it decides which budget a
+    /// call draws on, and nothing else.
+    pub fn claimed_key(&self, proof: &[u8]) -> Option<String> {
+        let (nonce, key) = unverified_proof(proof)?;
+        self.is_present_nonce(&nonce).then(|| key.thumbprint())
     }
 
     fn is_present_nonce(&self, nonce: &str) -> bool {
@@ -273,6 +280,22 @@ mod tests {
         bench.clock.advance_ms(60_000);
         let late = bench.proof(json!({"nonce": nonce, "jti": "b"}));
         assert_eq!(bench.check(&late).unwrap_err(), DpopRefused::Nonce);
+    }
+
+    #[test]
+    fn a_claimed_key_counts_only_with_a_present_nonce() {
+        let bench = Bench::new();
+        let good = bench.proof(json!({}));
+        let claimed = bench.dpop.claimed_key(good.as_bytes());
+        assert_eq!(claimed, Some(bench.key.public().thumbprint()));
+        for bad in [
+            bench.proof(json!({"nonce": "guess"})),
+            "x".to_owned(),
+            "a.b.c".to_owned(),
+        ] {
+            assert_eq!(bench.dpop.claimed_key(bad.as_bytes()), None);
+        }
+        bench.check(&good).unwrap();
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The front face: what sidecars call, over the broker's own TLS.
 //!
 //! Every call but `/token` carries a session token bound to the caller's key and a fresh proof of that key; see
-//! [`caller`]. Refuses with one opaque body per error; the precise reason goes to the audit. The invariant: no
-//! handler here runs before its caller is attested, and none believes what a request says about its sender.
+//! [`caller`]. Who calls too often is turned away before anything is verified; see [`budget`]. Refuses with one opaque
+//! body per error; the precise reason goes to the audit. The invariant: no handler here runs before its caller is
+//! attested, and none believes what a request says about its sender.
 
 pub mod approvals;
+pub mod budget;
 pub mod caller;
 pub mod error;
 pub mod leases;
@@ -60,6 +62,8 @@ pub struct Front {
     pub leases: Leases,
     /// Session tokens revoked before their time.
     pub revoked: token::Revoked,
+    /// Who may call how often.
+    pub budget: budget::Budget,
     /// Streams open now.
     pub streams: Streams,
     /// Wall time.
@@ -109,6 +113,7 @@ pub fn router(front: Arc<Front>, records: Router) -> Router {
         .with_state(Arc::clone(&front));
     open.merge(authenticated)
         .fallback(|| async { Refusal::not_found() })
+        .layer(from_fn_with_state(Arc::clone(&front), budget::guard))
         .layer(from_fn_with_state(front, stamp))
 }
 

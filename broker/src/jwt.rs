@@ -203,6 +203,15 @@ pub fn accept(slot: Slot, token: &[u8], trust: Trust<'_>, now: i64) -> Result<Ac
     })
 }
 
+/// Nonce and key that a DPoP proof claims. NOTHING is verified: for choosing a caller's budget only, before a
+/// signature is worth checking. `None` for anything that step 1 would refuse.
+pub fn unverified_proof(proof: &[u8]) -> Option<(String, PublicKey)> {
+    let parts = form::split(proof).ok()?;
+    let nonce = parts.claims.get("nonce")?.as_str()?.to_owned();
+    let key = PublicKey::from_jwk(parts.header.get("jwk")?).ok()?;
+    Some((nonce, key))
+}
+
 /// Step 2.
 fn check_header(slot: Slot, header: &Map<String, Value>, algorithms: &[Alg]) -> Result<(), Refused> {
     let alg = header.get("alg").and_then(Value::as_str).ok_or(Refused::Algorithm)?;

@@ -189,6 +189,7 @@ impl Keeper {
                     tracing::error!(%error, "lockdowns cannot be read");
                 }
                 switch::say_ended(&front.audit, &front.lockdowns);
+                front.budget.say(&front.audit);
                 rotation::keep(&front.issuer, &records, &front.audit, now);
                 if let Err(error) = front.approvals.sweep(&front.index(), &front.lockdowns.now()) {
                     tracing::error!(%error, "requests cannot be swept");

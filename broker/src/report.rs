@@ -92,6 +92,7 @@ impl Reporter {
             instance: self.cluster.instance().count,
             waiting: u64::try_from(waiting).unwrap_or(u64::MAX),
             leases: u64::try_from(front.leases.active(front.clock.now_ms())).unwrap_or(u64::MAX),
+            over_budget: front.budget.refused(),
             connected,
         }
     }

@@ -4,10 +4,11 @@
 //! invariant: every connection is a task of the broker and ends with it.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -27,6 +28,10 @@ const HEADERS: Duration = Duration::from_secs(10);
 const MAX_HEADERS: u32 = 32 * 1024;
 const MAX_STREAMS: u32 = 128;
 const PING: Duration = Duration::from_secs(20);
+
+/// Address of the TCP peer, in the extensions of every request over TLS. It proves nothing about the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
 
 /// Runs hyper's own tasks as tasks of the broker.
 impl<F> Executor<F> for Tasks
@@ -53,7 +58,7 @@ pub async fn serve_tls(listener: TcpListener, tls: Arc<ServerConfig>, router: Ro
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, peer)) = accepted else {
             // Out of descriptors, most likely: give the others a moment to end.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
@@ -64,7 +69,9 @@ pub async fn serve_tls(listener: TcpListener, tls: Arc<ServerConfig>, router: Ro
         ) else {
             continue;
         };
-        let (acceptor, router, inner) = (acceptor.clone(), router.clone(), tasks.clone());
+        let (acceptor, inner) = (acceptor.clone(), tasks.clone());
+        // An IPv4 peer of a dual-stack socket has one budget, not two.
+        let router = router.clone().layer(Extension(Peer(peer.ip().to_canonical())));
         tasks.spawn("connection", async move {
             let _slot = slot;
             let accepted = tokio::time::timeout(HANDSHAKE, accept_tls(&acceptor, stream)).await;

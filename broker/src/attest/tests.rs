@@ -84,7 +84,9 @@ fn key() -> PublicKey {
 }
 
 async fn outcome(attestor: &Attestor, token: &str, key: &PublicKey) -> Result<Workload, NotAttested> {
-    attestor.attest(Slot::ServiceAccount, token, key, &|_| false).await
+    attestor
+        .attest(Slot::ServiceAccount, token, key, &|_| false, &|_| true)
+        .await
 }
 
 #[tokio::test]
@@ -108,8 +110,33 @@ async fn step_1_a_provably_wrong_token_ends_before_anybody_is_asked() {
         outcome(&attestor, &forged, &key()).await,
         Err(NotAttested::Token(_))
     ));
-    let frozen = attestor.attest(Slot::ServiceAccount, &token, &key(), &|_| true).await;
+    let frozen = attestor
+        .attest(Slot::ServiceAccount, &token, &key(), &|_| true, &|_| true)
+        .await;
     assert!(matches!(frozen, Err(NotAttested::Token(Refused::TokenId))));
+}
+
+#[tokio::test]
+async fn a_pod_over_its_budget_ends_before_anybody_is_asked_and_a_forged_token_spends_none_of_it() {
+    let bench = Bench::new();
+    let attestor = bench.attestor(Box::new(|_| panic!("asked")), Box::new(|_| panic!("asked")), false);
+    let token = bench.cluster.issue().unwrap();
+    let uid = bench.cluster.pod_uid();
+    let over = |pod_uid: &str| {
+        assert_eq!(pod_uid, uid);
+        false
+    };
+    let key = key();
+    let late = attestor
+        .attest(Slot::ServiceAccount, &token, &key, &|_| false, &over)
+        .await;
+    assert!(matches!(late, Err(NotAttested::TooMany)));
+    let forged = format!("{}x", &token[..token.len() - 1]);
+    let spent = |_: &str| panic!("a forged token spent a pod's budget");
+    let forged = attestor
+        .attest(Slot::ServiceAccount, &forged, &key, &|_| false, &spent)
+        .await;
+    assert!(matches!(forged, Err(NotAttested::Token(_))));
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use http::request::Parts;
 use sidegate_policies::engine::Subject;
 use sidegate_policies::record::Kind;
 
+use super::budget::over;
 use super::{Front, Refusal};
 use crate::attest::NotAttested;
 use crate::audit::Event;
@@ -83,6 +84,9 @@ async fn identify(front: &Front, request: &Parts) -> Result<Caller, Refusal> {
         );
         return Err(Refusal::invalid_client());
     }
+    front.budget.know(&caller.thumbprint);
+    let pod = front.budget.pod(&caller.subject().pod_uid);
+    pod.map_err(|_| over(front))?;
     Ok(caller)
 }
 
@@ -173,6 +177,7 @@ pub fn attestation_refused(error: &NotAttested) -> Refusal {
     match error {
         NotAttested::RestartNotSeen => Refusal::restart_not_seen(),
         NotAttested::Unavailable(_) => Refusal::unavailable(),
+        NotAttested::TooMany => Refusal::too_many(),
         _ => Refusal::invalid_client(),
     }
 }

@@ -138,6 +138,15 @@ impl Refusal {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "limit", "Too many requests.")
     }
 
+    /// Over the caller's budget.
+    pub const fn too_many() -> Self {
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "temporarily_unavailable",
+            "Try again later.",
+        )
+    }
+
     /// Too long for people to read.
     pub const fn too_large() -> Self {
         Self::new(

@@ -19,6 +19,7 @@ use sidegate_policies::wire::TokenResponse;
 
 use super::caller::{attestation_refused, proof_refused, refused, single, Caller};
 use super::{body, Front, Refusal, MAX_BODY};
+use crate::attest::NotAttested;
 use crate::audit::Event;
 use crate::dpop::Call;
 use crate::issuer::{Issued, Workload};
@@ -51,14 +52,17 @@ pub async fn exchange(State(front): State<Arc<Front>>, request: Request) -> Resu
     let denied = front.lockdowns.now();
     let now_ms = front.clock.now_ms();
     let frozen = |id: &str| denied.token(id, now_ms);
-    let who = front
-        .attestor
-        .attest(slot, token, &key, &frozen)
-        .await
-        .map_err(|error| {
-            refused(&front, "token.refused", "", &error.to_string());
-            attestation_refused(&error)
-        })?;
+    let admit = |pod_uid: &str| front.budget.exchange(pod_uid).is_ok();
+    let who = front.attestor.attest(slot, token, &key, &frozen, &admit).await;
+    let who = who.map_err(|error| {
+        match error {
+            // Counted there: a flood is not an event per call.
+            NotAttested::TooMany => front.budget.say(&front.audit),
+            _ => refused(&front, "token.refused", "", &error.to_string()),
+        }
+        attestation_refused(&error)
+    })?;
+    front.budget.know(&key.thumbprint());
     let answer = match asked_target(&form)?.map(str::to_owned) {
         Some(audience) if audience != front.issuer.url() => {
             let tasks = front.tasks.clone();

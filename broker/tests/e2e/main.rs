@@ -9,6 +9,7 @@
 #![allow(clippy::expect_used)]
 
 mod approvals;
+mod budgets;
 mod client;
 mod control;
 mod faces;
