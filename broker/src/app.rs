@@ -37,6 +37,7 @@ use crate::lockdown::Lockdowns;
 use crate::pins::Pins;
 use crate::records::{Records, RecordsError, RecordsOptions};
 use crate::report::{Findings, Reporter};
+use crate::revoked::Revoked;
 use crate::rotation;
 use crate::secrets::{check_folder, SecretFolder};
 use crate::server::serve_tls;
@@ -325,7 +326,7 @@ fn build_front(
         audit,
         secrets: SecretFolder::new(config.secrets_dir.clone()),
         leases: Leases::default(),
-        revoked: Default::default(),
+        revoked: Revoked::open(Arc::clone(state))?,
         budget: Budget::new(config.limits, Arc::clone(&clock)),
         streams: Streams::default(),
         clock,

@@ -9,6 +9,7 @@ pub mod approvals;
 pub mod budget;
 pub mod caller;
 pub mod error;
+pub mod introspect;
 pub mod leases;
 pub mod record_keys;
 pub mod stream;
@@ -33,6 +34,7 @@ use crate::dpop::Dpop;
 use crate::index::Index;
 use crate::issuer::Issuer;
 use crate::lockdown::Lockdowns;
+use crate::revoked::Revoked;
 use crate::secrets::SecretFolder;
 use crate::task::Tasks;
 
@@ -60,8 +62,8 @@ pub struct Front {
     pub secrets: SecretFolder,
     /// Leases given out.
     pub leases: Leases,
-    /// Session tokens revoked before their time.
-    pub revoked: token::Revoked,
+    /// Tokens of ours revoked before their time.
+    pub revoked: Revoked,
     /// Who may call how often.
     pub budget: budget::Budget,
     /// Streams open now.
@@ -89,8 +91,8 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// The routes. `records` is the collector's own router, served behind the same authentication.
 pub fn router(front: Arc<Front>, records: Router) -> Router {
     let quick = Router::new()
-        .route("/introspect", post(token::introspect))
-        .route("/revoke", post(token::revoke))
+        .route("/introspect", post(introspect::introspect))
+        .route("/revoke", post(introspect::revoke))
         .route("/v1/leases", post(leases::create))
         .route("/v1/leases/{id}", delete(leases::end))
         .route("/v1/record-keys", post(record_keys::certify).get(record_keys::ring))

@@ -27,6 +27,9 @@ pub enum Slot {
     ClientAssertion,
     /// A session token of our own.
     Session,
+    /// An access token of our own for a target: its audience is anybody but us. It opens nothing here; only
+    /// introspection and revocation read it.
+    TargetAccess,
     /// A DPoP proof (RFC 9449): brings its own key and has no issuer.
     DpopProof,
 }
@@ -163,7 +166,7 @@ impl Slot {
                 max_age: 24 * 3600,
                 lone_audience: true,
             },
-            Slot::Session => Rules {
+            Slot::Session | Slot::TargetAccess => Rules {
                 types: &[Some("at+jwt")],
                 max_life: 15 * 60,
                 max_age: 15 * 60,
@@ -288,6 +291,10 @@ fn check_audience(slot: Slot, claims: &Map<String, Value>, ours: &str) -> Result
             .collect::<Result<_, _>>()?,
         _ => return Err(Refused::Audience),
     };
+    if slot == Slot::TargetAccess {
+        let foreign = matches!(listed.as_slice(), [one] if *one != ours && !one.is_empty());
+        return if foreign { Ok(()) } else { Err(Refused::Audience) };
+    }
     let lone = !slot.rules().lone_audience || listed.len() == 1;
     if lone && listed.contains(&ours) {
         return Ok(());
@@ -339,25 +346,27 @@ fn check_claims(slot: Slot, claims: &Map<String, Value>, denied: &dyn Fn(&str) -
         _ => return Err(Refused::TokenId),
     }
     // A token that carries a delegation is never handled as a plain one, whatever the request left out.
-    if ["act", "may_act", "azp"].iter().any(|name| claims.contains_key(*name)) {
+    let delegation = ["act", "may_act", "azp"].iter();
+    let mut unwanted = delegation.filter(|name| slot != Slot::TargetAccess || **name != "act");
+    if unwanted.any(|name| claims.contains_key(*name)) {
         return Err(Refused::Delegation);
     }
     match slot {
         Slot::ServiceAccount | Slot::ClientAssertion => check_service_account(claims),
         Slot::Session => {
-            let thumbprint = claims
-                .get("cnf")
-                .and_then(Value::as_object)
-                .filter(|cnf| cnf.len() == 1);
-            let bound = thumbprint.and_then(|cnf| cnf.get("jkt")).and_then(Value::as_str);
-            if bound.is_none() || text("client_id").is_none() {
+            if !is_bound(claims) || text("client_id").is_none() {
                 return Err(Refused::Delegation);
             }
-            let sub = text("sub").ok_or(Refused::Subject)?;
-            if sub.split(':').count() != 3 || !sub.starts_with("sg:") {
-                return Err(Refused::Subject);
+            check_own_subject(claims)
+        }
+        Slot::TargetAccess => {
+            let actor = claims.get("act").and_then(Value::as_object);
+            let named = actor.is_some_and(|act| act.len() == 1 && act.get("sub").is_some_and(Value::is_string));
+            let bound = !claims.contains_key("cnf") || is_bound(claims);
+            if !named || !bound || text("client_id").is_none() {
+                return Err(Refused::Delegation);
             }
-            Ok(())
+            check_own_subject(claims)
         }
         Slot::DpopProof => {
             let plain = text("htm").is_some() && text("htu").is_some();
@@ -367,6 +376,22 @@ fn check_claims(slot: Slot, claims: &Map<String, Value>, denied: &dyn Fn(&str) -
             Err(Refused::Delegation)
         }
     }
+}
+
+/// Bound to exactly one key, by its thumbprint (RFC 9449 section 6).
+fn is_bound(claims: &Map<String, Value>) -> bool {
+    let cnf = claims.get("cnf").and_then(Value::as_object);
+    let cnf = cnf.filter(|cnf| cnf.len() == 1);
+    cnf.and_then(|cnf| cnf.get("jkt")).is_some_and(Value::is_string)
+}
+
+/// `sg:<cluster>:<service account UID>`.
+fn check_own_subject(claims: &Map<String, Value>) -> Result<(), Refused> {
+    let sub = claims.get("sub").and_then(Value::as_str).ok_or(Refused::Subject)?;
+    if sub.split(':').count() != 3 || !sub.starts_with("sg:") {
+        return Err(Refused::Subject);
+    }
+    Ok(())
 }
 
 /// Service-account tokens: `sub` in exactly four parts that agree with the pod claims.
@@ -482,13 +507,14 @@ pub fn fuzz_jwt(bytes: &[u8]) {
         Slot::ServiceAccount,
         Slot::ClientAssertion,
         Slot::Session,
+        Slot::TargetAccess,
         Slot::DpopProof,
     ] {
         let _ = accept(slot, bytes, trust, 1_700_000_000);
     }
     // Past the signature too: the later steps must be as robust as the first.
     if let Ok(parts) = form::split(bytes) {
-        for slot in [Slot::ServiceAccount, Slot::Session, Slot::DpopProof] {
+        for slot in [Slot::ServiceAccount, Slot::Session, Slot::TargetAccess, Slot::DpopProof] {
             let _ = check_header(slot, &parts.header, &[Alg::Es256]);
             let _ = check_audience(slot, &parts.claims, "sidegate");
             let _ = check_times(slot, &parts.claims, 1_700_000_000);

@@ -24,6 +24,7 @@ pub mod lockdown;
 pub mod pins;
 pub mod records;
 pub mod report;
+pub mod revoked;
 pub mod rings;
 pub mod rotation;
 pub mod secrets;

@@ -139,6 +139,8 @@ enum Ended {
     Stuck,
     #[error("the session token ran out")]
     Expired,
+    #[error("the session token was revoked")]
+    Revoked,
     #[error("the key that signed the session token is gone")]
     KeyGone,
     #[error("the workload is not attested any more")]
@@ -248,6 +250,9 @@ impl Pump {
     async fn beat(&mut self) -> Result<(), Ended> {
         if self.front.clock.now() >= self.caller.expires {
             return Err(Ended::Expired);
+        }
+        if self.front.revoked.holds(&self.caller.token_id) {
+            return Err(Ended::Revoked);
         }
         // After an emergency rotation every session is attested anew, running streams included (test
         // `an_emergency_rotation_ends_sessions_and_streams_and_is_on_record`).

@@ -5,19 +5,17 @@
 //! never wider than the Target says, and a frozen workload gets a session but no credential.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
+use axum::Json;
 use http::header::CONTENT_TYPE;
-use http::StatusCode;
-use serde_json::json;
 use sidegate_policies::api::target::{Credential, TokenCredential};
 use sidegate_policies::record::Kind;
 use sidegate_policies::wire::TokenResponse;
 
-use super::caller::{attestation_refused, proof_refused, refused, single, Caller};
+use super::caller::{attestation_refused, proof_refused, refused, single};
 use super::{body, Front, Refusal, MAX_BODY};
 use crate::attest::NotAttested;
 use crate::audit::Event;
@@ -74,72 +72,6 @@ pub async fn exchange(State(front): State<Arc<Front>>, request: Request) -> Resu
         _ => session_token(&front, &who, &key.thumbprint())?,
     };
     Ok(Json(answer).into_response())
-}
-
-/// `/introspect` for an authenticated caller: its own session token, or nothing.
-pub async fn introspect(
-    State(front): State<Arc<Front>>,
-    Extension(caller): Extension<Caller>,
-    request: Request,
-) -> Result<Response, Refusal> {
-    let form = form(request).await?;
-    let token = form.get("token").ok_or_else(Refusal::invalid_request)?;
-    let active = match super::caller::session(&front, token).await {
-        Ok(found) if found.subject().pod_uid == caller.subject().pod_uid => Some(found),
-        _ => None,
-    };
-    let answer = match active {
-        None => json!({"active": false}),
-        Some(found) => json!({
-            "active": true, "token_type": "DPoP", "exp": found.expires,
-            "client_id": found.workload.client_id(), "sub": front.issuer.subject_of(&found.workload),
-            "cnf": {"jkt": found.thumbprint},
-        }),
-    };
-    Ok(Json(answer).into_response())
-}
-
-/// `/revoke` ends a session token of the caller's own pod; RFC 7009 answers 200 for unknown tokens too.
-pub async fn revoke(
-    State(front): State<Arc<Front>>,
-    Extension(caller): Extension<Caller>,
-    request: Request,
-) -> Result<StatusCode, Refusal> {
-    let form = form(request).await?;
-    let token = form.get("token").ok_or_else(Refusal::invalid_request)?;
-    if let Ok(found) = super::caller::session(&front, token).await {
-        if found.subject().pod_uid == caller.subject().pod_uid {
-            front.revoked.add(found.token_id, found.expires, front.clock.now())?;
-        }
-    }
-    Ok(StatusCode::OK)
-}
-
-/// Session tokens revoked before their time. In memory: after a restart of the broker they live five minutes at most.
-#[derive(Debug, Default)]
-pub struct Revoked(Mutex<BTreeMap<String, i64>>);
-
-const MAX_REVOKED: usize = 100_000;
-
-impl Revoked {
-    /// Whether this token id was revoked.
-    pub fn holds(&self, id: &str) -> bool {
-        self.0
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .contains_key(id)
-    }
-
-    fn add(&self, id: String, expires: i64, now: i64) -> Result<(), Refusal> {
-        let mut ids = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // A token is accepted for a few seconds after its end: keep its id a minute longer.
-        ids.retain(|_, until| until.saturating_add(60) > now);
-        if ids.len() >= MAX_REVOKED {
-            return Err(Refusal::unavailable());
-        }
-        ids.insert(id, expires);
-        Ok(())
-    }
 }
 
 /// The token presented, by grant type. One that does not belong to the grant is refused, not ignored.
@@ -289,7 +221,7 @@ fn granted<'a>(client: &'a str, who: &'a Workload, object: &'a str, issued: &'a 
 }
 
 /// A form body without repeated parameters.
-async fn form(request: Request) -> Result<BTreeMap<String, String>, Refusal> {
+pub(super) async fn form(request: Request) -> Result<BTreeMap<String, String>, Refusal> {
     let kind = request
         .headers()
         .get(CONTENT_TYPE)

@@ -37,7 +37,7 @@ impl Bench {
         let kid = self.key.public().kid.clone().unwrap();
         match slot {
             Slot::ServiceAccount | Slot::ClientAssertion => json!({"alg": "ES256", "kid": kid}),
-            Slot::Session => json!({"alg": "ES256", "kid": kid, "typ": "at+jwt"}),
+            Slot::Session | Slot::TargetAccess => json!({"alg": "ES256", "kid": kid, "typ": "at+jwt"}),
             Slot::DpopProof => {
                 json!({"alg": "ES256", "typ": "dpop+jwt", "jwk": self.key.public().required_members()})
             }
@@ -74,6 +74,10 @@ fn valid(slot: Slot) -> Value {
             "kubernetes.io": {"namespace": "agents", "serviceaccount": {"name": "support", "uid": "sa-uid"},
                               "pod": {"name": "pod-1", "uid": "pod-uid"}}
         }),
+        Slot::TargetAccess => json!({
+            "iss": ISSUER, "sub": "sg:local:sa-uid", "aud": "warehouse", "iat": NOW, "nbf": NOW, "exp": NOW + 300,
+            "jti": "id-3", "client_id": "system:serviceaccount:agents:support", "act": {"sub": "sg:local:sa-uid"}
+        }),
         Slot::Session => json!({
             "iss": ISSUER, "sub": "sg:local:sa-uid", "aud": OURS, "iat": NOW, "nbf": NOW, "exp": NOW + 300,
             "jti": "id-2", "client_id": "system:serviceaccount:agents:support", "cnf": {"jkt": "thumb"}
@@ -82,10 +86,11 @@ fn valid(slot: Slot) -> Value {
     }
 }
 
-const SLOTS: [Slot; 4] = [
+const SLOTS: [Slot; 5] = [
     Slot::ServiceAccount,
     Slot::ClientAssertion,
     Slot::Session,
+    Slot::TargetAccess,
     Slot::DpopProof,
 ];
 const OURS_ONLY: [Slot; 3] = [Slot::ServiceAccount, Slot::ClientAssertion, Slot::Session];
@@ -489,6 +494,9 @@ fn step_7_claims_a_token_carrying_a_delegation_is_never_a_plain_one() {
     let bench = Bench::new();
     for slot in SLOTS {
         for member in ["act", "may_act", "azp"] {
+            if slot == Slot::TargetAccess && member == "act" {
+                continue;
+            }
             assert_eq!(
                 bench.refusal(slot, json!({}), json!({member: {"sub": "x"}})),
                 Some(Refused::Delegation),
@@ -507,6 +515,36 @@ fn step_7_claims_a_token_carrying_a_delegation_is_never_a_plain_one() {
             Some(Refused::Delegation)
         );
     }
+}
+
+#[test]
+fn a_target_token_is_for_one_audience_that_is_not_us_and_names_its_actor() {
+    let bench = Bench::new();
+    let refusal = |claims| bench.refusal(Slot::TargetAccess, json!({}), claims);
+    for aud in [
+        json!(null),
+        json!(OURS),
+        json!([OURS]),
+        json!(["a", "b"]),
+        json!(["a", OURS]),
+        json!(""),
+        json!(7),
+    ] {
+        assert_eq!(refusal(json!({"aud": aud})), Some(Refused::Audience), "{aud}");
+    }
+    for claims in [
+        json!({"act": null}),
+        json!({"act": "x"}),
+        json!({"act": {"sub": 7}}),
+        json!({"act": {"sub": "x", "act": {"sub": "y"}}}),
+        json!({"cnf": {"jkt": 7}}),
+        json!({"client_id": null}),
+    ] {
+        assert_eq!(refusal(claims.clone()), Some(Refused::Delegation), "{claims}");
+    }
+    assert_eq!(refusal(json!({"sub": "somebody"})), Some(Refused::Subject));
+    assert_eq!(refusal(json!({"jti": "frozen"})), Some(Refused::TokenId));
+    assert_eq!(refusal(json!({"cnf": {"jkt": "x"}})), None);
 }
 
 #[test]

@@ -155,43 +155,6 @@ async fn a_session_ends_with_its_time() {
 }
 
 #[tokio::test]
-async fn a_revoked_session_is_over_and_introspection_says_so() {
-    let world = World::start().await;
-    let mut sidecar = world.sidecar().await;
-    let token = sidecar.session.clone().unwrap();
-    assert_eq!(form(&mut sidecar, "/introspect", &token).await.body["active"], true);
-    assert_eq!(
-        form(&mut sidecar, "/introspect", "nonsense").await.body,
-        json!({"active": false})
-    );
-    let old = sidecar.session.clone();
-    sidecar.session = None;
-    sidecar.login(&world.token()).await;
-    assert_eq!(form(&mut sidecar, "/revoke", &token).await.status, StatusCode::OK);
-    assert_eq!(form(&mut sidecar, "/revoke", "nonsense").await.status, StatusCode::OK);
-    assert_eq!(
-        form(&mut sidecar, "/introspect", &token).await.body,
-        json!({"active": false})
-    );
-    sidecar.session = old;
-    assert_eq!(
-        sidecar.call(Method::GET, "/v1/record-keys", None).await.status,
-        StatusCode::UNAUTHORIZED
-    );
-}
-
-async fn form(client: &mut Client, path: &str, token: &str) -> crate::client::Answer {
-    client.call(Method::GET, "/v1/record-keys", None).await;
-    let proof = client.proof("POST", path, json!({}));
-    let request = client
-        .request(Method::POST, path, Some(proof))
-        .header("content-type", "application/x-www-form-urlencoded")
-        .body(full(format!("token={token}")))
-        .unwrap();
-    client.send(request).await
-}
-
-#[tokio::test]
 async fn discovery_names_the_issuer_byte_for_byte_and_only_what_works() {
     let world = World::start().await;
     let mut back = Client::new(&world.running.issuer_url, &world.running.ca_pem, world.clock.clone());
@@ -208,7 +171,17 @@ async fn discovery_names_the_issuer_byte_for_byte_and_only_what_works() {
     }
     assert_eq!(documents[0], documents[1]);
     assert_eq!(documents[0]["issuer"], world.running.issuer_url.as_str());
-    assert_eq!(documents[0].get("authorization_endpoint"), None);
+    let mut sidecar = world.sidecar().await;
+    let endpoints = documents[0].as_object().unwrap().iter();
+    let listed: Vec<&str> = endpoints
+        .filter(|(name, _)| name.ends_with("_endpoint"))
+        .map(|(_, url)| url.as_str().unwrap().strip_prefix(&world.running.front_url).unwrap())
+        .collect();
+    assert_eq!(listed, ["/introspect", "/revoke", "/token"]);
+    for path in listed {
+        let answer = sidecar.call(Method::POST, path, None).await;
+        assert_eq!(answer.error(), "invalid_request", "{path} is served, to forms");
+    }
     assert_eq!(documents[2]["keys"][0]["kty"], "EC");
     assert_eq!(documents[2]["keys"][0].get("d"), None);
     let request = back

@@ -16,4 +16,5 @@ mod faces;
 mod leases;
 mod rings;
 mod streams;
+mod tokens;
 mod world;
