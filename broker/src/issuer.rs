@@ -20,6 +20,8 @@ pub const ALGORITHMS: &[Alg] = &[Alg::Es256];
 pub const TOKEN_LIFE: i64 = 300;
 /// Life of a record key certificate, seconds.
 pub const CERTIFICATE_LIFE: i64 = 24 * 3600;
+/// Scope of session tokens.
+pub const SESSION_SCOPE: &str = "sidegate";
 /// Audience of record key certificates.
 pub const RECORDS_AUDIENCE: &str = "sidegate-records";
 
@@ -133,7 +135,7 @@ impl Issuer {
 
     /// A session token bound to the caller's key.
     pub fn session(&self, who: &Workload, thumbprint: &str, now: i64) -> Result<Issued, SigningFailed> {
-        let extra = json!({"client_id": who.client_id(), "scope": "sidegate", "cnf": {"jkt": thumbprint}});
+        let extra = json!({"client_id": who.client_id(), "scope": SESSION_SCOPE, "cnf": {"jkt": thumbprint}});
         self.access_token(who, &self.url, extra, now)
     }
 

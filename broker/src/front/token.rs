@@ -20,7 +20,7 @@ use super::{body, Front, Refusal, MAX_BODY};
 use crate::attest::NotAttested;
 use crate::audit::Event;
 use crate::dpop::Call;
-use crate::issuer::{Issued, Workload};
+use crate::issuer::{Issued, Workload, SESSION_SCOPE};
 use crate::jwt::Slot;
 use crate::lockdown::About;
 
@@ -61,6 +61,7 @@ pub async fn exchange(State(front): State<Arc<Front>>, request: Request) -> Resu
         attestation_refused(&error)
     })?;
     front.budget.know(&key.thumbprint());
+    is_named_right(&front, &form, &who)?;
     let answer = match asked_target(&form)?.map(str::to_owned) {
         Some(audience) if audience != front.issuer.url() => {
             let tasks = front.tasks.clone();
@@ -69,7 +70,7 @@ pub async fn exchange(State(front): State<Arc<Front>>, request: Request) -> Resu
                 .await;
             minted.unwrap_or_else(|| Err(Refusal::unavailable()))?
         }
-        _ => session_token(&front, &who, &key.thumbprint())?,
+        _ => session_token(&front, &who, &key.thumbprint(), form.get("scope"))?,
     };
     Ok(Json(answer).into_response())
 }
@@ -117,7 +118,27 @@ fn asked_target(form: &BTreeMap<String, String>) -> Result<Option<&str>, Refusal
     }
 }
 
-fn session_token(front: &Front, who: &Workload, thumbprint: &str) -> Result<TokenResponse, Refusal> {
+/// RFC 7521 section 4.2: a `client_id` beside an assertion names the assertion's own subject, or the call is refused.
+fn is_named_right(front: &Front, form: &BTreeMap<String, String>, who: &Workload) -> Result<(), Refusal> {
+    let own = who.client_id();
+    match form.get("client_id") {
+        Some(named) if *named != own => {
+            refused(front, "token.refused", &own, "client_id names another client");
+            Err(Refusal::invalid_client())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn session_token(
+    front: &Front,
+    who: &Workload,
+    thumbprint: &str,
+    asked: Option<&String>,
+) -> Result<TokenResponse, Refusal> {
+    if asked.is_some_and(|asked| asked.split(' ').all(|scope| scope != SESSION_SCOPE)) {
+        return Err(Refusal::invalid_scope());
+    }
     let issued = front.issuer.session(who, thumbprint, front.clock.now());
     let issued = issued.map_err(|_| Refusal::unavailable())?;
     front.audit.note(granted(&who.client_id(), who, "session", &issued));
@@ -126,7 +147,10 @@ fn session_token(front: &Front, who: &Workload, thumbprint: &str) -> Result<Toke
         issued_token_type: TYPE_ACCESS.to_owned(),
         token_type: "DPoP".to_owned(),
         expires_in: issued.expires_in,
-        scope: None,
+        // RFC 6749 section 5.1: said where it is not what was asked for.
+        scope: asked
+            .filter(|asked| *asked != SESSION_SCOPE)
+            .map(|_| SESSION_SCOPE.to_owned()),
     })
 }
 

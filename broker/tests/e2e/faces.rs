@@ -22,20 +22,69 @@ async fn a_service_account_token_and_a_proof_become_a_session_bound_to_the_key()
     assert_eq!(ring.status, StatusCode::OK);
 }
 
-#[tokio::test]
-async fn the_same_token_as_client_assertion_runs_the_same_path() {
-    let world = World::start().await;
-    let token = world.token();
-    let pairs = [
+/// The same token as a client assertion (RFC 7523 section 2.2), with more parameters.
+fn assertion<'a>(token: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let own = [
         ("grant_type", "client_credentials"),
-        ("client_assertion", token.as_str()),
+        ("client_assertion", token),
         (
             "client_assertion_type",
             "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
         ),
     ];
-    let answer = world.client().form(&pairs).await;
+    [&own[..], more].concat()
+}
+
+#[tokio::test]
+async fn the_same_token_as_client_assertion_runs_the_same_path() {
+    let world = World::start().await;
+    let token = world.token();
+    let mut client = world.client();
+    let answer = client.form(&assertion(&token, &[])).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    assert_eq!(answer.body["token_type"], "DPoP");
+    client.session = answer.body["access_token"].as_str().map(str::to_owned);
+    let ring = client.call(Method::GET, "/v1/record-keys", None).await;
+    assert_eq!(ring.status, StatusCode::OK);
+    let target = client
+        .form(&assertion(&token, &[("audience", "warehouse"), ("scope", "read x")]))
+        .await;
+    assert_eq!(
+        (&target.body["token_type"], &target.body["scope"]),
+        (&json!("Bearer"), &json!("read"))
+    );
+    let other = World::start().await.token();
+    let mut thief = client.twin();
+    for (form, token) in [
+        (assertion(&other, &[]), &other),
+        (assertion("a.b.c", &[]), &"a.b.c".to_owned()),
+    ] {
+        let (asserted, exchanged) = (client.form(&form).await, client.exchange(token).await);
+        assert_eq!(asserted.status, StatusCode::UNAUTHORIZED);
+        assert_eq!((asserted.status, asserted.body), (exchanged.status, exchanged.body));
+    }
+    let cloned = thief.form(&assertion(&token, &[])).await;
+    assert_eq!(cloned.error(), "restart_not_seen", "pinned like an exchange");
+}
+
+#[tokio::test]
+async fn a_client_id_or_scope_that_does_not_fit_is_refused() {
+    let world = World::start().await;
+    let token = world.token();
+    let mut client = world.client();
+    let own = "system:serviceaccount:local:agent";
+    for (name, value, error) in [
+        ("client_id", own, ""),
+        ("client_id", "system:serviceaccount:local:other", "invalid_client"),
+        ("client_id", "", "invalid_client"),
+        ("scope", "sidegate", ""),
+        ("scope", "admin", "invalid_scope"),
+    ] {
+        let answer = client.form(&assertion(&token, &[(name, value)])).await;
+        assert_eq!(answer.error(), error, "{name}={value}");
+    }
+    let narrowed = client.form(&assertion(&token, &[("scope", "admin sidegate")])).await;
+    assert_eq!(narrowed.body["scope"], "sidegate");
 }
 
 #[tokio::test]
