@@ -55,8 +55,8 @@ fn credential_error(error: &CallError) -> CredentialError {
 
 fn approver_error(error: &CallError) -> ApproverError {
     match error {
-        // 429 is the broker's cap on open requests: a refusal, not an outage.
-        CallError::Status { status: 429, .. } => ApproverError::TooMany,
+        // The broker's cap on open requests: a refusal, not an outage. A 429 for calling too often is temporary.
+        CallError::Status { status: 429, code } if code == "limit" => ApproverError::TooMany,
         CallError::Status { code, .. } if code == "locked" => ApproverError::Locked,
         error if error.is_temporary() => ApproverError::Unavailable,
         _ => ApproverError::Refused,

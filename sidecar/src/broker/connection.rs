@@ -187,11 +187,15 @@ impl Connection {
                 return Ok(answer);
             }
             let refused_proof = matches!(status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED);
-            if refused_proof && fresh && !repeated {
+            let refused = refusal(answer).await;
+            // RFC 9449 section 8. Every answer brings a nonce, so a new one alone is no invitation to come again
+            // (test `a_call_is_repeated_once_for_the_nonce_and_for_nothing_else`).
+            let invited = matches!(&refused, CallError::Status { code, .. } if code == "use_dpop_nonce");
+            if refused_proof && invited && fresh && !repeated {
                 repeated = true;
                 continue;
             }
-            return Err(refusal(answer).await);
+            return Err(refused);
         }
     }
 
