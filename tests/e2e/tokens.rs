@@ -100,7 +100,9 @@ pub fn a_review_answers_the_audience_it_was_asked_for(cluster: &Cluster) -> Resu
 /// A token that nobody presented before is refused as soon as its pod is gone.
 pub fn a_token_dies_with_its_pod(cluster: &Cluster) -> Result<()> {
     let (namespace, _) = pod(cluster)?;
-    let token = token(cluster, &namespace)?;
+    let (seen, token) = (token(cluster, &namespace)?, token(cluster, &namespace)?);
+    let before = review(cluster, &seen, AUDIENCE)?;
+    ensure!(before["authenticated"] == true, "{before}");
     cluster.kubectl(
         &[
             "delete",
