@@ -181,6 +181,19 @@ impl Audit {
         })
     }
 
+    /// Records what takes effect whether or not it can be recorded, because to refuse it would fail open. Where it
+    /// cannot, answers why, and the event is written as soon as the log takes it.
+    pub fn record_or_note(&self, event: Event<'_>) -> Option<Unrecorded> {
+        let unrecorded = self.record(event).err();
+        if unrecorded.is_some() {
+            self.note(Event {
+                detail: "it is in force, though not recorded in time",
+                ..event
+            });
+        }
+        unrecorded
+    }
+
     /// Notes an event that nothing waits for: it is written together with the next recorded one, or within a second.
     /// Waits for no disk.
     pub fn note(&self, event: Event<'_>) {

@@ -16,6 +16,7 @@
 //! Errors are `{"error": "a sentence for people"}` with status 400, 403, 404 or 409. The invariant: nothing here
 //! decides for a person, and whoever decides is named.
 
+pub mod client;
 pub mod server;
 pub(crate) mod switch;
 

@@ -156,16 +156,18 @@ impl Keys {
             .collect()
     }
 
+    /// Those that verify now, not used yet included.
+    fn kept(&self, now: i64) -> impl Iterator<Item = &Arc<Entry>> {
+        self.0.iter().filter(move |entry| !entry.retired(now))
+    }
+
     fn newest(&self) -> Option<&Arc<Entry>> {
         self.0.iter().max_by_key(|entry| entry.usable_from)
     }
 
     /// The newest key whose time has come. If that one cannot sign, none does: never an older one instead.
     fn signer(&self, now: i64) -> Option<&Arc<Entry>> {
-        let usable = self
-            .0
-            .iter()
-            .filter(|entry| entry.usable_from <= now && !entry.retired(now));
+        let usable = self.kept(now).filter(|entry| entry.usable_from <= now);
         usable.max_by_key(|entry| entry.usable_from)
     }
 }
@@ -259,8 +261,7 @@ impl Ring {
     /// Public keys that verify now, those not used yet included.
     pub fn published(&self, now: i64) -> Vec<PublicKey> {
         let keys = self.keys.load();
-        let kept = keys.0.iter().filter(|entry| !entry.retired(now));
-        kept.map(|entry| entry.public.clone()).collect()
+        keys.kept(now).map(|entry| entry.public.clone()).collect()
     }
 
     /// The same as a set to verify with.
@@ -271,7 +272,7 @@ impl Ring {
     /// Whether this key verifies now.
     pub fn holds(&self, kid: &str, now: i64) -> bool {
         let keys = self.keys.load();
-        let mut kept = keys.0.iter().filter(|entry| !entry.retired(now));
+        let mut kept = keys.kept(now);
         kept.any(|entry| entry.public.kid.as_deref() == Some(kid))
     }
 
@@ -302,7 +303,7 @@ impl Ring {
     pub fn due(&self, _changing: &Changing<'_>, now: i64) -> Result<Option<Keys>, RingError> {
         let schedule = self.name.schedule();
         let keys = self.keys();
-        let mut next: Vec<Arc<Entry>> = keys.0.iter().filter(|entry| !entry.retired(now)).cloned().collect();
+        let mut next: Vec<Arc<Entry>> = keys.kept(now).cloned().collect();
         let mut changed = next.len() != keys.0.len();
         let renew = schedule.every.saturating_sub(schedule.ahead);
         if keys

@@ -3,18 +3,14 @@
 //! Refuses without `--now`: planned rotation needs nobody. The exit code is 1 where a ring keeps its old keys.
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{bail, Context as _};
-use bytes::Bytes;
 use clap::Args;
-use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_util::rt::TokioIo;
+use http::Method;
+use sidegate_broker::control::client::Client;
 use sidegate_broker::control::{RingName, Rotate, RotatedNow};
-use tokio::net::UnixStream;
 
 /// The broker answers within this, or did not do it.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -45,9 +41,17 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let rotate = Rotate {
         rings: arguments.ring.clone(),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let asked = async { tokio::time::timeout(DEADLINE, ask(&arguments.state.join("control.sock"), &rotate)).await };
-    let done = runtime.block_on(asked).context("the broker did not answer")??;
+    let absent = format!(
+        "no broker runs with state {}; start it, then rotate",
+        arguments.state.display()
+    );
+    let client = Client {
+        state: &arguments.state,
+        deadline: DEADLINE,
+        largest: MAX_ANSWER,
+        absent: &absent,
+    };
+    let done: RotatedNow = client.call(Method::POST, "/rotate", Some(&rotate))?;
     let mut out = std::io::stdout().lock();
     for ring in &done.rotated {
         writeln!(out, "{}: new key {}", ring.ring.as_str(), ring.kid)?;
@@ -67,40 +71,4 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
-}
-
-async fn ask(socket: &Path, rotate: &Rotate) -> anyhow::Result<RotatedNow> {
-    let stream = UnixStream::connect(socket)
-        .await
-        .with_context(|| format!("no broker runs on {}; start it, then rotate", socket.display()))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri("/rotate")
-        .header("host", "control")
-        .body(Full::new(Bytes::from(serde_json::to_vec(rotate)?)))?;
-    let exchange = async {
-        let answer = sender.send_request(request).await?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(|error| anyhow::anyhow!("the answer broke off: {error}"))?;
-        Ok::<_, anyhow::Error>((status, body.to_bytes()))
-    };
-    // The connection is driven here, beside the exchange, and ends with it.
-    let mut connection = std::pin::pin!(connection);
-    let mut exchange = std::pin::pin!(exchange);
-    let mut open = true;
-    let (status, body) = loop {
-        tokio::select! {
-            done = exchange.as_mut() => break done?,
-            ended = connection.as_mut(), if open => {
-                ended?;
-                open = false;
-            }
-        }
-    };
-    if status != StatusCode::OK {
-        bail!("the broker answered {status}: {}", String::from_utf8_lossy(&body));
-    }
-    serde_json::from_slice(&body).context("the answer is not understood")
 }

@@ -13,7 +13,7 @@ use crate::clock::rfc3339;
 use crate::issuer::Issuer;
 use crate::jwt::PublicKey;
 use crate::records::{Records, RecordsError};
-use crate::rings::{Keys, Ring, RingError, RingName};
+use crate::rings::{Changing, Keys, Ring, RingError, RingName};
 
 /// What the person who rotates must know.
 pub const NOTICE: &str = "This broker refuses the old access and federation keys from now on, and every session is \
@@ -82,8 +82,7 @@ fn planned(ring: &Ring, records: &Records, now: i64) -> Result<Option<Keys>, Rot
     let Some(next) = ring.due(&changing, now).map_err(|error| of(ring, error))? else {
         return Ok(None);
     };
-    archive(ring, records, &next)?;
-    ring.put(&changing, next.clone()).map_err(|error| of(ring, error))?;
+    put(ring, records, &changing, &next)?;
     Ok(Some(next))
 }
 
@@ -108,11 +107,7 @@ pub fn emergency(
                     detail: &detail,
                     ..Event::new(Kind::Config, "keys.rotated-now")
                 };
-                if let Err(error) = audit.record(event) {
-                    audit.note(Event {
-                        detail: "it is in force, though not recorded in time",
-                        ..event
-                    });
+                if let Some(error) = audit.record_or_note(event) {
                     done.unrecorded = Some(error.to_string());
                 }
                 done.rotated.push(rotated);
@@ -135,8 +130,7 @@ fn replaced(ring: &Ring, records: &Records, now: i64) -> Result<Rotated, Rotatio
     let changing = ring.change();
     let before = ring.keys();
     let next = ring.fresh(&changing, now).map_err(|error| of(ring, error))?;
-    archive(ring, records, &next)?;
-    ring.put(&changing, next.clone()).map_err(|error| of(ring, error))?;
+    put(ring, records, &changing, &next)?;
     Ok(Rotated {
         ring: ring.name(),
         kid: next.missing_in(&before).pop().unwrap_or_default(),
@@ -144,13 +138,13 @@ fn replaced(ring: &Ring, records: &Records, now: i64) -> Result<Rotated, Rotatio
     })
 }
 
-/// Public halves of record keys go into the archive before they are used.
-fn archive(ring: &Ring, records: &Records, next: &Keys) -> Result<(), RotationError> {
+/// Puts a planned set in force. Public halves of record keys go into the archive before they are used.
+fn put(ring: &Ring, records: &Records, changing: &Changing<'_>, next: &Keys) -> Result<(), RotationError> {
     if ring.name() == RingName::Record {
         let jwks: Vec<Value> = next.public().map(PublicKey::jwk).collect();
         records.set_ring(&jwks)?;
     }
-    Ok(())
+    ring.put(changing, next.clone()).map_err(|error| of(ring, error))
 }
 
 fn of(ring: &Ring, error: RingError) -> RotationError {

@@ -42,6 +42,9 @@ const TESTS: &[(&str, Test)] = &[
     ("tokens::a_token_dies_with_its_pod", tokens::a_token_dies_with_its_pod),
 ];
 
+/// The test that starts a control plane of its own.
+const ALONE: &str = "plane::ends_with_its_owner";
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let programs = match Programs::find() {
@@ -64,7 +67,7 @@ fn main() -> ExitCode {
             test(&cluster).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
-    let alone = Trial::test("plane::ends_with_its_owner", move || {
+    let alone = Trial::test(ALONE, move || {
         plane::ends_with_its_owner(&programs).map_err(|error| Failed::from(format!("{error:#}")))
     });
     let conclusion = libtest_mimic::run(&arguments, shared.chain([alone]).collect());
@@ -83,10 +86,7 @@ fn started(programs: &Programs) -> Result<Cluster> {
 }
 
 fn ignored() -> Vec<Trial> {
-    let names = TESTS
-        .iter()
-        .map(|(name, _)| *name)
-        .chain(["plane::ends_with_its_owner"]);
+    let names = TESTS.iter().map(|(name, _)| *name).chain([ALONE]);
     names
         .map(|name| Trial::test(name, || Ok(())).with_ignored_flag(true))
         .collect()

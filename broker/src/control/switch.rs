@@ -26,13 +26,7 @@ pub fn freeze(
         detail: &detail,
         ..Event::new(Kind::Lockdown, "lockdown.locked")
     };
-    let unrecorded = audit.record(event).err();
-    if unrecorded.is_some() {
-        audit.note(Event {
-            detail: "it is in force, though not recorded in time",
-            ..event
-        });
-    }
+    let unrecorded = audit.record_or_note(event);
     let revision = lockdowns.lock(name, spec).inspect_err(|error| {
         audit.note(Event {
             detail: &format!("it failed: {error}"),

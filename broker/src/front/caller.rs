@@ -19,7 +19,7 @@ use crate::attest::NotAttested;
 use crate::audit::Event;
 use crate::dpop::{Call, DpopRefused};
 use crate::issuer::Workload;
-use crate::jwt::{accept, Accepted, Slot};
+use crate::jwt::{accept, Accepted, Refused, Slot};
 
 /// Who calls, as attested. In the extensions of every authenticated request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,13 +92,7 @@ async fn identify(front: &Front, request: &Parts) -> Result<Caller, Refusal> {
 
 /// Accepts a session token and looks at the pod again. Also for tokens that come within a stream.
 pub async fn session(front: &Front, token: &str) -> Result<Caller, Refusal> {
-    let denied = front.lockdowns.now();
-    let now_ms = front.clock.now_ms();
-    let frozen = |id: &str| denied.token(id, now_ms) || front.revoked.holds(id);
-    let now = front.clock.now();
-    let keys = front.issuer.session_keys(now);
-    let accepted = accept(Slot::Session, token.as_bytes(), front.issuer.trust(&keys, &frozen), now);
-    let accepted = accepted.map_err(|error| {
+    let accepted = ours(front, Slot::Session, token).map_err(|error| {
         refused(front, "session.refused", "", &error.to_string());
         Refusal::invalid_client()
     })?;
@@ -116,6 +110,15 @@ pub async fn session(front: &Front, token: &str) -> Result<Caller, Refusal> {
         }
     }
     Ok(caller)
+}
+
+/// Accepts a token that we issued, unless it is frozen or revoked.
+pub(super) fn ours(front: &Front, slot: Slot, token: &str) -> Result<Accepted, Refused> {
+    let denied = front.lockdowns.now();
+    let (now, now_ms) = (front.clock.now(), front.clock.now_ms());
+    let frozen = |id: &str| denied.token(id, now_ms) || front.revoked.holds(id);
+    let keys = front.issuer.session_keys(now);
+    accept(slot, token.as_bytes(), front.issuer.trust(&keys, &frozen), now)
 }
 
 /// Our own claims, as we wrote them.

@@ -13,11 +13,11 @@ use http::StatusCode;
 use serde_json::{json, Map, Value};
 use sidegate_policies::record::Kind;
 
-use super::caller::Caller;
+use super::caller::{ours, Caller};
 use super::token::form;
 use super::{Front, Refusal};
 use crate::audit::Event;
-use crate::jwt::{accept, Accepted, Refused, Slot};
+use crate::jwt::{Accepted, Refused, Slot};
 
 /// Claims of ours that `/introspect` repeats, where the token has them. RFC 7662 section 2.2, with `act` (RFC 8693)
 /// and `cnf` (RFC 9449 section 6.2).
@@ -41,15 +41,8 @@ pub async fn introspect(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let form = form(request).await?;
-    let token = form.get("token").ok_or_else(Refusal::invalid_request)?;
-    let answer = match own(&front, &caller, token) {
-        Ok(accepted) => described(&accepted),
-        Err(why) => {
-            refused(&front, &caller, "introspection.refused", &why);
-            json!({"active": false})
-        }
-    };
+    let asked = asked(&front, &caller, request, "introspection.refused").await?;
+    let answer = asked.map_or_else(|| json!({"active": false}), |accepted| described(&accepted));
     Ok(Json(answer).into_response())
 }
 
@@ -59,14 +52,8 @@ pub async fn revoke(
     Extension(caller): Extension<Caller>,
     request: Request,
 ) -> Result<StatusCode, Refusal> {
-    let form = form(request).await?;
-    let token = form.get("token").ok_or_else(Refusal::invalid_request)?;
-    let accepted = match own(&front, &caller, token) {
-        Ok(accepted) => accepted,
-        Err(why) => {
-            refused(&front, &caller, "revocation.refused", &why);
-            return Ok(StatusCode::OK);
-        }
+    let Some(accepted) = asked(&front, &caller, request, "revocation.refused").await? else {
+        return Ok(StatusCode::OK);
     };
     let (id, expires) = (accepted.text("jti").to_owned(), accepted.integer("exp").unwrap_or(0));
     let tasks = front.tasks.clone();
@@ -88,16 +75,32 @@ pub async fn revoke(
     }
 }
 
+/// The token that a call is about, where it is the caller's own; the precise reason against it goes to the audit as
+/// `event`.
+async fn asked(
+    front: &Front,
+    caller: &Caller,
+    request: Request,
+    event: &'static str,
+) -> Result<Option<Accepted>, Refusal> {
+    let form = form(request).await?;
+    let token = form.get("token").ok_or_else(Refusal::invalid_request)?;
+    let own = own(front, caller, token).inspect_err(|why| {
+        front.audit.note(Event {
+            subject: &caller.workload.client_id(),
+            pod_uid: &caller.subject().pod_uid,
+            detail: why,
+            ..Event::new(Kind::Refused, event)
+        });
+    });
+    Ok(own.ok())
+}
+
 /// A live token of ours that belongs to this caller, or the precise reason why it is none.
 fn own(front: &Front, caller: &Caller, token: &str) -> Result<Accepted, String> {
-    let denied = front.lockdowns.now();
-    let (now, now_ms) = (front.clock.now(), front.clock.now_ms());
-    let frozen = |id: &str| denied.token(id, now_ms) || front.revoked.holds(id);
-    let keys = front.issuer.session_keys(now);
-    let trust = front.issuer.trust(&keys, &frozen);
-    let accepted = match accept(Slot::Session, token.as_bytes(), trust, now) {
+    let accepted = match ours(front, Slot::Session, token) {
         // Ours and not for us: then by the rules of tokens for targets, whole.
-        Err(Refused::Audience) => accept(Slot::TargetAccess, token.as_bytes(), trust, now),
+        Err(Refused::Audience) => ours(front, Slot::TargetAccess, token),
         other => other,
     };
     let accepted = accepted.map_err(|error| error.to_string())?;
@@ -121,13 +124,4 @@ fn described(accepted: &Accepted) -> Value {
         }
     }
     Value::Object(members)
-}
-
-fn refused(front: &Front, caller: &Caller, event: &'static str, why: &str) {
-    front.audit.note(Event {
-        subject: &caller.workload.client_id(),
-        pod_uid: &caller.subject().pod_uid,
-        detail: why,
-        ..Event::new(Kind::Refused, event)
-    });
 }

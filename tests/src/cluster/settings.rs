@@ -107,40 +107,38 @@ pub(super) fn api_server(folder: &Path, server: &str, port: u16, etcd: u16) -> V
     flags
 }
 
-pub(super) fn controllers(folder: &Path, port: u16) -> Vec<String> {
+/// What controller manager and scheduler have in common: both are clients of the API server, and serve their health.
+fn client(folder: &Path, name: &str, port: u16) -> Vec<String> {
     let mut flags = vec![
-        file(folder, "kubeconfig", "controllers.json"),
-        file(folder, "root-ca-file", "ca.pem"),
-        file(folder, "service-account-private-key-file", "accounts.key"),
-        file(folder, "cert-dir", "controllers"),
-        // Else root makes a folder under /usr/libexec.
-        file(folder, "flex-volume-plugin-dir", "flex"),
+        file(folder, "kubeconfig", &format!("{name}.json")),
+        file(folder, "cert-dir", name),
         format!("--secure-port={port}"),
     ];
     flags.extend(owned(&[
         "--bind-address=127.0.0.1",
         "--leader-elect=false",
-        // Without it RBAC refuses the controllers, and no namespace gets its root certificate.
-        "--use-service-account-credentials=true",
+        // The default of 20 requests a second throttles tests.
         "--kube-api-qps=1000",
         "--kube-api-burst=2000",
     ]));
     flags
 }
 
-pub(super) fn scheduler(folder: &Path, port: u16) -> Vec<String> {
-    let mut flags = vec![
-        file(folder, "kubeconfig", "scheduler.json"),
-        file(folder, "cert-dir", "scheduler"),
-        format!("--secure-port={port}"),
-    ];
-    flags.extend(owned(&[
-        "--bind-address=127.0.0.1",
-        "--leader-elect=false",
-        "--kube-api-qps=1000",
-        "--kube-api-burst=2000",
-    ]));
+pub(super) fn controllers(folder: &Path, port: u16) -> Vec<String> {
+    let mut flags = client(folder, "controllers", port);
+    flags.extend([
+        file(folder, "root-ca-file", "ca.pem"),
+        file(folder, "service-account-private-key-file", "accounts.key"),
+        // Else root makes a folder under /usr/libexec.
+        file(folder, "flex-volume-plugin-dir", "flex"),
+        // Without it RBAC refuses the controllers, and no namespace gets its root certificate.
+        "--use-service-account-credentials=true".to_owned(),
+    ]);
     flags
+}
+
+pub(super) fn scheduler(folder: &Path, port: u16) -> Vec<String> {
+    client(folder, "scheduler", port)
 }
 
 pub(super) fn kwok(folder: &Path, stages: &Path) -> Vec<String> {
