@@ -25,8 +25,16 @@ pub struct Checked {
     pub warnings: Vec<Problem>,
 }
 
-/// Checks everything.
+/// Checks everything, for one agent that may get every Target.
 pub fn check(objects: &Objects) -> Checked {
+    let mut checked = check_apart(objects);
+    targets::together(objects, &mut checked);
+    sorted(&mut checked);
+    checked
+}
+
+/// Checks everything but whether Targets can be listened for side by side: in a cluster most never meet in one pod.
+pub fn check_apart(objects: &Objects) -> Checked {
     let mut checked = Checked::default();
     targets::check(objects, &mut checked);
     policies::check(objects, &mut checked);
@@ -42,11 +50,15 @@ pub fn check(objects: &Objects) -> Checked {
         report.names(&namespace.object.name, None);
     }
     compile(objects, &mut checked);
+    sorted(&mut checked);
+    checked
+}
+
+fn sorted(checked: &mut Checked) {
     for list in [&mut checked.problems, &mut checked.warnings] {
         list.sort();
         list.dedup();
     }
-    checked
 }
 
 /// What the compiler says of all of it, with the place each object was written.

@@ -14,6 +14,7 @@ pub mod engine;
 pub mod explanation;
 pub mod mask;
 pub mod objects;
+pub mod pod;
 pub mod quantity;
 pub mod reason;
 pub mod record;

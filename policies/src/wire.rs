@@ -79,6 +79,8 @@ pub enum ToSidecar {
     },
     /// Open a new stream, then close this one.
     Drain,
+    /// The broker vouches for this pod no more: it is gone, or another one has its name. Every session ends now.
+    Gone,
 }
 
 /// A line to the broker.

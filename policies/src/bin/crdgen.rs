@@ -1,4 +1,5 @@
-//! Writes the CustomResourceDefinitions of every kind to `policies/crds/`, from the types.
+//! Writes the CustomResourceDefinitions of every kind to `policies/crds/`, from the types, and the same into the chart
+//! `sidegate-crds`, where they stay when it is uninstalled.
 //!
 //! Owns what the types cannot say: printer columns, status of the kinds whose status the broker writes, and bounds on
 //! every list, map and text. `--check` writes nothing and fails where a file differs. Invariant: the files are exactly
@@ -44,14 +45,20 @@ fn main() -> ExitCode {
 }
 
 fn run(check: bool) -> Result<(), CrdError> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
+    let home = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (folder, chart) = (home.join("crds"), home.join("../charts/sidegate-crds/templates"));
     let mut differing = Vec::new();
-    for (plural, text) in definitions()? {
-        let path = folder.join(format!("{plural}.yaml"));
-        if !check {
-            write(&path, &text)?;
-        } else if std::fs::read_to_string(&path).ok().as_deref() != Some(text.as_str()) {
-            differing.push(path.display().to_string());
+    for (plural, definition) in definitions()? {
+        let file = format!("{plural}.yaml");
+        for (path, text) in [
+            (folder.join(&file), printed(&definition)?),
+            (chart.join(&file), printed(&staying(definition))?),
+        ] {
+            if !check {
+                write(&path, &text)?;
+            } else if std::fs::read_to_string(&path).ok().as_deref() != Some(text.as_str()) {
+                differing.push(path.display().to_string());
+            }
         }
     }
     if differing.is_empty() {
@@ -85,7 +92,7 @@ const PROGRAMMED: Column = (
 );
 const AGE: Column = ("Age", "date", ".metadata.creationTimestamp");
 
-fn definitions() -> Result<Vec<(&'static str, String)>, CrdError> {
+fn definitions() -> Result<Vec<(&'static str, Value)>, CrdError> {
     let kinds = [
         (
             "targets",
@@ -147,14 +154,26 @@ fn definitions() -> Result<Vec<(&'static str, String)>, CrdError> {
             ],
         ),
     ];
-    let mut printed = Vec::with_capacity(kinds.len());
+    let mut finished = Vec::with_capacity(kinds.len());
     for (plural, mut definition, columns) in kinds {
         finish(plural, &mut definition, &columns)?;
-        let head = "# Generated from policies/src/api by crdgen. Do not edit.\n";
-        let body = sidegate_policies::yaml::print(&sorted(&definition))?;
-        printed.push((plural, format!("{head}{body}")));
+        finished.push((plural, definition));
     }
-    Ok(printed)
+    Ok(finished)
+}
+
+fn printed(definition: &Value) -> Result<String, CrdError> {
+    let head = "# Generated from policies/src/api by crdgen. Do not edit.\n";
+    let body = sidegate_policies::yaml::print(&sorted(definition))?;
+    Ok(format!("{head}{body}"))
+}
+
+/// With the word to helm that uninstalling the chart removes no kind, and with it no policy.
+fn staying(mut definition: Value) -> Value {
+    if let Some(metadata) = definition.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert("annotations".to_owned(), json!({"helm.sh/resource-policy": "keep"}));
+    }
+    definition
 }
 
 /// Adds what the types cannot say.

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use super::{hosts, Checked, Report};
 use crate::api::target::{CaBundle, Credential, TargetProtocol, TlsMode, WeakLogin};
 use crate::api::{Target, TargetSpec};
-use crate::objects::Objects;
+use crate::objects::{Located, Objects};
 
 /// Variables one Target may set.
 const MAX_ENV: usize = 16;
@@ -16,11 +16,9 @@ const MAX_ENV: usize = 16;
 const MAX_ENV_VALUE: usize = 4096;
 
 pub(super) fn check(objects: &Objects, checked: &mut Checked) {
-    let mut ports: HashMap<i32, String> = HashMap::new();
-    let mut variables: HashMap<String, (String, String)> = HashMap::new();
     for located in &objects.targets {
         let target = &located.object;
-        let mut report = Report::new(&located.origin, format!("Target {}", target.full_name()), checked);
+        let mut report = report(located, checked);
         report.metadata(&target.metadata);
         let spec = &target.spec;
         place(spec, &mut report);
@@ -33,14 +31,36 @@ pub(super) fn check(objects: &Objects, checked: &mut Checked) {
         if let Some(allowed) = &spec.allowed_namespaces {
             report.selector("spec.allowedNamespaces.selector", &allowed.selector);
         }
-        if let Some(first) = ports.get(&spec.listen.port) {
-            let message = format!("Target {first} already listens on port {}", spec.listen.port);
-            report.problem("spec.listen.port", message);
+        environment(target, &mut HashMap::new(), &mut report);
+    }
+}
+
+/// What Targets cannot share in one pod.
+pub(super) fn together(objects: &Objects, checked: &mut Checked) {
+    let mut ports: HashMap<i32, String> = HashMap::new();
+    let mut variables: HashMap<String, (String, String)> = HashMap::new();
+    for located in &objects.targets {
+        let target = &located.object;
+        let mut report = report(located, checked);
+        let port = target.spec.listen.port;
+        if let Some(first) = ports.get(&port) {
+            report.problem(
+                "spec.listen.port",
+                format!("Target {first} already listens on port {port}"),
+            );
         } else {
-            ports.insert(spec.listen.port, target.full_name());
+            ports.insert(port, target.full_name());
         }
         environment(target, &mut variables, &mut report);
     }
+}
+
+fn report<'a>(located: &'a Located<Target>, checked: &'a mut Checked) -> Report<'a> {
+    Report::new(
+        &located.origin,
+        format!("Target {}", located.object.full_name()),
+        checked,
+    )
 }
 
 fn place(spec: &TargetSpec, report: &mut Report<'_>) {
