@@ -287,13 +287,15 @@ fn withdrawn(shop: &Shop) {
     let (rest, policy) = config.rsplit_once("---\n").unwrap();
     assert!(policy.contains("AccessPolicy"));
     shop.world.configure(rest).unwrap();
+    let mut told = Vec::new();
     for wire in [&mut idle, &mut busy] {
         let frames = wire.until_ready().unwrap();
         assert_eq!(shape(&frames).last().unwrap(), "E 57P01", "then the end of the stream");
         assert_eq!(frames.last().unwrap().field(b'S').as_deref(), Some("FATAL"));
+        told.push(frames.last().unwrap().field(b'M'));
     }
     match Wire::login(shop.port, DATABASE) {
-        Ok(_) => panic!("a session opened without a policy"),
+        Ok(_) => panic!("a session opened without a policy, after the others were told {told:?}"),
         Err(error) => assert!(!format!("{error:#}").is_empty()),
     }
     let left = format!(

@@ -223,6 +223,8 @@ impl Gate {
             return Admission::No(self.record_denied(refusal, None));
         }
         self.session.connected(opening.0.clone());
+        // A bundle that came since `begin` saw a session without facts, and left it to this one to judge itself by it.
+        self.rebind();
         let Some(bound) = &self.bound else {
             let refusal = Refusal::new(Reason::Unavailable, CONNECTION).because("no policy has arrived yet");
             return Admission::No(self.record_denied(refusal, None));
