@@ -11,35 +11,31 @@ use std::time::Duration;
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
-use sidegate_policies::compile::Problem;
 use sidegate_policies::engine::Subject;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::approvals::store::RequestFolder;
 use crate::approvals::Approvals;
-use crate::attest::{Attestor, PodView};
+use crate::attest::PodView;
 use crate::audit::Audit;
 use crate::authority::Authority;
 use crate::back;
 use crate::config::{BrokerConfig, StartError};
 use crate::control::server::{bind, run as run_control, Control};
 use crate::dpop::Dpop;
-use crate::folder::Folders;
 use crate::front::budget::Budget;
 use crate::front::{self, Front, Leases, Streams};
-use crate::index::Index;
+use crate::ground::{self, host, Read};
+use crate::in_force::{accepted, InForce};
 use crate::issuer::{random, Issuer};
-use crate::keeper::{accepted, load, Keeper};
+use crate::keeper::Keeper;
 use crate::local_cluster::LocalCluster;
 use crate::lockdown::Lockdowns;
-use crate::pins::Pins;
 use crate::records::{Records, RecordsError, RecordsOptions};
-use crate::report::{Findings, Reporter};
+use crate::report::Reporter;
 use crate::revoked::Revoked;
 use crate::rotation;
-use crate::secrets::{check_folder, SecretFolder};
 use crate::server::serve_tls;
 use crate::state::StateDir;
 use crate::task::{blocking, Tasks};
@@ -60,12 +56,8 @@ pub struct Running {
     pub ca_pem: String,
     /// The same as a file.
     pub ca_file: PathBuf,
-    /// The sidecar's service-account token.
-    pub token_file: PathBuf,
     /// The control socket.
     pub control_socket: PathBuf,
-    /// The agent's pod.
-    pub subject: Subject,
     reporter: Arc<Reporter>,
     quit: CancellationToken,
     tasks: Tasks,
@@ -77,71 +69,76 @@ const PATIENCE: Duration = Duration::from_secs(10);
 impl Broker {
     /// Starts everything, or nothing.
     pub async fn start(config: BrokerConfig) -> Result<Running, StartError> {
-        let folders = Folders::new(config.config_dirs.clone());
-        let seen = folders.fingerprint();
-        let (objects, warnings) = check_config(&config, &folders)?;
+        let read = Read::config(&config)?;
         let state = Arc::new(StateDir::open(&config.state_dir)?);
-        let cluster = LocalCluster::open(Arc::clone(&state), &config.identity, Arc::clone(&config.clock))?;
         let listeners = Listeners::bind(&config, &state).await?;
-        let authority = Authority::open(&state, &[config.listen.ip(), config.issuer_listen.ip()], &*config.clock)?;
-        let digest_key = digest_key(&state)?;
-        let revision = state.count("bundle")?;
-        let index = Index::new(objects, revision, config.cluster.clone(), digest_key.clone());
-        let (index, watcher) = watch::channel(Arc::new(index));
-        let cluster = Arc::new(cluster);
-        let (url, now) = (listeners.issuer_url.clone(), config.clock.now());
-        let issuer = Arc::new(Issuer::open(&state, url, config.cluster.clone(), now)?);
+        let authority = Authority::open(&state, &names(&config, &listeners), &*config.clock)?;
+        let tasks = Tasks::new();
+        let ground = match read {
+            Read::Machine(read) => ground::machine(read, &config, &state)?,
+            Read::Cluster(options) => {
+                ground::cluster(&options, &listeners.issuer_url, Arc::clone(&config.clock), &tasks).await?
+            }
+        };
+        let now = config.clock.now();
+        let (url, name) = (listeners.issuer_url.clone(), config.cluster.clone());
+        let issuer = Arc::new(Issuer::open(&state, url, name, now)?);
         let records = open_records(&state, &issuer, &config.cluster)?;
-        let audit = Audit::start(&state, &records, &issuer, &config.clock, &config.identity.separation)?;
+        let audit = Audit::start(&state, &records, &issuer, &config.clock, &ground.separation)?;
         rotation::keep(&issuer, &records, &audit, now);
-        let front = build_front(&config, &state, &listeners, &cluster, watcher, issuer, audit)?;
-        let front = Arc::new(front);
-        front.lockdowns.configure(front.index().lockdowns())?;
-        accepted(&front.audit, revision).map_err(|error| StartError::Records(error.to_string()))?;
-        let subject = subject_of(&cluster);
+        let digest_key = digest_key(&state)?;
+        let (cluster_name, objects, withheld) = (config.cluster.clone(), ground.objects, ground.withheld);
+        let (in_force, index) = InForce::first(Arc::clone(&state), cluster_name, digest_key, objects, withheld)?;
+        let front = Arc::new(Front {
+            issuer,
+            attestor: ground.attestor,
+            dpop: Dpop::new(listeners.front_url.clone(), Arc::clone(&config.clock))
+                .map_err(|error| StartError::crypto("the nonce key", error))?,
+            index,
+            lockdowns: Arc::new(Lockdowns::open(Arc::clone(&state), Arc::clone(&config.clock))?),
+            approvals: Arc::new(open_approvals(&state, &config, &audit)?),
+            audit,
+            secrets: ground.secrets,
+            leases: Leases::default(),
+            revoked: Revoked::open(Arc::clone(&state))?,
+            budget: Budget::new(config.limits, Arc::clone(&config.clock)),
+            streams: Streams::default(),
+            clock: Arc::clone(&config.clock),
+            tasks: tasks.clone(),
+        });
+        front.lockdowns.configure(ground.lockdowns)?;
+        accepted(&front.audit, front.index().revision()).map_err(|error| StartError::Records(error.to_string()))?;
         let reporter = Arc::new(Reporter {
             front: Arc::clone(&front),
-            cluster: Arc::clone(&cluster),
-            subject: subject.clone(),
-            separation: config.identity.separation.clone(),
+            subject: ground.local.as_deref().map(subject_of),
+            cluster: ground.local,
+            separation: ground.separation,
             records: Arc::clone(&records),
             front_url: listeners.front_url.clone(),
-            findings: Mutex::new(Findings {
-                problems: Vec::new(),
-                warnings,
-            }),
+            findings: Mutex::new(ground.findings),
         });
         let keeper = Keeper {
-            folders,
-            seen,
-            index,
-            state: Arc::clone(&state),
-            cluster_name: config.cluster.clone(),
-            digest_key,
             reporter: Arc::clone(&reporter),
+            watched: ground::follow(ground.follow, in_force, &reporter),
             token_written: config.clock.now(),
         };
-        let tasks = front.tasks.clone();
         tasks.spawn("keeper", keeper.run());
         let late = Tasks::new();
         late.spawn("records", Arc::clone(&records).run(late.stopping()));
         tasks.spawn("audit", Arc::clone(&front.audit).run(tasks.stopping()));
-        let quit = CancellationToken::new();
         let running = Running {
             front_addr: listeners.front_addr,
             front_url: listeners.front_url.clone(),
             issuer_url: listeners.issuer_url.clone(),
             ca_pem: authority.ca_pem().to_owned(),
             ca_file: state.path("keys/ca.pem"),
-            token_file: cluster.token_file(),
             control_socket: state.path("control.sock"),
-            subject,
             reporter: Arc::clone(&reporter),
-            quit: quit.clone(),
+            quit: CancellationToken::new(),
             tasks,
             late,
         };
-        serve(listeners, &authority, reporter, quit);
+        serve(listeners, &authority, reporter, running.quit.clone());
         Ok(running)
     }
 }
@@ -162,9 +159,14 @@ impl Running {
         &self.reporter.front
     }
 
-    /// The local cluster double.
-    pub fn cluster(&self) -> &Arc<LocalCluster> {
-        &self.reporter.cluster
+    /// The one agent of local mode.
+    pub fn subject(&self) -> Option<&Subject> {
+        self.reporter.subject.as_ref()
+    }
+
+    /// The local cluster double, which holds the agent's pod and the sidecar's token; nothing in a real cluster.
+    pub fn local(&self) -> Option<&Arc<LocalCluster>> {
+        self.reporter.cluster.as_ref()
     }
 
     /// Returns when a person asked over the control socket to stop.
@@ -184,50 +186,6 @@ impl Running {
         self.late.shutdown(PATIENCE).await;
         let _ = std::fs::remove_file(&self.control_socket);
     }
-}
-
-/// Everything wrong with the configuration, before anything is started.
-fn check_config(
-    config: &BrokerConfig,
-    folders: &Folders,
-) -> Result<(sidegate_policies::objects::Objects, Vec<Problem>), StartError> {
-    let mut problems = Vec::new();
-    let mut say = |field: &str, message: String| {
-        problems.push(Problem {
-            file: None,
-            line: None,
-            column: None,
-            object: None,
-            field: field.to_owned(),
-            message,
-        });
-    };
-    let identity = &config.identity;
-    for (field, name) in [
-        ("cluster", &config.cluster),
-        ("--as namespace", &identity.namespace),
-        ("--as name", &identity.service_account),
-    ] {
-        if !is_label(name) {
-            say(field, format!("`{name}` is not a Kubernetes name (a-z, 0-9, dashes)"));
-        }
-    }
-    if let Some(Err(error)) = config.secrets_dir.as_deref().map(check_folder) {
-        say("--secrets", error.to_string());
-    }
-    match load(folders) {
-        Ok(loaded) if problems.is_empty() => Ok(loaded),
-        Ok(_) => Err(StartError::Config(problems)),
-        Err(more) => {
-            problems.extend(more);
-            Err(StartError::Config(problems))
-        }
-    }
-}
-
-fn is_label(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    !name.is_empty() && name.len() <= 63 && name.bytes().all(plain) && !name.starts_with('-') && !name.ends_with('-')
 }
 
 /// Bound sockets and the URLs that follow from them.
@@ -252,10 +210,18 @@ impl Listeners {
             front,
             back,
             front_addr,
-            front_url: url(front_addr),
-            issuer_url: url(back_addr),
+            front_url: config.front_url.clone().unwrap_or_else(|| url(front_addr)),
+            issuer_url: config.issuer_url.clone().unwrap_or_else(|| url(back_addr)),
         })
     }
+}
+
+/// What the certificate of both faces is for: where they listen, and what they are called by.
+fn names(config: &BrokerConfig, listeners: &Listeners) -> Vec<String> {
+    let mut names = vec![config.listen.ip().to_string(), config.issuer_listen.ip().to_string()];
+    let urls = [&listeners.front_url, &listeners.issuer_url].into_iter();
+    names.extend(urls.filter_map(|url| host(url).map(str::to_owned)));
+    names
 }
 
 /// An unspecified address is reached, and certified, as loopback.
@@ -294,46 +260,6 @@ fn local(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, StartE
     })
 }
 
-fn build_front(
-    config: &BrokerConfig,
-    state: &Arc<StateDir>,
-    listeners: &Listeners,
-    cluster: &Arc<LocalCluster>,
-    index: watch::Receiver<Arc<Index>>,
-    issuer: Arc<Issuer>,
-    audit: Arc<Audit>,
-) -> Result<Front, StartError> {
-    let clock = Arc::clone(&config.clock);
-    let dpop = Dpop::new(listeners.front_url.clone(), Arc::clone(&clock))
-        .map_err(|error| StartError::crypto("the nonce key", error))?;
-    Ok(Front {
-        issuer,
-        attestor: Attestor::new(
-            cluster.trust(),
-            Arc::clone(cluster) as Arc<dyn crate::attest::TokenReviewer>,
-            Arc::clone(cluster) as Arc<dyn crate::attest::Pods>,
-            Pins::open(state)?,
-            Arc::clone(&clock),
-        ),
-        dpop,
-        index,
-        lockdowns: Arc::new(Lockdowns::open(Arc::clone(state), Arc::clone(&clock))?),
-        approvals: Arc::new(Approvals::open(
-            RequestFolder::open(state)?,
-            Arc::clone(&clock),
-            Arc::clone(&audit),
-        )?),
-        audit,
-        secrets: SecretFolder::new(config.secrets_dir.clone()),
-        leases: Leases::default(),
-        revoked: Revoked::open(Arc::clone(state))?,
-        budget: Budget::new(config.limits, Arc::clone(&clock)),
-        streams: Streams::default(),
-        clock,
-        tasks: Tasks::new(),
-    })
-}
-
 fn serve(listeners: Listeners, authority: &Authority, reporter: Arc<Reporter>, quit: CancellationToken) {
     let front = Arc::clone(&reporter.front);
     let tasks = front.tasks.clone();
@@ -349,6 +275,11 @@ fn serve(listeners: Listeners, authority: &Authority, reporter: Arc<Reporter>, q
     );
     let control = Arc::new(Control { reporter, quit });
     tasks.spawn("control", run_control(listeners.control, control));
+}
+
+fn open_approvals(state: &StateDir, config: &BrokerConfig, audit: &Arc<Audit>) -> Result<Approvals, StartError> {
+    let folder = RequestFolder::open(state)?;
+    Ok(Approvals::open(folder, Arc::clone(&config.clock), Arc::clone(audit))?)
 }
 
 /// The record store, which keeps the keys that certify record keys for ever.
@@ -369,7 +300,7 @@ fn digest_key(state: &StateDir) -> Result<String, StartError> {
     Ok(URL_SAFE_NO_PAD.encode(key))
 }
 
-fn subject_of(cluster: &Arc<LocalCluster>) -> Subject {
+fn subject_of(cluster: &LocalCluster) -> Subject {
     let PodView {
         namespace,
         name,

@@ -15,10 +15,7 @@ use crate::issuer::Workload;
 use crate::jwt::{accept, Accepted, Alg, KeySet, PublicKey, Refused, Slot, Trust};
 use crate::pins::{Instance, PinRefused, Pins};
 
-/// The audience of service-account tokens meant for us.
-pub const AUDIENCE: &str = "sidegate-broker";
-/// The name of the sidecar's container.
-pub const SIDECAR: &str = "sidegate";
+pub use sidegate_policies::pod::shape::{Shape, SIDECAR};
 
 /// The cluster cannot be asked now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -73,21 +70,15 @@ pub struct PodView {
     pub shape: Shape,
 }
 
-/// The parts of a pod's spec that decide whether only the sidecar can read our token.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shape {
-    /// Volumes that project a token with our audience.
-    pub token_volumes: Vec<String>,
-    /// Containers that mount one of them, with whether they are init containers that always restart.
-    pub mounted_by: Vec<(String, bool)>,
-    /// Ephemeral containers that mount such a volume or target the sidecar.
-    pub intruders: Vec<String>,
-}
-
 /// Finds live pods: the API server, or the local double.
 pub trait Pods: Send + Sync {
     /// The pod, if it exists now.
     fn pod<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<PodView>, Unavailable>>;
+
+    /// The same as it was last heard of: asked every second per stream, where a moment's delay does no harm.
+    fn known<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<PodView>, Unavailable>> {
+        self.pod(namespace, name)
+    }
 }
 
 /// Why a caller is not attested. Never shown outward.
@@ -123,6 +114,7 @@ impl From<Unavailable> for NotAttested {
 }
 
 /// Whose tokens are believed before anybody is asked.
+#[derive(Debug, Clone)]
 pub struct ClusterTrust {
     /// The cluster's issuer.
     pub issuer: String,
@@ -132,33 +124,32 @@ pub struct ClusterTrust {
     pub algorithms: Vec<Alg>,
 }
 
+/// Knows the cluster's issuer and its keys, which change.
+pub trait Issuers: Send + Sync {
+    /// What is believed now.
+    fn trust(&self) -> Arc<ClusterTrust>;
+
+    /// Looks for newer keys, because a token names one that is not held; answers whether it looked.
+    fn renew(&self) -> BoxFuture<'_, bool>;
+}
+
 /// Attests callers.
 pub struct Attestor {
-    trust: ClusterTrust,
-    reviewer: Arc<dyn TokenReviewer>,
-    pods: Arc<dyn Pods>,
-    pins: Pins,
-    clock: Arc<dyn Clock>,
+    /// The one audience of service-account tokens meant for us.
+    pub audience: String,
+    /// The cluster's issuer.
+    pub issuers: Arc<dyn Issuers>,
+    /// Who reviews tokens.
+    pub reviewer: Arc<dyn TokenReviewer>,
+    /// Who knows pods.
+    pub pods: Arc<dyn Pods>,
+    /// The keys of instances.
+    pub pins: Arc<dyn Pins>,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Attestor {
-    /// Over a cluster (or its double) and the pins of this broker.
-    pub fn new(
-        trust: ClusterTrust,
-        reviewer: Arc<dyn TokenReviewer>,
-        pods: Arc<dyn Pods>,
-        pins: Pins,
-        clock: Arc<dyn Clock>,
-    ) -> Self {
-        Attestor {
-            trust,
-            reviewer,
-            pods,
-            pins,
-            clock,
-        }
-    }
-
     /// All steps. `key` is the key of the DPoP proof that came with the token; `admit` takes an exchange out of the
     /// budget of a pod UID, once the token's signature vouches for it and before the cluster is asked.
     pub async fn attest(
@@ -169,28 +160,30 @@ impl Attestor {
         denied: &(dyn Fn(&str) -> bool + Sync),
         admit: &(dyn Fn(&str) -> bool + Sync),
     ) -> Result<Workload, NotAttested> {
-        let trust = Trust {
-            issuer: &self.trust.issuer,
-            keys: &self.trust.keys,
-            algorithms: &self.trust.algorithms,
-            audience: AUDIENCE,
-            denied,
+        let accepted = match self.offline(slot, token, denied) {
+            // Steps before the key have passed, so this asks for keys at most as often as the issuer's own tokens come.
+            Err(Refused::UnknownKey) if self.issuers.renew().await => self.offline(slot, token, denied)?,
+            judged => judged?,
         };
-        let accepted = accept(slot, token.as_bytes(), trust, self.clock.now())?;
         let claims = Claims::read(&accepted);
         if !admit(claims.pod_uid) {
             return Err(NotAttested::TooMany);
         }
-        check_review(&self.reviewer.review(token, AUDIENCE).await?, &claims)?;
+        let review = self.reviewer.review(token, &self.audience).await?;
+        check_review(&review, &self.audience, &claims)?;
         let pod = self.pods.pod(claims.namespace, claims.pod).await?;
         let pod = pod.ok_or(NotAttested::Pod("no such pod"))?;
         check_pod(&pod, &claims)?;
-        check_shape(&pod.shape)?;
-        match self.pins.pin(&pod.uid, &pod.instance, &key.thumbprint()) {
-            Ok(()) => {}
-            Err(PinRefused::Conflict) => return Err(NotAttested::RestartNotSeen),
-            Err(PinRefused::State(error)) => return Err(NotAttested::Unavailable(error.to_string())),
+        if let Some(wrong) = pod.shape.wrong() {
+            return Err(NotAttested::Shape(wrong));
         }
+        // A pod that is ending gets no new key, but the one it has goes on: agents need their database until they end.
+        let pins = &self.pins;
+        let pinned = pins.pin(&pod.uid, &pod.instance, &key.thumbprint(), pod.deleting).await;
+        pinned.map_err(|refused| match refused {
+            PinRefused::Conflict => NotAttested::RestartNotSeen,
+            other => NotAttested::Unavailable(other.to_string()),
+        })?;
         Ok(Workload {
             account_uid: claims.account_uid.to_owned(),
             ends: accepted.integer("exp").unwrap_or(0),
@@ -206,18 +199,38 @@ impl Attestor {
         })
     }
 
+    fn offline(&self, slot: Slot, token: &str, denied: &(dyn Fn(&str) -> bool + Sync)) -> Result<Accepted, Refused> {
+        let trusted = self.issuers.trust();
+        let trust = Trust {
+            issuer: &trusted.issuer,
+            keys: &trusted.keys,
+            algorithms: &trusted.algorithms,
+            audience: &self.audience,
+            denied,
+        };
+        accept(slot, token.as_bytes(), trust, self.clock.now())
+    }
+
     /// Whether an attested workload still stands: same pod, alive, same instance. Asked on every call.
     pub async fn still(&self, who: &Workload) -> Result<PodView, NotAttested> {
-        let pod = self.pods.pod(&who.subject.namespace, &who.subject.pod).await?;
-        let pod = pod.ok_or(NotAttested::Pod("no such pod"))?;
-        if pod.uid != who.subject.pod_uid || pod.deleting || !pod.alive {
-            return Err(NotAttested::Pod("gone, or another pod of that name"));
+        let Subject { namespace, pod, .. } = &who.subject;
+        if let Ok(pod) = stands(self.pods.known(namespace, pod).await?, who) {
+            return Ok(pod);
         }
-        if pod.instance.count != who.instance {
-            return Err(NotAttested::Pod("a newer instance of the sidecar runs"));
-        }
-        Ok(pod)
+        // What was heard of last may lag behind; nobody is turned away for that.
+        stands(self.pods.pod(namespace, pod).await?, who)
     }
+}
+
+fn stands(pod: Option<PodView>, who: &Workload) -> Result<PodView, NotAttested> {
+    let pod = pod.ok_or(NotAttested::Pod("no such pod"))?;
+    if pod.uid != who.subject.pod_uid || !pod.alive {
+        return Err(NotAttested::Pod("gone, or another pod of that name"));
+    }
+    if pod.instance.count != who.instance {
+        return Err(NotAttested::Pod("a newer instance of the sidecar runs"));
+    }
+    Ok(pod)
 }
 
 /// Pod claims of an accepted service-account token.
@@ -252,11 +265,11 @@ impl<'a> Claims<'a> {
     }
 }
 
-fn check_review(review: &Review, claims: &Claims<'_>) -> Result<(), NotAttested> {
+fn check_review(review: &Review, ours: &str, claims: &Claims<'_>) -> Result<(), NotAttested> {
     if !review.authenticated || review.error.is_some() {
         return Err(NotAttested::Review("not authenticated"));
     }
-    if !review.audiences.iter().any(|audience| audience == AUDIENCE) {
+    if !review.audiences.iter().any(|audience| audience == ours) {
         return Err(NotAttested::Review("the authenticator ignored our audience"));
     }
     if review.user != claims.user {
@@ -281,31 +294,8 @@ fn check_pod(pod: &PodView, claims: &Claims<'_>) -> Result<(), NotAttested> {
     if !claims.node.is_empty() && pod.node != claims.node {
         return Err(NotAttested::Pod("another node"));
     }
-    if pod.deleting {
-        return Err(NotAttested::Pod("marked for deletion"));
-    }
     if !pod.alive {
         return Err(NotAttested::Pod("neither pending nor running"));
-    }
-    Ok(())
-}
-
-fn check_shape(shape: &Shape) -> Result<(), NotAttested> {
-    if shape.token_volumes.len() != 1 {
-        return Err(NotAttested::Shape(
-            "our audience is not projected by exactly one volume",
-        ));
-    }
-    match shape.mounted_by.as_slice() {
-        [(name, true)] if name == SIDECAR => {}
-        _ => {
-            return Err(NotAttested::Shape(
-                "the token is mounted by something besides the sidecar",
-            ))
-        }
-    }
-    if !shape.intruders.is_empty() {
-        return Err(NotAttested::Shape("an ephemeral container reaches for the sidecar"));
     }
     Ok(())
 }

@@ -1,14 +1,13 @@
 //! The broker's own certificate authority (P-256, in the state directory) and the leaf both faces serve.
 //!
 //! Refuses nothing at run time. The invariant: the authority's key never leaves the state directory; a leaf is
-//! made anew at each start and names loopback and the configured listen address only.
+//! made anew at each start and names loopback, where the faces listen and what they are called by, and nothing else.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
 };
 use rustls::ServerConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -27,7 +26,7 @@ const YEAR: i64 = 365 * 24 * 3600;
 
 impl Authority {
     /// Loads the authority, or makes it at the first start, and issues this start's leaf.
-    pub fn open(state: &StateDir, addresses: &[IpAddr], clock: &dyn Clock) -> Result<Self, StartError> {
+    pub fn open(state: &StateDir, names: &[String], clock: &dyn Clock) -> Result<Self, StartError> {
         state.dir("keys")?;
         let key = load_key(state)?;
         let issuer = Issuer::new(ca_params(), &key);
@@ -40,7 +39,7 @@ impl Authority {
             Ok::<_, StartError>(cert.pem().into_bytes())
         })?;
         let leaf_key = KeyPair::generate().map_err(|error| StartError::crypto("a TLS key", error))?;
-        let leaf = leaf_params(addresses, clock.now())?
+        let leaf = leaf_params(names, clock.now())?
             .signed_by(&leaf_key, &issuer)
             .map_err(|error| StartError::crypto("a TLS certificate", error))?;
         Ok(Authority {
@@ -77,19 +76,15 @@ fn ca_params() -> CertificateParams {
     params
 }
 
-fn leaf_params(addresses: &[IpAddr], now: i64) -> Result<CertificateParams, StartError> {
-    let mut params = CertificateParams::new(vec!["localhost".to_owned()])
-        .map_err(|error| StartError::crypto("a TLS certificate", error))?;
+fn leaf_params(names: &[String], now: i64) -> Result<CertificateParams, StartError> {
+    let mut all = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    let specified = |name: &&String| name.parse::<IpAddr>().map_or(true, |address| !address.is_unspecified());
+    all.extend(names.iter().filter(specified).cloned());
+    all.sort();
+    all.dedup();
+    // Addresses among them become addresses in the certificate.
+    let mut params = CertificateParams::new(all).map_err(|error| StartError::crypto("a TLS certificate", error))?;
     params.distinguished_name.push(DnType::CommonName, "Sidegate broker");
-    let mut names: Vec<IpAddr> = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
-    names.extend(
-        addresses
-            .iter()
-            .filter(|address| !address.is_unspecified() && !address.is_loopback()),
-    );
-    params
-        .subject_alt_names
-        .extend(names.into_iter().map(SanType::IpAddress));
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;

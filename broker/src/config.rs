@@ -14,25 +14,26 @@ use sidegate_policies::compile::Problem;
 
 use crate::clock::{Clock, SystemClock};
 use crate::front::budget::Limits;
+use crate::kubernetes::ClusterOptions;
 use crate::state::StateError;
 
 /// What a broker is started with.
 #[derive(Debug, Clone)]
 pub struct BrokerConfig {
-    /// Folders with `*.yaml`, read together and watched.
-    pub config_dirs: Vec<PathBuf>,
-    /// Folder laid out `<namespace>/<name>/<key>`; absent: no Secret can be read.
-    pub secrets_dir: Option<PathBuf>,
+    /// Where callers and kinds come from.
+    pub place: Place,
     /// Private folder for keys, pins, approvals, records and the control socket.
     pub state_dir: PathBuf,
     /// Address of the front face. Port 0 picks a free one.
     pub listen: SocketAddr,
     /// Address of the issuer's public face. Port 0 takes the port of the last start if it is free, else any.
     pub issuer_listen: SocketAddr,
+    /// What sidecars call the front face by, `https://HOST[:PORT]`; absent: its address.
+    pub front_url: Option<String>,
+    /// The issuer's name in every token, `https://HOST[:PORT]`; absent: the address of the public face.
+    pub issuer_url: Option<String>,
     /// The cluster's name, part of every `sub`.
     pub cluster: String,
-    /// Who the one local agent is.
-    pub identity: Identity,
     /// How often callers may call.
     pub limits: Limits,
     /// Wall time.
@@ -40,20 +41,46 @@ pub struct BrokerConfig {
 }
 
 impl BrokerConfig {
-    /// The defaults of local mode: loopback, free ports, agent `local/agent`, not separated.
-    pub fn new(config_dirs: Vec<PathBuf>, state_dir: PathBuf) -> Self {
+    /// The defaults: loopback and free ports.
+    pub fn new(place: Place, state_dir: PathBuf) -> Self {
         let loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
         BrokerConfig {
-            config_dirs,
-            secrets_dir: None,
+            place,
             state_dir,
             listen: loopback,
             issuer_listen: loopback,
+            front_url: None,
+            issuer_url: None,
             cluster: "local".to_owned(),
-            identity: Identity::default(),
             limits: Limits::default(),
             clock: Arc::new(SystemClock),
         }
+    }
+}
+
+/// Where callers and kinds come from.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// One machine with one agent, described by files.
+    Machine(Machine),
+    /// A cluster, by its API server.
+    Cluster(ClusterOptions),
+}
+
+/// One machine with one agent.
+#[derive(Debug, Clone, Default)]
+pub struct Machine {
+    /// Folders with `*.yaml`, read together and watched.
+    pub config_dirs: Vec<PathBuf>,
+    /// Folder laid out `<namespace>/<name>/<key>`; absent: no Secret can be read.
+    pub secrets_dir: Option<PathBuf>,
+    /// Who the agent is. Default: `local/agent`, not separated.
+    pub identity: Identity,
+}
+
+impl From<Machine> for Place {
+    fn from(machine: Machine) -> Self {
+        Place::Machine(machine)
     }
 }
 
@@ -137,12 +164,19 @@ pub enum StartError {
         /// Why.
         why: String,
     },
+    /// The API server cannot be used.
+    #[error("cannot use the cluster: {0}")]
+    Cluster(String),
     /// The record store cannot be opened.
     #[error("cannot open the record store: {0}")]
     Records(String),
 }
 
 impl StartError {
+    pub(crate) fn cluster(why: impl std::fmt::Display) -> Self {
+        StartError::Cluster(why.to_string())
+    }
+
     pub(crate) fn crypto(what: &'static str, why: impl std::fmt::Display) -> Self {
         StartError::Crypto {
             what,

@@ -35,7 +35,7 @@ use crate::index::Index;
 use crate::issuer::Issuer;
 use crate::lockdown::Lockdowns;
 use crate::revoked::Revoked;
-use crate::secrets::SecretFolder;
+use crate::secrets::Secrets;
 use crate::task::Tasks;
 
 pub use error::Refusal;
@@ -59,7 +59,7 @@ pub struct Front {
     /// Requests waiting for people.
     pub approvals: Arc<Approvals>,
     /// Where secrets are.
-    pub secrets: SecretFolder,
+    pub secrets: Secrets,
     /// Leases given out.
     pub leases: Leases,
     /// Tokens of ours revoked before their time.

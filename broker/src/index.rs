@@ -23,12 +23,46 @@ pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(15 * 60);
 /// The largest bundle offered; a larger one denies everything.
 pub const MAX_BODY: usize = 8 << 20;
 
+/// Targets that are offered to nobody, although they are right: something that may restrict them is not understood.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Withheld {
+    all: Option<String>,
+    namespaces: BTreeMap<String, String>,
+    targets: BTreeMap<String, String>,
+}
+
+impl Withheld {
+    /// Every Target.
+    pub fn everything(&mut self, why: String) {
+        self.all.get_or_insert(why);
+    }
+
+    /// Every Target of a namespace.
+    pub fn namespace(&mut self, namespace: String, why: String) {
+        self.namespaces.entry(namespace).or_insert(why);
+    }
+
+    /// One Target, by `namespace/name`.
+    pub fn target(&mut self, name: String, why: String) {
+        self.targets.entry(name).or_insert(why);
+    }
+
+    /// Why a Target is withheld, if it is.
+    pub fn why(&self, target: &Target) -> Option<&str> {
+        let namespace = target.metadata.namespace.as_deref().unwrap_or_default();
+        let why = self.all.as_ref().or_else(|| self.namespaces.get(namespace));
+        why.or_else(|| self.targets.get(&target.full_name()))
+            .map(String::as_str)
+    }
+}
+
 /// One accepted configuration.
 pub struct Index {
     revision: u64,
     cluster: String,
     digest_key: String,
     objects: Objects,
+    withheld: Withheld,
     offers: Mutex<HashMap<Class, Arc<Offer>>>,
 }
 
@@ -76,8 +110,15 @@ impl Index {
             cluster,
             digest_key,
             objects,
+            withheld: Withheld::default(),
             offers: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// The same without these Targets.
+    pub fn withholding(mut self, withheld: Withheld) -> Self {
+        self.withheld = withheld;
+        self
     }
 
     /// The configuration's revision.
@@ -94,11 +135,30 @@ impl Index {
             .collect()
     }
 
+    /// Every Target with the reason why nobody gets it, if nobody does.
+    pub fn targets(&self) -> impl Iterator<Item = (&Target, Option<String>)> {
+        let targets = self.objects.targets.iter().map(|located| &located.object);
+        targets.map(|target| (target, self.withheld.why(target).map(str::to_owned)))
+    }
+
     /// Every Target with the reason why this workload does not get it, if it does not.
     pub fn standing(&self, subject: &Subject) -> Vec<(&Target, Result<BundledTarget, String>)> {
-        let targets = self.objects.targets.iter();
+        let mut ports: HashMap<i32, String> = HashMap::new();
+        let targets = self.objects.targets.iter().map(|located| &located.object);
         targets
-            .map(|located| (&located.object, self.bundled(&located.object, subject)))
+            .map(|target| {
+                let port = target.spec.listen.port;
+                let standing = self
+                    .bundled(target, subject)
+                    .and_then(|bundled| match ports.get(&port) {
+                        Some(first) => Err(format!("PortTaken: Target {first} already listens on port {port}")),
+                        None => {
+                            ports.insert(port, target.full_name());
+                            Ok(bundled)
+                        }
+                    });
+                (target, standing)
+            })
             .collect()
     }
 
@@ -249,6 +309,9 @@ impl Index {
                 "NoPolicy: no AccessPolicy that names `{}` refers to it",
                 subject.account()
             ));
+        }
+        if let Some(why) = self.withheld.why(target) {
+            return Err(why.to_owned());
         }
         let ca_pem = self.ca_pem(target)?;
         let mut target = target.clone();

@@ -12,16 +12,17 @@ use sidegate_policies::compile::Problem;
 use sidegate_policies::objects::Objects;
 use sidegate_policies::record::Kind;
 use sidegate_policies::yaml;
-use tokio::sync::watch;
 
-use crate::audit::{Audit, Event, Unrecorded};
+use crate::audit::Event;
 use crate::control::switch;
 use crate::folder::{Fingerprint, Folders};
-use crate::index::Index;
+use crate::front::Front;
+use crate::in_force::{InForce, NotAccepted};
+use crate::index::Withheld;
 use crate::local_cluster::{LocalCluster, TOKEN_LIFE};
 use crate::report::{Findings, Reporter};
 use crate::rotation;
-use crate::state::{StateDir, StateError};
+use crate::task::Tasks;
 
 const TICK: Duration = Duration::from_millis(500);
 const DEBOUNCE: Duration = Duration::from_millis(100);
@@ -42,41 +43,26 @@ pub fn load(folders: &Folders) -> Result<(Objects, Vec<Problem>), Vec<Problem>> 
     }
 }
 
-/// Why a good configuration was not put into force. It is tried again.
-#[derive(Debug, thiserror::Error)]
-enum NotAccepted {
-    #[error(transparent)]
-    State(#[from] StateError),
-    #[error("the configuration is not in force: {0}")]
-    Unrecorded(#[from] Unrecorded),
-}
-
-/// The audit event of a configuration put into force. It is on record first.
-pub(crate) fn accepted(audit: &Audit, revision: u64) -> Result<(), Unrecorded> {
-    audit.record(Event {
-        object: &revision.to_string(),
-        ..Event::new(Kind::Config, "configuration.accepted")
-    })
-}
-
 /// The housekeeper of one broker.
 pub struct Keeper {
+    /// Everything in force, and where findings go.
+    pub reporter: Arc<Reporter>,
+    /// The folders of a machine; nothing in a cluster, whose objects are followed elsewhere.
+    pub watched: Option<Watched>,
+    /// When the service-account token was last written, seconds since 1970.
+    pub token_written: i64,
+}
+
+/// Folders that are watched.
+pub struct Watched {
     /// Where the configuration is.
     pub folders: Folders,
     /// How it looked when it was last read.
     pub seen: Fingerprint,
     /// Where an accepted configuration goes.
-    pub index: watch::Sender<Arc<Index>>,
-    /// Counters.
-    pub state: Arc<StateDir>,
-    /// The cluster's name and the key of approval digests, for new indexes.
-    pub cluster_name: String,
-    /// Base64url.
-    pub digest_key: String,
-    /// Everything in force, and where findings go.
-    pub reporter: Arc<Reporter>,
-    /// When the service-account token was last written, seconds since 1970.
-    pub token_written: i64,
+    pub in_force: InForce,
+    /// A good configuration is not in force, and must be tried again.
+    pub again: bool,
 }
 
 impl Keeper {
@@ -84,7 +70,6 @@ impl Keeper {
     pub async fn run(mut self) {
         let tasks = self.reporter.front.tasks.clone();
         let stop = tasks.stopping();
-        let mut again = false;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -93,92 +78,17 @@ impl Keeper {
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            let folders = self.folders.clone();
-            if let Some(now) = tasks.blocking(move || folders.fingerprint()).await {
-                if now != self.seen || again {
-                    self.seen = self.settle(now).await;
-                    again = self.reload().await;
-                }
+            if let Some(watched) = &mut self.watched {
+                watched.look(&self.reporter).await;
             }
             self.keep().await;
         }
     }
 
-    /// Waits until the folders look the same twice, at most a second.
-    async fn settle(&self, mut last: Fingerprint) -> Fingerprint {
-        for _ in 0..DEBOUNCE_ROUNDS {
-            tokio::time::sleep(DEBOUNCE).await;
-            let folders = self.folders.clone();
-            match self.reporter.front.tasks.blocking(move || folders.fingerprint()).await {
-                Some(now) if now != last => last = now,
-                _ => break,
-            }
-        }
-        last
-    }
-
-    /// Answers whether a good configuration is not in force and must be tried again.
-    async fn reload(&self) -> bool {
-        let folders = self.folders.clone();
-        let tasks = &self.reporter.front.tasks;
-        let Some(loaded) = tasks.blocking(move || load(&folders)).await else {
-            return false;
-        };
-        let mut again = false;
-        let findings = match loaded {
-            Ok((objects, warnings)) => match self.accept(objects) {
-                Ok(revision) => {
-                    tracing::info!(revision, warnings = warnings.len(), "configuration accepted");
-                    Findings {
-                        problems: Vec::new(),
-                        warnings,
-                    }
-                }
-                Err(error) => {
-                    again = true;
-                    Findings {
-                        problems: vec![unplaced(error.to_string())],
-                        warnings,
-                    }
-                }
-            },
-            Err(problems) => {
-                tracing::warn!(
-                    problems = problems.len(),
-                    "configuration refused; the last good one stays in force"
-                );
-                self.reporter.front.audit.note(Event {
-                    detail: &format!("{} problem(s); the last good one stays in force", problems.len()),
-                    ..Event::new(Kind::Config, "configuration.refused")
-                });
-                Findings {
-                    problems,
-                    warnings: Vec::new(),
-                }
-            }
-        };
-        *self
-            .reporter
-            .findings
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = findings;
-        again
-    }
-
-    fn accept(&self, objects: Objects) -> Result<u64, NotAccepted> {
-        let revision = self.state.count("bundle")?;
-        let index = Index::new(objects, revision, self.cluster_name.clone(), self.digest_key.clone());
-        // Lockdowns first: what a new configuration freezes is frozen before what it allows is offered.
-        self.reporter.front.lockdowns.configure(index.lockdowns())?;
-        accepted(&self.reporter.front.audit, revision)?;
-        self.index.send_replace(Arc::new(index));
-        Ok(revision)
-    }
-
     async fn keep(&mut self) {
         let front = Arc::clone(&self.reporter.front);
         let records = Arc::clone(&self.reporter.records);
-        let cluster = Arc::clone(&self.reporter.cluster);
+        let cluster = self.reporter.cluster.clone();
         let now = front.clock.now();
         // The kubelet renews at 80 % of a token's life; so do we.
         let renew = now.saturating_sub(self.token_written) >= TOKEN_LIFE.saturating_mul(4).div_euclid(5);
@@ -194,12 +104,88 @@ impl Keeper {
                 if let Err(error) = front.approvals.sweep(&front.index(), &front.lockdowns.now()) {
                     tracing::error!(%error, "requests cannot be swept");
                 }
-                renew && renewed(&cluster)
+                renew && cluster.is_some_and(|cluster| renewed(&cluster))
             })
             .await;
         if kept == Some(true) {
             self.token_written = now;
         }
+    }
+}
+
+impl Watched {
+    /// Looks at the folders, and takes what changed.
+    async fn look(&mut self, reporter: &Reporter) {
+        let tasks = &reporter.front.tasks;
+        let folders = self.folders.clone();
+        let Some(now) = tasks.blocking(move || folders.fingerprint()).await else {
+            return;
+        };
+        if now != self.seen || self.again {
+            self.seen = self.settle(now, tasks).await;
+            self.reload(reporter).await;
+        }
+    }
+
+    /// Waits until the folders look the same twice, at most a second.
+    async fn settle(&self, mut last: Fingerprint, tasks: &Tasks) -> Fingerprint {
+        for _ in 0..DEBOUNCE_ROUNDS {
+            tokio::time::sleep(DEBOUNCE).await;
+            let folders = self.folders.clone();
+            match tasks.blocking(move || folders.fingerprint()).await {
+                Some(now) if now != last => last = now,
+                _ => break,
+            }
+        }
+        last
+    }
+
+    async fn reload(&mut self, reporter: &Reporter) {
+        let folders = self.folders.clone();
+        self.again = false;
+        let Some(loaded) = reporter.front.tasks.blocking(move || load(&folders)).await else {
+            return;
+        };
+        let findings = match loaded {
+            Ok((objects, warnings)) => match self.accept(&reporter.front, objects) {
+                Ok(revision) => {
+                    tracing::info!(revision, warnings = warnings.len(), "configuration accepted");
+                    Findings {
+                        problems: Vec::new(),
+                        warnings,
+                    }
+                }
+                Err(error) => {
+                    self.again = true;
+                    Findings {
+                        problems: vec![unplaced(error.to_string())],
+                        warnings,
+                    }
+                }
+            },
+            Err(problems) => {
+                tracing::warn!(
+                    problems = problems.len(),
+                    "configuration refused; the last good one stays in force"
+                );
+                reporter.front.audit.note(Event {
+                    detail: &format!("{} problem(s); the last good one stays in force", problems.len()),
+                    ..Event::new(Kind::Config, "configuration.refused")
+                });
+                Findings {
+                    problems,
+                    warnings: Vec::new(),
+                }
+            }
+        };
+        reporter.tell(findings);
+    }
+
+    fn accept(&self, front: &Front, objects: Objects) -> Result<u64, NotAccepted> {
+        // Lockdowns first: what a new configuration freezes is frozen before what it allows is offered.
+        let lockdowns = objects.lockdowns.iter().map(|located| located.object.clone());
+        front.lockdowns.configure(lockdowns.collect())?;
+        self.in_force.put(front, objects, Withheld::default())
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::future::BoxFuture;
 use serde_json::json;
 
-use crate::attest::{ClusterTrust, PodView, Pods, Review, Shape, TokenReviewer, Unavailable, AUDIENCE, SIDECAR};
+use crate::attest::{ClusterTrust, Issuers, PodView, Pods, Review, Shape, TokenReviewer, Unavailable, SIDECAR};
 use crate::clock::Clock;
 use crate::config::{Identity, StartError};
 use crate::issuer::{load_cluster_key, random_id};
@@ -23,6 +23,8 @@ use crate::state::{write_private, StateDir, StateError};
 
 /// The issuer of local service-account tokens.
 pub const CLUSTER_ISSUER: &str = "https://cluster.local.sidegate.invalid";
+/// The audience of local service-account tokens.
+pub const AUDIENCE: &str = "sidegate-broker";
 /// Life of a service-account token, seconds.
 pub const TOKEN_LIFE: i64 = 3600;
 const NODE: &str = "localhost";
@@ -30,7 +32,7 @@ const NODE: &str = "localhost";
 /// The double.
 pub struct LocalCluster {
     key: SigningKey,
-    keys: KeySet,
+    trust: Arc<ClusterTrust>,
     identity: Identity,
     pod: String,
     pod_uid: String,
@@ -54,7 +56,11 @@ impl LocalCluster {
             Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
         };
         let cluster = LocalCluster {
-            keys: KeySet::new(vec![key.public().clone()]),
+            trust: Arc::new(ClusterTrust {
+                issuer: CLUSTER_ISSUER.to_owned(),
+                keys: KeySet::new(vec![key.public().clone()]),
+                algorithms: vec![Alg::Es256],
+            }),
             key,
             identity: identity.clone(),
             pod: format!("{}-local", identity.service_account),
@@ -68,15 +74,6 @@ impl LocalCluster {
         };
         cluster.write_token()?;
         Ok(cluster)
-    }
-
-    /// What the attestor believes before it asks.
-    pub fn trust(&self) -> ClusterTrust {
-        ClusterTrust {
-            issuer: CLUSTER_ISSUER.to_owned(),
-            keys: self.keys.clone(),
-            algorithms: vec![Alg::Es256],
-        }
     }
 
     /// The token's path, as a sidecar opens it for every use.
@@ -189,9 +186,9 @@ impl LocalCluster {
 
     fn judge(&self, token: &str, audience: &str) -> Review {
         let trust = Trust {
-            issuer: CLUSTER_ISSUER,
-            keys: &self.keys,
-            algorithms: &[Alg::Es256],
+            issuer: &self.trust.issuer,
+            keys: &self.trust.keys,
+            algorithms: &self.trust.algorithms,
             audience,
             denied: &|_| false,
         };
@@ -224,6 +221,16 @@ fn next_instance(state: &StateDir) -> Result<Instance, StartError> {
         count: state.count("instance")?,
         container: random_id().map_err(|error| StartError::crypto("a container id", error))?,
     })
+}
+
+impl Issuers for LocalCluster {
+    fn trust(&self) -> Arc<ClusterTrust> {
+        Arc::clone(&self.trust)
+    }
+
+    fn renew(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async { false })
+    }
 }
 
 impl TokenReviewer for LocalCluster {

@@ -273,7 +273,8 @@ impl Lockdowns {
     }
 }
 
-fn everything(why: &str) -> Lockdown {
+/// What is in force where a Lockdown cannot be read.
+pub(crate) fn everything(why: &str) -> Lockdown {
     Object {
         api_version: API_VERSION.to_owned(),
         kind: "Lockdown".to_owned(),

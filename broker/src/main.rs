@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sidegate_broker::{Broker, BrokerConfig, Identity, Running, StartError};
+use sidegate_broker::kubernetes::ClusterOptions;
+use sidegate_broker::{Broker, BrokerConfig, Identity, Machine, Place, Running, StartError};
 use tokio::signal::unix::{signal, SignalKind};
 
 /// Sidegate's broker on files: says who a sidecar is, what it may reach, and with which credential.
@@ -26,11 +27,30 @@ use tokio::signal::unix::{signal, SignalKind};
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Folder with *.yaml; may be repeated.
-    #[arg(long, required = true, value_name = "DIR")]
+    /// Folder with *.yaml; may be repeated. Describes one machine with one agent.
+    #[arg(
+        long,
+        required_unless_present = "kubernetes",
+        conflicts_with = "kubernetes",
+        value_name = "DIR"
+    )]
     config: Vec<PathBuf>,
+    /// Serve a cluster: identities, policies, Secrets and pins come from its API server.
+    #[arg(long)]
+    kubernetes: bool,
+    /// How the API server is reached; default: the service account of this pod.
+    #[arg(long, requires = "kubernetes", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// The broker's own namespace, where pins are kept.
+    #[arg(
+        long,
+        requires = "kubernetes",
+        value_name = "NAME",
+        default_value = "sidegate-system"
+    )]
+    namespace: String,
     /// Folder laid out <namespace>/<name>/<key>, files 0600.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, conflicts_with = "kubernetes", value_name = "DIR")]
     secrets: Option<PathBuf>,
     /// Private folder for keys, pins, approvals, records and the control socket.
     #[arg(long, required = true, value_name = "DIR")]
@@ -41,6 +61,13 @@ struct Arguments {
     /// Address of the issuer's public face; with port 0 the last start's port is tried first.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     issuer_listen: SocketAddr,
+    /// What sidecars call the front face by. Default: https:// and its address.
+    #[arg(long, value_name = "https://HOST[:PORT]")]
+    front_url: Option<String>,
+    /// The issuer's name in every token, as everything that trusts it has it byte for byte. Default: https:// and its
+    /// address.
+    #[arg(long, value_name = "https://HOST[:PORT]")]
+    issuer_url: Option<String>,
     /// The agent, as NAMESPACE/NAME of its service account.
     #[arg(long = "as", value_name = "NAMESPACE/NAME", default_value = "local/agent")]
     identity: String,
@@ -79,6 +106,25 @@ fn main() -> ExitCode {
 }
 
 fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
+    let state = arguments.state.clone().ok_or("--state is missing")?;
+    let (listen, issuer_listen) = (arguments.listen, arguments.issuer_listen);
+    let (front_url, issuer_url) = (arguments.front_url.clone(), arguments.issuer_url.clone());
+    let place = match arguments.kubernetes {
+        true => Place::Cluster(ClusterOptions {
+            kubeconfig: arguments.kubeconfig,
+            namespace: arguments.namespace,
+        }),
+        false => Place::Machine(machine(arguments)?),
+    };
+    let mut config = BrokerConfig::new(place, state);
+    config.listen = listen;
+    config.issuer_listen = issuer_listen;
+    config.front_url = front_url;
+    config.issuer_url = issuer_url;
+    Ok(config)
+}
+
+fn machine(arguments: Arguments) -> Result<Machine, String> {
     let (namespace, service_account) = arguments
         .identity
         .split_once('/')
@@ -90,18 +136,16 @@ fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
             .ok_or_else(|| format!("--label `{label}`: write KEY=VALUE"))?;
         labels.insert(key.to_owned(), value.to_owned());
     }
-    let state = arguments.state.ok_or("--state is missing")?;
-    let mut config = BrokerConfig::new(arguments.config, state);
-    config.secrets_dir = arguments.secrets;
-    config.listen = arguments.listen;
-    config.issuer_listen = arguments.issuer_listen;
-    config.identity = Identity {
-        namespace: namespace.to_owned(),
-        service_account: service_account.to_owned(),
-        labels,
-        ..Identity::default()
-    };
-    Ok(config)
+    Ok(Machine {
+        config_dirs: arguments.config,
+        secrets_dir: arguments.secrets,
+        identity: Identity {
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            labels,
+            ..Identity::default()
+        },
+    })
 }
 
 async fn run(config: BrokerConfig) -> ExitCode {
@@ -131,14 +175,17 @@ async fn run(config: BrokerConfig) -> ExitCode {
 
 /// One JSON line: what a sidecar's environment needs.
 fn announce(running: &Running) {
-    let line = serde_json::json!({
+    let mut line = serde_json::json!({
         "frontUrl": running.front_url,
         "issuer": running.issuer_url,
         "ca": running.ca_file,
-        "tokenFile": running.token_file,
         "control": running.control_socket,
-        "podUid": running.subject.pod_uid,
     });
+    // In a cluster the kubelet writes tokens, and pods are many.
+    if let (Some(local), Some(line)) = (running.local(), line.as_object_mut()) {
+        line.insert("tokenFile".to_owned(), serde_json::json!(local.token_file()));
+        line.insert("podUid".to_owned(), local.pod_uid().into());
+    }
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}");
     let _ = out.flush();

@@ -32,10 +32,10 @@ pub struct Findings {
 pub struct Reporter {
     /// What is in force.
     pub front: Arc<Front>,
-    /// The local cluster.
-    pub cluster: Arc<LocalCluster>,
-    /// The agent, as its pod would say.
-    pub subject: Subject,
+    /// The local cluster; nothing in a real one.
+    pub cluster: Option<Arc<LocalCluster>>,
+    /// The one agent of local mode, as its pod would say.
+    pub subject: Option<Subject>,
     /// What separates the agent.
     pub separation: Separation,
     /// The record store.
@@ -47,6 +47,11 @@ pub struct Reporter {
 }
 
 impl Reporter {
+    /// Takes what a look at the configuration found.
+    pub fn tell(&self, findings: Findings) {
+        *self.findings.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = findings;
+    }
+
     /// Status of everything.
     pub fn status(&self) -> Status {
         let front = &self.front;
@@ -65,9 +70,12 @@ impl Reporter {
         lockdowns.dedup();
         Status {
             release: env!("CARGO_PKG_VERSION").to_owned(),
-            subject: self.subject.account(),
+            subject: self.subject.as_ref().map(Subject::account).unwrap_or_default(),
             separation: self.separation.to_string(),
-            bundle: Some(index.offer(&self.subject).version.clone()),
+            bundle: self
+                .subject
+                .as_ref()
+                .map(|subject| index.offer(subject).version.clone()),
             bundle_in_force: connected.iter().find_map(|sidecar| sidecar.bundle.clone()),
             targets: self.targets(&connected),
             sidecars: u64::try_from(connected.len()).unwrap_or(u64::MAX),
@@ -88,8 +96,12 @@ impl Reporter {
                 .collect(),
             front_url: self.front_url.clone(),
             issuer: front.issuer.url().to_owned(),
-            pod_uid: self.subject.pod_uid.clone(),
-            instance: self.cluster.instance().count,
+            pod_uid: self
+                .subject
+                .as_ref()
+                .map(|subject| subject.pod_uid.clone())
+                .unwrap_or_default(),
+            instance: self.cluster.as_ref().map_or(0, |cluster| cluster.instance().count),
             waiting: u64::try_from(waiting).unwrap_or(u64::MAX),
             leases: u64::try_from(front.leases.active(front.clock.now_ms())).unwrap_or(u64::MAX),
             over_budget: front.budget.refused(),
@@ -100,17 +112,24 @@ impl Reporter {
     /// Every Target: as the sidecar serves it, or with the reason why it does not.
     fn targets(&self, connected: &[SidecarReport]) -> Vec<TargetStatus> {
         let index = self.front.index();
-        let standing = index.standing(&self.subject).into_iter();
+        let standing: Vec<(&Target, Option<String>)> = match &self.subject {
+            Some(subject) => {
+                let standing = index.standing(subject).into_iter();
+                standing.map(|(target, standing)| (target, standing.err())).collect()
+            }
+            None => index.targets().collect(),
+        };
         standing
-            .map(|(target, standing)| {
+            .into_iter()
+            .map(|(target, problem)| {
                 let name = target.full_name();
                 let served = connected
                     .iter()
                     .flat_map(|sidecar| sidecar.status.targets.iter())
                     .find(|served| served.target == name);
-                match (standing, served) {
-                    (Ok(_), Some(served)) => served.clone(),
-                    (standing, _) => target_status(target, standing.err()),
+                match (problem, served) {
+                    (None, Some(served)) => served.clone(),
+                    (problem, _) => target_status(target, problem),
                 }
             })
             .collect()
@@ -118,7 +137,10 @@ impl Reporter {
 
     /// The Targets the agent gets, as its bundle holds them.
     pub fn served(&self) -> Vec<Target> {
-        let offer = self.front.index().offer(&self.subject);
+        let Some(subject) = &self.subject else {
+            return Vec::new();
+        };
+        let offer = self.front.index().offer(subject);
         offer
             .bundle
             .targets

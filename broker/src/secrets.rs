@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use crate::kubernetes::ClusterSecrets;
+
 /// Why a Secret cannot be used. Names paths, never contents.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
@@ -36,6 +38,22 @@ pub enum SecretError {
     /// Too long, or not text.
     #[error("{0}: is longer than 64 KiB or not UTF-8")]
     Content(String),
+    /// Its owner did not grant it to the broker.
+    #[error("{path} is not granted to the broker; its owner runs: {grant}")]
+    NotGranted {
+        /// Which.
+        path: String,
+        /// The commands that grant it.
+        grant: String,
+    },
+    /// The API server does not say.
+    #[error("{path}: {why}")]
+    Cluster {
+        /// Which.
+        path: String,
+        /// Why.
+        why: String,
+    },
     /// The system said no.
     #[error("{path}: {source}")]
     Io {
@@ -47,6 +65,30 @@ pub enum SecretError {
 }
 
 const MAX_SECRET: u64 = 64 * 1024;
+
+/// Where the Secrets of Targets are.
+#[derive(Clone)]
+pub enum Secrets {
+    /// In a folder.
+    Folder(SecretFolder),
+    /// In the cluster.
+    Cluster(ClusterSecrets),
+}
+
+impl Secrets {
+    /// These keys of one Secret, in their order, as they are now.
+    pub async fn read(
+        &self,
+        namespace: &str,
+        name: &str,
+        keys: &[&str],
+    ) -> Result<Vec<Zeroizing<String>>, SecretError> {
+        match self {
+            Secrets::Folder(folder) => keys.iter().map(|key| folder.read(namespace, name, key)).collect(),
+            Secrets::Cluster(cluster) => cluster.read(namespace, name, keys).await,
+        }
+    }
+}
 
 /// The folder.
 #[derive(Debug, Clone)]

@@ -178,6 +178,11 @@ impl Authority {
             .store(jiff::Timestamp::now().as_millisecond(), Ordering::Release);
     }
 
+    /// Nothing the broker said before counts as heard any more.
+    pub fn unheard(&self) {
+        self.heard.store(0, Ordering::Release);
+    }
+
     /// A deny set is in force: without one nothing is allowed.
     pub fn armed(&self) {
         self.armed.store(true, Ordering::Release);

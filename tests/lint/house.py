@@ -22,7 +22,7 @@ WRAPPED = {
     "hickory_resolver": ["sidecar/src/dial.rs", "sidecar/src/dial/"],
     "serde_saphyr": ["policies/src/yaml.rs", "policies/src/yaml/"],
     "netlink_packet_sock_diag": ["sidecar/src/accept/owner.rs"],
-    "kube": ["policies/src/api/", "policies/src/bin/crdgen.rs"],
+    "kube": ["policies/src/api/", "policies/src/bin/crdgen.rs", "broker/src/kubernetes.rs", "broker/src/kubernetes/"],
 }
 
 # Rooms (protocols) are named by the registry alone, so that a new one touches no other file (architecture.md).

@@ -5,6 +5,7 @@
 //! be had is an error that says how to get it, never a silent skip.
 
 pub mod authority;
+pub mod bearer;
 pub mod cluster;
 pub mod disk;
 pub mod middle;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{ensure, Context, Result};
 use nix::unistd::Uid;
 use sidegate_broker::app::Broker;
-use sidegate_broker::config::{BrokerConfig, Identity, StartError};
+use sidegate_broker::config::{BrokerConfig, Identity, Machine, StartError};
 use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::authority::Separation;
 use sidegate_sidecar::broker::Url;
@@ -84,20 +84,24 @@ impl Setup {
             fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
         }
         private(&path("state"))?;
-        let mut config = BrokerConfig::new(vec![path("config")], path("state"));
-        config.secrets_dir = Some(path("secrets"));
-        config.identity = self.identity;
-        let broker = Broker::start(config).await.map_err(|error| match error {
-            StartError::Config(problems) => {
-                let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                anyhow::anyhow!("{}", lines.join("\n"))
-            }
-            other => other.into(),
-        })?;
+        let machine = Machine {
+            config_dirs: vec![path("config")],
+            secrets_dir: Some(path("secrets")),
+            identity: self.identity,
+        };
+        let broker = Broker::start(BrokerConfig::new(machine.into(), path("state")))
+            .await
+            .map_err(|error| match error {
+                StartError::Config(problems) => {
+                    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                    anyhow::anyhow!("{}", lines.join("\n"))
+                }
+                other => other.into(),
+            })?;
         let sidecar = Sidecar::start(SidecarConfig {
             broker: Url::parse(&broker.front_url)?,
             broker_ca_pem: broker.ca_pem.clone(),
-            token_file: broker.token_file.clone(),
+            token_file: broker.local().context("a broker of one machine")?.token_file(),
             ports: Vec::new(),
             name_servers: self.name_servers,
             run_dir: path("run"),

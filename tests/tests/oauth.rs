@@ -1,10 +1,8 @@
 //! OAUTHBEARER on PostgreSQL 18: a token the broker mints for the Target is the agent's only way in, and the agent,
 //! stock `psql` without a password, never sees it.
 
-use std::path::PathBuf;
-
-use serde_json::json;
-use sidegate_tests::postgres::{Major, Options, Postgres};
+use sidegate_tests::bearer::{server, trust};
+use sidegate_tests::postgres::Postgres;
 use sidegate_tests::psql::psql_async;
 use sidegate_tests::shop::{self, DATABASE, ROLE};
 use sidegate_tests::told::{events, values};
@@ -12,37 +10,6 @@ use sidegate_tests::world::World;
 use sidegate_tests::{ports, wire};
 
 const AUDIENCE: &str = "postgres://shop.data.svc";
-
-/// The validator as it was built with the tests: beside them.
-fn validator() -> PathBuf {
-    let folder = std::env::current_exe().unwrap().parent().unwrap().to_owned();
-    let found = folder.join("libsidegate_validator.so");
-    assert!(found.exists(), "{} was not built with the tests", found.display());
-    found
-}
-
-/// A server that lets only bearers of good tokens in, whoever the tokens' subjects are mapped to.
-fn server() -> Postgres {
-    let options = Options {
-        settings: vec!["log_connections = on".into()],
-        tls: Some("db.internal".into()),
-        ..Options::default()
-    };
-    let server = shop::server(Major::V18, options).unwrap();
-    let module = server
-        .write("validator.so", &std::fs::read(validator()).unwrap())
-        .unwrap();
-    server
-        .write("pg_ident.conf", format!("agents /^sg:.*$ {ROLE}\n").as_bytes())
-        .unwrap();
-    let hba = "host all postgres 127.0.0.1/32 scram-sha-256\n\
-               hostssl all all 127.0.0.1/32 oauth issuer=\"https://issuer.invalid\" scope=\"db\" map=agents\n";
-    server.write("pg_hba.conf", hba.as_bytes()).unwrap();
-    server
-        .reconfigure(&[("oauth_validator_libraries", module.to_str().unwrap())])
-        .unwrap();
-    server
-}
 
 fn configuration(server: &Postgres, local: u16, audience: &str, role: &str) -> String {
     let tls = format!(
@@ -55,29 +22,18 @@ fn configuration(server: &Postgres, local: u16, audience: &str, role: &str) -> S
         .replace("credential: {secret: {name: shop-agent}}", &credential)
 }
 
-/// What the server trusts: this broker's keys, for this audience.
-fn trust(server: &Postgres, world: &World) {
-    let now = world.broker.front().clock.now();
-    let trust = json!({
-        "issuer": world.broker.issuer_url, "audience": AUDIENCE, "jwks": world.broker.front().issuer.jwks(now),
-    });
-    server
-        .write("sidegate_validator.json", trust.to_string().as_bytes())
-        .unwrap();
-}
-
 async fn world(server: &Postgres, local: u16, audience: &str, role: &str) -> World {
     let world = shop::setup(configuration(server, local, audience, role))
         .start()
         .await
         .unwrap();
-    trust(server, &world);
+    trust(server, &world.broker, AUDIENCE).unwrap();
     world
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_for_this_target_is_a_login_and_no_other_is() {
-    let (server, local) = (server(), ports::free().unwrap());
+    let (server, local) = (server().unwrap(), ports::free().unwrap());
     let good = world(&server, local, AUDIENCE, ROLE).await;
     let said = psql_async(
         local,
@@ -140,7 +96,7 @@ async fn a_token_for_this_target_is_a_login_and_no_other_is() {
         .start()
         .await
         .unwrap();
-    trust(&server, &second);
+    trust(&server, &second.broker, AUDIENCE).unwrap();
     let said = psql_async(local, DATABASE, &["SELECT 1"]).await.unwrap();
     assert!(
         said.code != 0 && said.err.contains("the target refused the login (28000)"),

@@ -6,7 +6,8 @@ use super::*;
 use crate::clock::SystemClock;
 use crate::config::Identity;
 use crate::jwt::SigningKey;
-use crate::local_cluster::LocalCluster;
+use crate::local_cluster::{LocalCluster, AUDIENCE};
+use crate::pins::PinFiles;
 use crate::state::StateDir;
 
 type ChangeReview = Box<dyn Fn(&mut Review) + Send + Sync>;
@@ -67,8 +68,14 @@ impl Bench {
             pod,
             gone,
         });
-        let pins = Pins::open(&self.state).unwrap();
-        Attestor::new(self.cluster.trust(), odd.clone(), odd, pins, Arc::new(SystemClock))
+        Attestor {
+            audience: AUDIENCE.to_owned(),
+            issuers: self.cluster.clone(),
+            reviewer: odd.clone(),
+            pods: odd,
+            pins: Arc::new(PinFiles::open(&self.state).unwrap()),
+            clock: Arc::new(SystemClock),
+        }
     }
 
     fn honest(&self) -> Attestor {
@@ -168,7 +175,6 @@ async fn step_3_the_live_pod_must_be_the_one_named_and_alive() {
         Box::new(|pod| pod.uid = "other".to_owned()),
         Box::new(|pod| pod.service_account = "other".to_owned()),
         Box::new(|pod| pod.node = "other".to_owned()),
-        Box::new(|pod| pod.deleting = true),
         Box::new(|pod| pod.alive = false),
     ];
     for (index, change) in changes.into_iter().enumerate() {
@@ -221,4 +227,122 @@ async fn step_5_a_second_key_for_a_running_instance_is_refused_and_a_newer_insta
         outcome(&attestor, &token, &first).await,
         Err(NotAttested::RestartNotSeen)
     ));
+}
+
+#[tokio::test]
+async fn a_pod_that_is_ending_keeps_the_key_it_has_and_gets_no_other() {
+    let bench = Bench::new();
+    let token = bench.cluster.issue().unwrap();
+    let ending = || bench.attestor(Box::new(|_| {}), Box::new(|pod| pod.deleting = true), false);
+    let first = key();
+    assert!(matches!(
+        outcome(&ending(), &token, &first).await,
+        Err(NotAttested::RestartNotSeen)
+    ));
+    let who = outcome(&bench.honest(), &token, &first).await.unwrap();
+    outcome(&ending(), &token, &first).await.unwrap();
+    ending().still(&who).await.unwrap();
+    bench.cluster.restarted().unwrap();
+    assert!(matches!(
+        outcome(&ending(), &token, &key()).await,
+        Err(NotAttested::RestartNotSeen)
+    ));
+}
+
+/// What was heard of last lags behind: it shows an older instance, or no pod yet.
+struct Lagging {
+    now: Arc<LocalCluster>,
+    last: Option<PodView>,
+    asked: std::sync::atomic::AtomicU64,
+}
+
+impl Pods for Lagging {
+    fn pod<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<PodView>, Unavailable>> {
+        self.asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        self.now.pod(namespace, name)
+    }
+
+    fn known<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Option<PodView>, Unavailable>> {
+        Box::pin(async { Ok(self.last.clone()) })
+    }
+}
+
+#[tokio::test]
+async fn nobody_is_turned_away_for_what_was_heard_of_last() {
+    let bench = Bench::new();
+    let stale = bench.cluster.view();
+    bench.cluster.restarted().unwrap();
+    for (last, asked) in [(Some(stale), 1), (None, 1), (Some(bench.cluster.view()), 0)] {
+        let pods = Arc::new(Lagging {
+            now: bench.cluster.clone(),
+            last,
+            asked: Default::default(),
+        });
+        let mut attestor = bench.honest();
+        attestor.pods = pods.clone();
+        let who = workload(&bench);
+        attestor.still(&who).await.unwrap();
+        assert_eq!(pods.asked.load(std::sync::atomic::Ordering::SeqCst), asked);
+    }
+}
+
+fn workload(bench: &Bench) -> Workload {
+    let pod = bench.cluster.view();
+    Workload {
+        account_uid: String::new(),
+        ends: 0,
+        instance: pod.instance.count,
+        node: pod.node,
+        subject: Subject {
+            namespace: pod.namespace,
+            service_account: pod.service_account,
+            pod: pod.name,
+            pod_uid: pod.uid,
+            labels: pod.labels,
+        },
+    }
+}
+
+/// Keys that come with the first look for them.
+struct Renewing {
+    cluster: Arc<LocalCluster>,
+    looked: std::sync::Mutex<bool>,
+    may: bool,
+}
+
+impl Issuers for Renewing {
+    fn trust(&self) -> Arc<ClusterTrust> {
+        let trust = self.cluster.trust();
+        match *self.looked.lock().unwrap() {
+            true => trust,
+            false => Arc::new(ClusterTrust {
+                keys: KeySet::default(),
+                ..(*trust).clone()
+            }),
+        }
+    }
+
+    fn renew(&self) -> BoxFuture<'_, bool> {
+        *self.looked.lock().unwrap() = self.may;
+        Box::pin(async { self.may })
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_an_unknown_key_makes_us_look_for_it_once() {
+    let bench = Bench::new();
+    let token = bench.cluster.issue().unwrap();
+    for may in [true, false] {
+        let mut attestor = bench.honest();
+        attestor.issuers = Arc::new(Renewing {
+            cluster: bench.cluster.clone(),
+            looked: false.into(),
+            may,
+        });
+        let attested = outcome(&attestor, &token, &key()).await;
+        match may {
+            true => drop(attested.unwrap()),
+            false => assert!(matches!(attested, Err(NotAttested::Token(Refused::UnknownKey)))),
+        }
+    }
 }

@@ -298,7 +298,11 @@ async fn sessions(State(control): Shared) -> Json<Vec<SessionRow>> {
 
 async fn restarted(State(control): Shared, Extension(peer): Extension<Peer>) -> Result<Json<Restarted>, Refuse> {
     commanding(peer)?;
-    let instance = control.reporter.cluster.restarted();
+    let Some(cluster) = &control.reporter.cluster else {
+        let message = "restarts of sidecars are the kubelet's to tell in a cluster";
+        return Err(refuse(StatusCode::BAD_REQUEST, message.to_owned()));
+    };
+    let instance = cluster.restarted();
     let instance = instance.map_err(|error| refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(Json(Restarted { instance }))
 }

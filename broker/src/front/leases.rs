@@ -19,6 +19,7 @@ use super::caller::Caller;
 use super::token::mint;
 use super::{json, Front, Refusal, MAX_BODY};
 use crate::audit::Event;
+use crate::index::Offer;
 use crate::issuer::{random_id, Workload};
 use crate::lockdown::About;
 use crate::secrets::SecretError;
@@ -69,9 +70,10 @@ pub async fn create(
 ) -> Result<Json<Lease>, Refusal> {
     let asked: LeaseRequest = json(request, MAX_BODY).await?;
     let tasks = front.tasks.clone();
+    let secret = read_secret(&front, &caller, &asked.target).await;
     let lease = tasks.blocking(move || {
         let client = caller.workload.client_id();
-        let outcome = grant(&front, &caller.workload, &asked.target);
+        let outcome = grant(&front, &caller.workload, &asked.target, secret);
         let told = Event {
             subject: &client,
             pod_uid: &caller.workload.subject.pod_uid,
@@ -120,26 +122,81 @@ pub async fn end(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The grant, or the outward refusal with the precise reason.
-fn grant(front: &Front, who: &Workload, target: &str) -> Result<Lease, (Refusal, String)> {
-    let offer = front.index().offer(&who.subject);
-    let bundled = offer
-        .target(target)
-        .ok_or_else(|| (Refusal::invalid_target(), "not in the caller's bundle".to_owned()))?;
-    let secret = match &bundled.target.spec.credential {
-        Credential::Secret(secret) => Some(format!("{}/{}", namespace(bundled), secret.name)),
-        _ => None,
-    };
-    let about = About {
-        subject: Some(&who.subject),
-        target: Some(target),
-        secret: secret.as_deref(),
-        issuer: None,
-    };
-    if let Some(lockdown) = front.lockdowns.now().frozen(about, front.clock.now_ms()) {
-        return Err((Refusal::locked(), format!("frozen by lockdown `{lockdown}`")));
+/// Why nothing is given out: outward, and precisely.
+type Refused = (Refusal, String);
+
+/// What was read for a lease, where its Target logs in with a Secret.
+type SecretRead = Option<Result<LeaseMaterial, SecretError>>;
+
+/// A Target the caller may have a lease for now.
+struct Grantable {
+    offer: Arc<Offer>,
+    target: String,
+}
+
+impl Grantable {
+    fn check(front: &Front, who: &Workload, target: &str) -> Result<Grantable, Refused> {
+        let granted = Grantable {
+            offer: front.index().offer(&who.subject),
+            target: target.to_owned(),
+        };
+        let bundled = granted.bundled()?;
+        let secret = match &bundled.target.spec.credential {
+            Credential::Secret(secret) => Some(format!("{}/{}", namespace(bundled), secret.name)),
+            _ => None,
+        };
+        let about = About {
+            subject: Some(&who.subject),
+            target: Some(target),
+            secret: secret.as_deref(),
+            issuer: None,
+        };
+        if let Some(lockdown) = front.lockdowns.now().frozen(about, front.clock.now_ms()) {
+            return Err((Refusal::locked(), format!("frozen by lockdown `{lockdown}`")));
+        }
+        Ok(granted)
     }
-    let (material, expires_in) = material(front, who, target, bundled)?;
+
+    fn bundled(&self) -> Result<&BundledTarget, Refused> {
+        let found = self.offer.target(&self.target);
+        found.ok_or_else(|| (Refusal::invalid_target(), "not in the caller's bundle".to_owned()))
+    }
+}
+
+/// Reads the Secret of a Target, if it logs in with one and the caller may have it.
+async fn read_secret(front: &Arc<Front>, caller: &Caller, target: &str) -> SecretRead {
+    let (checked, who, name) = (Arc::clone(front), caller.workload.clone(), target.to_owned());
+    let granted = front
+        .tasks
+        .blocking(move || Grantable::check(&checked, &who, &name))
+        .await?
+        .ok()?;
+    let bundled = granted.bundled().ok()?;
+    let Credential::Secret(secret) = &bundled.target.spec.credential else {
+        return None;
+    };
+    let SecretCredential {
+        name,
+        username_key,
+        password_key,
+    } = secret;
+    let read = front
+        .secrets
+        .read(namespace(bundled), name, &[username_key, password_key])
+        .await;
+    Some(read.map(|read| {
+        let mut values = read.iter().map(|value| value.to_string());
+        LeaseMaterial::Password {
+            user: values.next().unwrap_or_default(),
+            password: values.next().unwrap_or_default(),
+        }
+    }))
+}
+
+/// The grant, or the refusal. What may be granted is asked again: a Lockdown may have come while the Secret was read.
+fn grant(front: &Front, who: &Workload, target: &str, secret: SecretRead) -> Result<Lease, Refused> {
+    let granted = Grantable::check(front, who, target)?;
+    let (material, expires_in) = material(front, who, target, granted.bundled()?, secret)?;
     let id = random_id().map_err(|error| (Refusal::unavailable(), error.to_string()))?;
     let now_ms = front.clock.now_ms();
     let life_ms = i64::try_from(expires_in).unwrap_or(0).saturating_mul(1000);
@@ -163,11 +220,13 @@ fn material(
     who: &Workload,
     target: &str,
     bundled: &BundledTarget,
-) -> Result<(LeaseMaterial, u64), (Refusal, String)> {
+    secret: SecretRead,
+) -> Result<(LeaseMaterial, u64), Refused> {
     match &bundled.target.spec.credential {
-        Credential::Secret(secret) => {
-            let material = read_secret(front, namespace(bundled), secret).map_err(secret_refused)?;
-            Ok((material, SECRET_LIFE))
+        Credential::Secret(_) => {
+            // Nothing was read for another Target, as this one was a moment ago.
+            let read = secret.ok_or_else(|| (Refusal::unavailable(), "the Target changed meanwhile".to_owned()))?;
+            Ok((read.map_err(secret_refused)?, SECRET_LIFE))
         }
         Credential::Token(token) => {
             let minted = mint(front, who, target, token, None);
@@ -187,17 +246,9 @@ fn material(
     }
 }
 
-fn read_secret(front: &Front, namespace: &str, secret: &SecretCredential) -> Result<LeaseMaterial, SecretError> {
-    let read = |key: &str| front.secrets.read(namespace, &secret.name, key);
-    Ok(LeaseMaterial::Password {
-        user: read(&secret.username_key)?.to_string(),
-        password: read(&secret.password_key)?.to_string(),
-    })
-}
-
-fn secret_refused(error: SecretError) -> (Refusal, String) {
+fn secret_refused(error: SecretError) -> Refused {
     let refusal = match &error {
-        SecretError::Io { .. } => Refusal::unavailable(),
+        SecretError::Io { .. } | SecretError::Cluster { .. } => Refusal::unavailable(),
         _ => Refusal::credential_refused(),
     };
     (refusal, error.to_string())

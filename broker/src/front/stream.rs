@@ -17,12 +17,14 @@ use bytes::{Bytes, BytesMut};
 use http::header::{HeaderValue, CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
+use sidegate_policies::engine::Subject;
 use sidegate_policies::record::Kind;
 use sidegate_policies::wire::{SidecarStatus, ToBroker, ToSidecar};
 use tokio::sync::{mpsc, watch};
 
 use super::caller::{session, Caller};
 use super::{Front, Refusal};
+use crate::attest::NotAttested;
 use crate::audit::Event;
 use crate::rings::RingName;
 
@@ -62,10 +64,19 @@ pub struct SidecarReport {
     pub status: SidecarStatus,
 }
 
+/// One stream: whose it is, and what it told.
+#[derive(Debug, Clone)]
+pub struct OpenStream {
+    /// The workload, as attested.
+    pub who: Subject,
+    /// What its sidecar said last.
+    pub report: SidecarReport,
+}
+
 /// All streams open now.
 #[derive(Debug)]
 pub struct Streams {
-    open: Mutex<BTreeMap<u64, SidecarReport>>,
+    open: Mutex<BTreeMap<u64, OpenStream>>,
     next: AtomicU64,
     changed: watch::Sender<u64>,
 }
@@ -83,8 +94,20 @@ impl Default for Streams {
 impl Streams {
     /// What every sidecar said last.
     pub fn list(&self) -> Vec<SidecarReport> {
+        self.open().into_iter().map(|stream| stream.report).collect()
+    }
+
+    /// The same, with whose they are.
+    pub fn open(&self) -> Vec<OpenStream> {
         let open = self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         open.values().cloned().collect()
+    }
+
+    fn add(&self, id: u64, stream: OpenStream) {
+        let mut open = self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        open.insert(id, stream);
+        drop(open);
+        self.tell();
     }
 
     /// Told whenever a sidecar said something.
@@ -94,8 +117,14 @@ impl Streams {
 
     fn update(&self, id: u64, change: impl FnOnce(&mut SidecarReport)) {
         let mut open = self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        change(open.entry(id).or_default());
+        if let Some(stream) = open.get_mut(&id) {
+            change(&mut stream.report);
+        }
         drop(open);
+        self.tell();
+    }
+
+    fn tell(&self) {
         self.changed
             .send_modify(|generation| *generation = generation.wrapping_add(1));
     }
@@ -105,8 +134,7 @@ impl Streams {
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .remove(&id);
-        self.changed
-            .send_modify(|generation| *generation = generation.wrapping_add(1));
+        self.tell();
     }
 }
 
@@ -165,12 +193,15 @@ impl Pump {
     fn new(front: Arc<Front>, caller: Caller, lines: mpsc::Sender<Bytes>) -> Self {
         let id = front.streams.next.fetch_add(1, Ordering::Relaxed);
         let since_ms = front.clock.now_ms();
-        front.streams.update(id, |report| {
-            report.subject = caller.subject().account();
-            report.pod = caller.subject().pod.clone();
-            report.instance = caller.workload.instance;
-            report.since_ms = since_ms;
-        });
+        let report = SidecarReport {
+            subject: caller.subject().account(),
+            pod: caller.subject().pod.clone(),
+            instance: caller.workload.instance,
+            since_ms,
+            ..SidecarReport::default()
+        };
+        let who = caller.subject().clone();
+        front.streams.add(id, OpenStream { who, report });
         Pump {
             front,
             caller,
@@ -260,8 +291,15 @@ impl Pump {
         if !access.holds(&self.caller.kid, self.front.clock.now()) {
             return Err(Ended::KeyGone);
         }
-        if self.front.attestor.still(&self.caller.workload).await.is_err() {
-            return Err(Ended::NotAttested);
+        match self.front.attestor.still(&self.caller.workload).await {
+            Ok(_) => {}
+            // Whoever still holds the stream of a pod that is gone is told, so that its sessions end with it (test
+            // `a_bound_token_is_a_login_until_its_pod_is_gone`).
+            Err(NotAttested::Pod(_)) => {
+                self.send(&ToSidecar::Gone).await?;
+                return Err(Ended::NotAttested);
+            }
+            Err(_) => return Err(Ended::NotAttested),
         }
         let beat = ToSidecar::Heartbeat {
             now_ms: self.front.clock.now_ms(),

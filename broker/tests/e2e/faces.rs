@@ -135,7 +135,7 @@ async fn a_second_key_for_the_running_instance_is_refused_and_a_restarted_sideca
         (refused.status, refused.error()),
         (StatusCode::SERVICE_UNAVAILABLE, "restart_not_seen")
     );
-    world.running.cluster().restarted().unwrap();
+    world.running.local().unwrap().restarted().unwrap();
     assert_eq!(thief.exchange(&world.token()).await.status, StatusCode::OK);
     let mut old = sidecar;
     let gone = old.call(Method::GET, "/v1/record-keys", None).await;
@@ -253,7 +253,7 @@ async fn a_record_key_certificate_names_the_attested_pod_and_verifies_with_the_r
     let made: RecordKeyResponse = serde_json::from_value(answer.body).unwrap();
     let claims = decode(made.certificate.split('.').nth(1).unwrap());
     assert_eq!(claims["aud"], "sidegate-records");
-    assert_eq!(claims["sidegate"]["podUid"], world.running.subject.pod_uid.as_str());
+    assert_eq!(claims["sidegate"]["podUid"], world.running.local().unwrap().pod_uid());
     assert_eq!(claims["cnf"]["jwk"], json!({"kty": "OKP", "crv": "Ed25519", "x": key}));
     let header = decode(made.certificate.split('.').next().unwrap());
     assert_eq!(header["typ"], "sidegate-record-key+jwt");

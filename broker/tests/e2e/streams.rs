@@ -46,7 +46,7 @@ async fn a_stream_opens_with_hello_then_the_deny_set_then_the_bundle() {
     else {
         panic!("no hello");
     };
-    assert_eq!(subject, world.running.subject);
+    assert_eq!(Some(&subject), world.running.subject());
     assert_eq!(subject.labels["tier"], "one");
     assert_eq!(instance, 1);
     let Some(ToSidecar::Deny(set)) = stream.news().await else {
@@ -160,7 +160,7 @@ async fn another_keys_token_does_not_renew_a_stream_and_nonsense_ends_it() {
     let world = World::start().await;
     let mut sidecar = world.sidecar().await;
     let mut stream = sidecar.stream().await;
-    world.running.cluster().restarted().unwrap();
+    world.running.local().unwrap().restarted().unwrap();
     let mut newer = sidecar.twin();
     newer.login(&world.token()).await;
     stream

@@ -82,7 +82,7 @@ async fn whatever_is_wrong_is_inactive_and_nothing_more_and_the_reason_is_on_rec
     // The old instance's tokens are not the new one's.
     let live = target_token(&mut sidecar, &world).await;
     assert_eq!(introspect(&mut sidecar, &live).await["active"], true);
-    world.running.cluster().restarted().unwrap();
+    world.running.local().unwrap().restarted().unwrap();
     let mut newer = world.sidecar().await;
     assert_eq!(introspect(&mut newer, &live).await, inactive);
     let missing = about(&mut newer, "/introspect", "hint=x".to_owned()).await;

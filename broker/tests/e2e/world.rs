@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sidegate_broker::clock::ManualClock;
-use sidegate_broker::{Broker, BrokerConfig, Identity, Running, StartError};
+use sidegate_broker::{Broker, BrokerConfig, Identity, Machine, Running, StartError};
 
 use crate::client::Client;
 
@@ -89,7 +89,7 @@ impl World {
     }
 
     pub fn token(&self) -> String {
-        fs::read_to_string(&self.running.token_file).unwrap()
+        fs::read_to_string(self.running.local().unwrap().token_file()).unwrap()
     }
 
     pub fn client(&self) -> Client {
@@ -110,12 +110,15 @@ pub fn put_secret(path: &Path, text: &str) {
 }
 
 fn configuration(root: &Path, clock: Arc<ManualClock>) -> BrokerConfig {
-    let mut config = BrokerConfig::new(vec![root.join("config")], root.join("state"));
-    config.secrets_dir = Some(root.join("secrets"));
-    config.identity = Identity {
-        labels: [("tier".to_owned(), "one".to_owned())].into(),
-        ..Identity::default()
+    let machine = Machine {
+        config_dirs: vec![root.join("config")],
+        secrets_dir: Some(root.join("secrets")),
+        identity: Identity {
+            labels: [("tier".to_owned(), "one".to_owned())].into(),
+            ..Identity::default()
+        },
     };
+    let mut config = BrokerConfig::new(machine.into(), root.join("state"));
     config.clock = clock;
     config
 }

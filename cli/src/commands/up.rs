@@ -17,7 +17,7 @@ use clap::Args;
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::{Pid, Uid};
 use sidegate_broker::app::Broker;
-use sidegate_broker::config::{BrokerConfig, Identity, Separation, StartError};
+use sidegate_broker::config::{BrokerConfig, Identity, Machine, Separation, StartError};
 use sidegate_policies::api::Target;
 use sidegate_policies::wire::TargetStatus;
 use sidegate_sidecar::app::Sidecar;
@@ -188,15 +188,17 @@ fn broker_config(args: &UpArgs, state: &Path, run_as: Option<&RunAs>) -> Result<
         },
         None => Separation::None,
     };
-    let mut config = BrokerConfig::new(args.config.clone(), state.to_owned());
-    config.secrets_dir.clone_from(&args.secrets);
-    config.identity = Identity {
-        namespace,
-        service_account,
-        labels,
-        separation,
+    let machine = Machine {
+        config_dirs: args.config.clone(),
+        secrets_dir: args.secrets.clone(),
+        identity: Identity {
+            namespace,
+            service_account,
+            labels,
+            separation,
+        },
     };
-    Ok(config)
+    Ok(BrokerConfig::new(machine.into(), state.to_owned()))
 }
 
 fn sidecar_config(
@@ -205,10 +207,11 @@ fn sidecar_config(
     run_as: Option<&RunAs>,
     broker: &sidegate_broker::app::Running,
 ) -> Result<SidecarConfig> {
+    let local = broker.local().context("a broker of one machine")?;
     Ok(SidecarConfig {
         broker: Url::parse(&broker.front_url)?,
         broker_ca_pem: broker.ca_pem.clone(),
-        token_file: broker.token_file.clone(),
+        token_file: local.token_file(),
         ports: Vec::new(),
         name_servers: name_servers(&args.name_server)?,
         cluster_domain: None,

@@ -76,6 +76,18 @@ impl Enforcer {
         Some(gone(applied.closing, received))
     }
 
+    /// The broker vouches for this pod no more: ends every session, and lets none in before it says who we are again.
+    pub fn gone(&self) -> impl std::future::Future<Output = Closed> + Send + 'static {
+        let received = Instant::now();
+        self.authority.unheard();
+        let closing = self.authority.sessions.matching(|_| true);
+        for session in &closing {
+            session.end(Reason::LeaseEnded);
+        }
+        self.authority.metrics.cut.add(closing.len() as u64);
+        gone(closing, received)
+    }
+
     /// Checks and compiles a bundle; heavy, so call it off the runtime.
     pub fn compile(&self, version: &str, body: &str, revision: u64) -> Result<InForce, BundleRefused> {
         if body.len() > BODY_LIMIT {

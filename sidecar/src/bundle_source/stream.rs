@@ -190,6 +190,10 @@ impl Open<'_> {
                 });
                 self.compile_next();
             }
+            ToSidecar::Gone => {
+                let gone = self.source.enforcer.gone().await;
+                tracing::error!(sessions = gone.sessions, "the broker vouches for this pod no more");
+            }
             ToSidecar::Drain => {}
         }
         Ok(())

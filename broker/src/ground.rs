@@ -1,0 +1,313 @@
+//! What a broker stands on: one machine described by files, or a cluster by its API server.
+//!
+//! Refuses to start with any problem in the configuration of a machine, and lists all of them; in a cluster objects
+//! are judged one by one while it runs. The invariant: everything above asks the same traits, whatever is below.
+
+use std::sync::Arc;
+
+use sidegate_policies::api::Lockdown;
+use sidegate_policies::compile::Problem;
+use sidegate_policies::objects::Objects;
+use tokio::sync::watch;
+
+use crate::attest::{Attestor, Issuers, Pods, TokenReviewer};
+use crate::clock::Clock;
+use crate::config::{BrokerConfig, Machine, Place, Separation, StartError};
+use crate::folder::{Fingerprint, Folders};
+use crate::in_force::InForce;
+use crate::index::Withheld;
+use crate::issuer::random_id;
+use crate::keeper::{load, Watched};
+use crate::kubernetes::{
+    connect, findings, own_name, reading, ClusterIssuers, ClusterOptions, ClusterPods, ClusterReviewer, ClusterSecrets,
+    Conditions, Follower, Kinds, Leader, PinLeases,
+};
+use crate::local_cluster::{LocalCluster, AUDIENCE};
+use crate::pins::PinFiles;
+use crate::report::{Findings, Reporter};
+use crate::secrets::{check_folder, SecretFolder, Secrets};
+use crate::state::StateDir;
+use crate::task::Tasks;
+
+/// A configuration as it was read, before anything is started.
+pub enum Read {
+    /// A machine's, without a problem.
+    Machine(Box<MachineRead>),
+    /// A cluster is asked later.
+    Cluster(ClusterOptions),
+}
+
+/// The files of a machine.
+pub struct MachineRead {
+    machine: Machine,
+    folders: Folders,
+    seen: Fingerprint,
+    objects: Objects,
+    warnings: Vec<Problem>,
+}
+
+/// What everything above stands on.
+pub struct Ground {
+    /// Who attests callers.
+    pub attestor: Attestor,
+    /// Where Secrets are.
+    pub secrets: Secrets,
+    /// The first objects.
+    pub objects: Objects,
+    /// Targets among them that are offered to nobody.
+    pub withheld: Withheld,
+    /// The first Lockdowns.
+    pub lockdowns: Vec<Lockdown>,
+    /// What was found about them.
+    pub findings: Findings,
+    /// What separates the agent.
+    pub separation: Separation,
+    /// The double of a machine.
+    pub local: Option<Arc<LocalCluster>>,
+    /// Where later objects come from.
+    pub follow: Follow,
+}
+
+/// Where later objects come from.
+pub enum Follow {
+    /// Folders.
+    Folders(Folders, Fingerprint),
+    /// The API server.
+    Kinds {
+        /// What people applied.
+        kinds: Arc<Kinds>,
+        /// What was found about it, Lockdowns left out.
+        found: reading::About,
+        /// What was found about Lockdowns.
+        locked: reading::About,
+        /// Where Secrets are.
+        secrets: ClusterSecrets,
+        /// Whether this replica leads.
+        leader: Arc<Leader>,
+    },
+}
+
+impl Read {
+    /// Everything wrong with the configuration, before anything is started.
+    pub fn config(config: &BrokerConfig) -> Result<Read, StartError> {
+        let mut problems = Vec::new();
+        let mut say = |field: &str, message: String| {
+            problems.push(Problem {
+                file: None,
+                line: None,
+                column: None,
+                object: None,
+                field: field.to_owned(),
+                message,
+            });
+        };
+        label(&mut say, "cluster", &config.cluster);
+        for (field, url) in [("--front-url", &config.front_url), ("--issuer-url", &config.issuer_url)] {
+            if url.as_deref().is_some_and(|url| host(url).is_none()) {
+                let url = url.as_deref().unwrap_or_default();
+                say(
+                    field,
+                    format!("`{url}` is not https://HOST or https://HOST:PORT, without a path"),
+                );
+            }
+        }
+        let machine = match &config.place {
+            Place::Cluster(options) => {
+                label(&mut say, "--namespace", &options.namespace);
+                return if problems.is_empty() {
+                    Ok(Read::Cluster(options.clone()))
+                } else {
+                    Err(StartError::Config(problems))
+                };
+            }
+            Place::Machine(machine) => machine,
+        };
+        label(&mut say, "--as namespace", &machine.identity.namespace);
+        label(&mut say, "--as name", &machine.identity.service_account);
+        if let Some(Err(error)) = machine.secrets_dir.as_deref().map(check_folder) {
+            say("--secrets", error.to_string());
+        }
+        let folders = Folders::new(machine.config_dirs.clone());
+        let seen = folders.fingerprint();
+        match load(&folders) {
+            Ok((objects, warnings)) if problems.is_empty() => Ok(Read::Machine(Box::new(MachineRead {
+                machine: machine.clone(),
+                folders,
+                seen,
+                objects,
+                warnings,
+            }))),
+            Ok(_) => Err(StartError::Config(problems)),
+            Err(more) => {
+                problems.extend(more);
+                Err(StartError::Config(problems))
+            }
+        }
+    }
+}
+
+fn label(say: &mut impl FnMut(&str, String), field: &str, name: &str) {
+    if !is_label(name) {
+        say(field, format!("`{name}` is not a Kubernetes name (a-z, 0-9, dashes)"));
+    }
+}
+
+/// The host of `https://HOST[:PORT]`; nothing of anything else. An issuer's URL is compared byte for byte, so no other
+/// spelling of it is taken.
+pub fn host(url: &str) -> Option<&str> {
+    let rest = url.strip_prefix("https://")?;
+    let uri: http::Uri = url.parse().ok()?;
+    let authority = uri.authority()?;
+    let plain = authority.as_str() == rest && !rest.contains('@') && *rest == rest.to_ascii_lowercase();
+    let host = authority.host();
+    plain
+        .then(|| &rest[..host.len()])
+        .map(|host| host.trim_matches(['[', ']']))
+}
+
+fn is_label(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !name.is_empty() && name.len() <= 63 && name.bytes().all(plain) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+/// A machine.
+pub fn machine(read: Box<MachineRead>, config: &BrokerConfig, state: &Arc<StateDir>) -> Result<Ground, StartError> {
+    let (clock, identity) = (Arc::clone(&config.clock), &read.machine.identity);
+    let cluster = Arc::new(LocalCluster::open(Arc::clone(state), identity, Arc::clone(&clock))?);
+    let lockdowns = read.objects.lockdowns.iter().map(|located| located.object.clone());
+    Ok(Ground {
+        attestor: Attestor {
+            audience: AUDIENCE.to_owned(),
+            issuers: Arc::clone(&cluster) as Arc<dyn Issuers>,
+            reviewer: Arc::clone(&cluster) as Arc<dyn TokenReviewer>,
+            pods: Arc::clone(&cluster) as Arc<dyn Pods>,
+            pins: Arc::new(PinFiles::open(state)?),
+            clock,
+        },
+        secrets: Secrets::Folder(SecretFolder::new(read.machine.secrets_dir.clone())),
+        lockdowns: lockdowns.collect(),
+        objects: read.objects,
+        withheld: Withheld::default(),
+        findings: Findings {
+            problems: Vec::new(),
+            warnings: read.warnings,
+        },
+        separation: identity.separation.clone(),
+        local: Some(cluster),
+        follow: Follow::Folders(read.folders, read.seen),
+    })
+}
+
+/// A cluster. Its own audience is the issuer's URL: a token for another broker is nobody's here.
+pub async fn cluster(
+    options: &ClusterOptions,
+    issuer_url: &str,
+    clock: Arc<dyn Clock>,
+    tasks: &Tasks,
+) -> Result<Ground, StartError> {
+    let client = connect(options).await?;
+    let secrets = ClusterSecrets::new(client.clone(), own_name(&client).await?);
+    let issuers = Arc::new(ClusterIssuers::open(client.clone(), Arc::clone(&clock)).await?);
+    tasks.spawn("issuers", Arc::clone(&issuers).run(tasks.stopping()));
+    let pods = Arc::new(ClusterPods::new(client.clone(), issuer_url.to_owned()));
+    tasks.spawn("pods", Arc::clone(&pods).run(tasks.stopping()));
+    let replica = random_id().map_err(|error| StartError::crypto("a name of this replica", error))?;
+    let leader = Arc::new(Leader::new(client.clone(), &options.namespace, replica));
+    tasks.spawn("leader", Arc::clone(&leader).run(tasks.stopping()));
+    let kinds = Kinds::follow(client.clone(), tasks).await?;
+    let stored = kinds.stored();
+    let read = reading::read(&stored);
+    let (lockdowns, locked) = reading::lockdowns(&stored);
+    Ok(Ground {
+        attestor: Attestor {
+            audience: issuer_url.to_owned(),
+            issuers,
+            reviewer: Arc::new(ClusterReviewer::new(client.clone(), Arc::clone(&clock))),
+            pods,
+            pins: Arc::new(PinLeases::new(client, &options.namespace)),
+            clock,
+        },
+        secrets: Secrets::Cluster(secrets.clone()),
+        objects: read.objects,
+        withheld: read.withheld,
+        lockdowns,
+        findings: findings(&read.found),
+        separation: Separation::None,
+        local: None,
+        follow: Follow::Kinds {
+            kinds,
+            found: read.found,
+            locked,
+            secrets,
+            leader,
+        },
+    })
+}
+
+/// Follows what comes later: a machine's folders are the keeper's to watch, a cluster's kinds have tasks of their own.
+pub fn follow(follow: Follow, in_force: InForce, reporter: &Arc<Reporter>) -> Option<Watched> {
+    match follow {
+        Follow::Folders(folders, seen) => Some(Watched {
+            folders,
+            seen,
+            in_force,
+            again: false,
+        }),
+        Follow::Kinds {
+            kinds,
+            found,
+            locked,
+            secrets,
+            leader,
+        } => {
+            let tasks = &reporter.front.tasks;
+            let follower = Arc::new(Follower {
+                kinds: Arc::clone(&kinds),
+                in_force,
+                reporter: Arc::clone(reporter),
+                found: watch::channel(Arc::new(found)).0,
+                locked: watch::channel(Arc::new(locked)).0,
+            });
+            let conditions = Conditions {
+                kinds,
+                front: Arc::clone(&reporter.front),
+                found: follower.found.subscribe(),
+                locked: follower.locked.subscribe(),
+                secrets,
+                leader,
+            };
+            tasks.spawn("lockdowns", Arc::clone(&follower).lockdowns(tasks.stopping()));
+            tasks.spawn("kinds", follower.rest(tasks.stopping()));
+            tasks.spawn("conditions", conditions.run(tasks.stopping()));
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_a_host_and_nothing_else() {
+        assert_eq!(
+            host("https://broker.sidegate-system.svc"),
+            Some("broker.sidegate-system.svc")
+        );
+        assert_eq!(host("https://127.0.0.1:8443"), Some("127.0.0.1"));
+        assert_eq!(host("https://[::1]:8443"), Some("::1"));
+        for other in [
+            "http://broker",
+            "https://",
+            "broker:8443",
+            "https://broker/",
+            "https://broker/path",
+            "https://broker?x=y",
+            "https://user@broker",
+            "https://Broker",
+            "https://broker#x",
+        ] {
+            assert_eq!(host(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Puts into force what people applied: Lockdowns at once, the rest as soon as it settles.
+//!
+//! Refuses nothing by itself; see [`reading`]. The invariant: a Lockdown waits for no other object and for no disk
+//! but its own revision's.
+
+use std::sync::Arc;
+
+use sidegate_policies::record::Kind as Recorded;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::kinds::{settled, Kinds};
+use super::reading::{self, About, Found};
+use crate::audit::Event;
+use crate::front::Front;
+use crate::in_force::InForce;
+use crate::report::{Findings, Reporter};
+
+/// Follows the kinds of a cluster.
+pub struct Follower {
+    /// What people applied.
+    pub kinds: Arc<Kinds>,
+    /// Where accepted objects go.
+    pub in_force: InForce,
+    /// Everything in force, and where findings go.
+    pub reporter: Arc<Reporter>,
+    /// What was found about objects, Lockdowns left out.
+    pub found: watch::Sender<Arc<About>>,
+    /// What was found about Lockdowns.
+    pub locked: watch::Sender<Arc<About>>,
+}
+
+impl Follower {
+    /// Lockdowns, until told to stop.
+    pub async fn lockdowns(self: Arc<Self>, stop: CancellationToken) {
+        let mut changed = self.kinds.lockdowns();
+        changed.mark_changed();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                told = changed.changed() => if told.is_err() { return },
+            }
+            changed.borrow_and_update();
+            let this = Arc::clone(&self);
+            let tasks = self.reporter.front.tasks.clone();
+            tasks.blocking(move || this.freeze()).await;
+        }
+    }
+
+    fn freeze(&self) {
+        let front: &Front = &self.reporter.front;
+        let (lockdowns, found) = reading::lockdowns(&self.kinds.stored());
+        let names: Vec<&str> = lockdowns
+            .iter()
+            .map(|lockdown| lockdown.metadata.name.as_str())
+            .collect();
+        let names = names.join(" ");
+        let before = front.lockdowns.now().set.revision;
+        if let Err(error) = front.lockdowns.configure(lockdowns) {
+            tracing::error!(%error, "Lockdowns cannot be put into force");
+        }
+        let revision = front.lockdowns.now().set.revision;
+        if revision != before {
+            front.audit.note(Event {
+                object: &names,
+                detail: &format!("deny set {revision}, from the objects of the cluster"),
+                ..Event::new(Recorded::Lockdown, "lockdown.applied")
+            });
+        }
+        self.locked.send_replace(Arc::new(found));
+    }
+
+    /// Everything else, until told to stop.
+    pub async fn rest(self: Arc<Self>, stop: CancellationToken) {
+        let mut changed = self.kinds.rest();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                told = changed.changed() => if told.is_err() { return },
+            }
+            settled(&mut changed).await;
+            changed.borrow_and_update();
+            let this = Arc::clone(&self);
+            let tasks = self.reporter.front.tasks.clone();
+            let put = tasks.blocking(move || this.put()).await;
+            if put != Some(true) {
+                // Tried again with the next change or after a moment, whichever comes first.
+                changed.mark_changed();
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    /// Answers whether what was read is in force.
+    fn put(&self) -> bool {
+        let read = reading::read(&self.kinds.stored());
+        let put = self.in_force.put(&self.reporter.front, read.objects, read.withheld);
+        self.reporter.tell(findings(&read.found));
+        self.found.send_replace(Arc::new(read.found));
+        match put {
+            Ok(revision) => {
+                tracing::info!(revision, "objects of the cluster accepted");
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "objects of the cluster are not in force");
+                false
+            }
+        }
+    }
+}
+
+/// All of it in one list, for `status`.
+pub fn findings(found: &About) -> Findings {
+    let all = |list: fn(&Found) -> &Vec<_>| found.values().flat_map(|found| list(found).iter().cloned()).collect();
+    Findings {
+        problems: all(|found| &found.problems),
+        warnings: all(|found| &found.warnings),
+    }
+}

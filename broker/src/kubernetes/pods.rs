@@ -1,0 +1,173 @@
+//! Live pods: asked for one by one where somebody is attested, and watched for those already known.
+//!
+//! Refuses nothing itself. The invariants: what decides an attestation is read from the API server at that moment;
+//! of a watched pod only what attestation reads is kept.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+
+use futures_util::future::BoxFuture;
+use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::WatchStreamExt as _;
+use kube::{Api, Client};
+use sidegate_policies::pod::shape::{Shape, SIDECAR};
+use tokio_util::sync::CancellationToken;
+
+use super::answered;
+use crate::attest::{PodView, Pods, Unavailable};
+use crate::pins::Instance;
+
+/// Namespace and name.
+type Name = (String, String);
+
+/// Pods of the cluster.
+pub struct ClusterPods {
+    client: Client,
+    audience: String,
+    /// As last heard of; nothing until the first list was whole.
+    known: RwLock<Option<HashMap<Name, PodView>>>,
+}
+
+impl ClusterPods {
+    /// Over this client, for tokens of this audience.
+    pub fn new(client: Client, audience: String) -> Self {
+        ClusterPods {
+            client,
+            audience,
+            known: RwLock::new(None),
+        }
+    }
+
+    /// Follows every pod until told to stop.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let all: Api<Pod> = Api::all(self.client.clone());
+        let events = watcher::watcher(all, watcher::Config::default()).default_backoff();
+        let mut events = std::pin::pin!(events);
+        let mut listed = HashMap::new();
+        loop {
+            let event = tokio::select! {
+                () = stop.cancelled() => return,
+                event = events.next() => event,
+            };
+            match event {
+                Some(Ok(event)) => self.take(event, &mut listed),
+                Some(Err(error)) => tracing::warn!(%error, "pods cannot be followed now"),
+                None => return,
+            }
+        }
+    }
+
+    fn take(&self, event: Event<Pod>, listed: &mut HashMap<Name, PodView>) {
+        let mut known = self.known.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match event {
+            Event::Init => listed.clear(),
+            Event::InitApply(pod) => {
+                let view = view(pod, &self.audience);
+                listed.insert((view.namespace.clone(), view.name.clone()), view);
+            }
+            Event::InitDone => *known = Some(std::mem::take(listed)),
+            Event::Apply(pod) => {
+                let view = view(pod, &self.audience);
+                if let Some(known) = known.as_mut() {
+                    known.insert((view.namespace.clone(), view.name.clone()), view);
+                }
+            }
+            Event::Delete(pod) => {
+                let (namespace, name) = (pod.metadata.namespace, pod.metadata.name);
+                if let Some(known) = known.as_mut() {
+                    known.remove(&(namespace.unwrap_or_default(), name.unwrap_or_default()));
+                }
+            }
+        }
+    }
+}
+
+impl Pods for ClusterPods {
+    fn pod<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<PodView>, Unavailable>> {
+        Box::pin(async move {
+            let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+            let found = answered(pods.get_opt(name)).await.map_err(|error| {
+                tracing::error!(%error, "a pod cannot be asked for");
+                Unavailable
+            })?;
+            Ok(found.map(|pod| view(pod, &self.audience)))
+        })
+    }
+
+    fn known<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<PodView>, Unavailable>> {
+        let key = (namespace.to_owned(), name.to_owned());
+        let known = self.known.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match known.as_ref() {
+            Some(known) => {
+                let found = known.get(&key).cloned();
+                Box::pin(async move { Ok(found) })
+            }
+            None => self.pod(namespace, name),
+        }
+    }
+}
+
+/// What attestation reads of a pod.
+fn view(pod: Pod, audience: &str) -> PodView {
+    let (metadata, spec, status) = (
+        pod.metadata,
+        pod.spec.unwrap_or_default(),
+        pod.status.unwrap_or_default(),
+    );
+    // A native sidecar is reported among the init containers.
+    let reported = status.init_container_statuses.unwrap_or_default();
+    let sidecar = reported.into_iter().find(|container| container.name == SIDECAR);
+    let instance = sidecar.map_or_else(Instance::default, |container| Instance {
+        count: u64::try_from(container.restart_count).unwrap_or(0),
+        container: container.container_id.unwrap_or_default(),
+    });
+    // A spec that cannot be written as JSON has no shape, and no shape is wrong.
+    let plain = serde_json::to_value(&spec).unwrap_or_default();
+    PodView {
+        namespace: metadata.namespace.unwrap_or_default(),
+        name: metadata.name.unwrap_or_default(),
+        uid: metadata.uid.unwrap_or_default(),
+        service_account: spec.service_account_name.unwrap_or_default(),
+        node: spec.node_name.unwrap_or_default(),
+        labels: metadata.labels.unwrap_or_default(),
+        deleting: metadata.deletion_timestamp.is_some(),
+        alive: matches!(status.phase.as_deref(), Some("Pending" | "Running")),
+        instance,
+        shape: Shape::of(&plain, audience),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_native_sidecar_is_found_among_the_init_containers_of_a_pending_pod() {
+        let pod = json!({
+            "metadata": {"name": "agent", "namespace": "agents", "uid": "u", "labels": {"tier": "one"}},
+            "spec": {"serviceAccountName": "support", "nodeName": "n", "containers": [{"name": "agent"}]},
+            "status": {"phase": "Pending", "initContainerStatuses": [
+                {"name": "setup", "restartCount": 7, "containerID": "x", "image": "", "imageID": "", "ready": true},
+                {"name": "sidegate", "restartCount": 2, "containerID": "containerd://a", "image": "", "imageID": "",
+                 "ready": false},
+            ]},
+        });
+        let seen = view(serde_json::from_value(pod.clone()).unwrap(), "ours");
+        assert_eq!(
+            (seen.instance.count, seen.instance.container.as_str()),
+            (2, "containerd://a")
+        );
+        assert!(seen.alive && !seen.deleting);
+        assert_eq!((seen.service_account.as_str(), seen.node.as_str()), ("support", "n"));
+        let mut later = pod;
+        later["metadata"]["deletionTimestamp"] = json!("2026-11-29T00:00:00Z");
+        later["status"] = json!({"phase": "Succeeded"});
+        let seen = view(serde_json::from_value(later).unwrap(), "ours");
+        assert!(!seen.alive && seen.deleting);
+        assert_eq!(seen.instance, Instance::default());
+    }
+}

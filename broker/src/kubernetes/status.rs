@@ -1,0 +1,429 @@
+//! Conditions: what `kubectl get` and `describe` say of each object.
+//!
+//! Refuses nothing: it reports. The invariants: a condition is written only where it says something new, its time
+//! changes only with its status, and nothing in it reveals more than names, fields and reasons.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use serde_json::{json, Value};
+use sidegate_policies::api::target::{Credential, TlsMode, WeakLogin};
+use sidegate_policies::api::Target;
+use sidegate_policies::compile::Problem;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::answered;
+use super::kinds::{api_of, Kinds};
+use super::leader::Leader;
+use super::reading::{About, Found, Key, Kind};
+use super::secrets::ClusterSecrets;
+use crate::clock::rfc3339;
+use crate::front::Front;
+use crate::index::Index;
+use crate::secrets::SecretError;
+
+/// Changes of sidecars are gathered for so long.
+const QUIET: Duration = Duration::from_millis(200);
+/// What nobody tells us of, such as a Role that was granted, is looked at again so often.
+const AGAIN: Duration = Duration::from_secs(5);
+/// So many problems are told per object; the rest is counted.
+const MAX_TOLD: usize = 5;
+/// The longest message (the definition allows no more).
+const MAX_MESSAGE: usize = 4_000;
+
+/// Writes conditions.
+pub struct Conditions {
+    /// What people applied, with the conditions it has.
+    pub kinds: Arc<Kinds>,
+    /// What is in force, and who has it.
+    pub front: Arc<Front>,
+    /// What was found about objects.
+    pub found: watch::Receiver<Arc<About>>,
+    /// What was found about Lockdowns.
+    pub locked: watch::Receiver<Arc<About>>,
+    /// Whether Secrets can be read.
+    pub secrets: ClusterSecrets,
+    /// Whether this replica writes.
+    pub leader: Arc<Leader>,
+}
+
+/// One condition, without its time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Condition {
+    kind: &'static str,
+    holds: Option<bool>,
+    reason: &'static str,
+    message: String,
+}
+
+impl Condition {
+    fn new(kind: &'static str, holds: bool, reason: &'static str, message: impl Into<String>) -> Self {
+        Condition {
+            kind,
+            holds: Some(holds),
+            reason,
+            message: message.into(),
+        }
+    }
+
+    fn status(&self) -> &'static str {
+        match self.holds {
+            Some(true) => "True",
+            Some(false) => "False",
+            None => "Unknown",
+        }
+    }
+}
+
+/// How many sidecars were offered something and how many have it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Reach {
+    matched: u64,
+    current: u64,
+}
+
+impl Reach {
+    fn condition(self) -> Condition {
+        let message = format!("{}/{} pods", self.current, self.matched);
+        match (self.matched, self.current) {
+            (0, _) => Condition {
+                kind: "Programmed",
+                holds: None,
+                reason: "NoPods",
+                message,
+            },
+            (matched, current) if matched == current => Condition::new("Programmed", true, "Programmed", message),
+            _ => Condition::new("Programmed", false, "Pending", message),
+        }
+    }
+}
+
+impl Conditions {
+    /// Until told to stop.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut streams = self.front.streams.watch();
+        let mut index = self.front.index.clone();
+        loop {
+            if self.leader.leads() {
+                self.write().await;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = self.found.changed() => {}
+                _ = self.locked.changed() => {}
+                _ = streams.changed() => {}
+                _ = index.changed() => {}
+                () = tokio::time::sleep(AGAIN) => {}
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(QUIET) => {}
+            }
+            self.found.borrow_and_update();
+            self.locked.borrow_and_update();
+            streams.borrow_and_update();
+            index.borrow_and_update();
+        }
+    }
+
+    async fn write(&self) {
+        let (found, locked) = (Arc::clone(&self.found.borrow()), Arc::clone(&self.locked.borrow()));
+        let index = self.front.index();
+        let reach = self.reach(&index);
+        let stored = self.kinds.stored();
+        for (key, found) in found.iter().chain(locked.iter()) {
+            // What was deleted meanwhile, or applied anew, has its turn with the next reading.
+            let Some(object) = stored.get(key).filter(|_| key.kind != Kind::Namespace) else {
+                continue;
+            };
+            let wanted = self.wanted(key, found, &index, &reach).await;
+            let now = rfc3339(self.front.clock.now_ms());
+            let Some(status) = patch(object, &wanted, &now) else {
+                continue;
+            };
+            let (api, parameters) = (api_of(self.kinds.client(), key), PatchParams::default());
+            match answered(api.patch_status(&key.name, &parameters, &Patch::Merge(&status))).await {
+                Ok(_) => {}
+                Err(error) if error.is(404) => {}
+                Err(error) => tracing::warn!(object = %key, %error, "its conditions cannot be written"),
+            }
+        }
+    }
+
+    /// Per object, how many connected sidecars are concerned and how many have the newest.
+    fn reach(&self, index: &Index) -> HashMap<Key, Reach> {
+        let mut reach: HashMap<Key, Reach> = HashMap::new();
+        let denied = self.front.lockdowns.now();
+        for stream in self.front.streams.open() {
+            let offer = index.offer(&stream.who);
+            let current = u64::from(stream.report.bundle.as_deref() == Some(offer.version.as_str()));
+            let bundle = &offer.bundle;
+            let object = |kind, metadata: &sidegate_policies::api::Metadata| Key {
+                kind,
+                namespace: metadata.namespace.clone(),
+                name: metadata.name.clone(),
+            };
+            let targets = bundle
+                .targets
+                .iter()
+                .map(|bundled| object(Kind::Target, &bundled.target.metadata));
+            let policies = bundle
+                .policies
+                .iter()
+                .map(|policy| object(Kind::AccessPolicy, &policy.metadata));
+            let cluster = bundle.cluster_policies.iter();
+            let cluster = cluster.map(|policy| object(Kind::ClusterAccessPolicy, &policy.metadata));
+            for key in targets.chain(policies).chain(cluster) {
+                let reach = reach.entry(key).or_default();
+                reach.matched = reach.matched.saturating_add(1);
+                reach.current = reach.current.saturating_add(current);
+            }
+            let applied = u64::from(stream.report.deny_revision >= denied.set.revision);
+            let names: BTreeSet<&str> = denied.set.entries.iter().map(|entry| entry.lockdown.as_str()).collect();
+            for name in names {
+                let key = Key {
+                    kind: Kind::Lockdown,
+                    namespace: None,
+                    name: name.to_owned(),
+                };
+                let reach = reach.entry(key).or_default();
+                reach.matched = reach.matched.saturating_add(1);
+                reach.current = reach.current.saturating_add(applied);
+            }
+        }
+        reach
+    }
+
+    async fn wanted(&self, key: &Key, found: &Found, index: &Index, reach: &HashMap<Key, Reach>) -> Vec<Condition> {
+        let mut wanted = vec![accepted(key, found)];
+        if !found.problems.is_empty() && key.kind != Kind::Lockdown {
+            wanted.push(Condition::new("Programmed", false, "NotAccepted", "it is not in force"));
+            return wanted;
+        }
+        let reach = reach.get(key).copied().unwrap_or_default();
+        match key.kind {
+            Kind::Lockdown => wanted.push(reach.condition()),
+            Kind::Target => {
+                let target = index.targets().find(|(target, _)| is(target, key));
+                let Some((target, withheld)) = target else {
+                    return wanted;
+                };
+                wanted.push(self.references(target, found).await);
+                wanted.push(match withheld {
+                    Some(why) => Condition::new("Programmed", false, "Withheld", why),
+                    None => reach.condition(),
+                });
+                wanted.extend(insecure(target));
+            }
+            Kind::Namespace | Kind::AccessPolicy | Kind::ClusterAccessPolicy => {
+                wanted.push(resolved(found));
+                wanted.push(reach.condition());
+            }
+        }
+        wanted
+    }
+
+    /// Whether what a Target refers to is there and granted.
+    async fn references(&self, target: &Target, found: &Found) -> Condition {
+        let home = target.metadata.namespace.as_deref().unwrap_or_default();
+        let Credential::Secret(secret) = &target.spec.credential else {
+            return resolved(found);
+        };
+        match self.secrets.readable(home, &secret.name).await {
+            Ok(()) => resolved(found),
+            Err(error) => {
+                let reason = match &error {
+                    SecretError::NotGranted { .. } => "SecretNotGranted",
+                    SecretError::Missing(_) => "SecretNotFound",
+                    _ => "SecretUnknown",
+                };
+                Condition::new("ResolvedRefs", false, reason, error.to_string())
+            }
+        }
+    }
+}
+
+fn is(target: &Target, key: &Key) -> bool {
+    target.metadata.name == key.name && target.metadata.namespace == key.namespace
+}
+
+fn accepted(key: &Key, found: &Found) -> Condition {
+    if found.problems.is_empty() {
+        return Condition::new("Accepted", true, "Accepted", told(&remarks(found)));
+    }
+    let mut message = told(&found.problems);
+    if key.kind == Kind::Lockdown {
+        message.push_str("; until it can be read, everything is frozen");
+    }
+    Condition::new("Accepted", false, "Invalid", message)
+}
+
+/// Warnings about references.
+fn dangling(found: &Found) -> Vec<Problem> {
+    let about = |problem: &&Problem| {
+        let of_references = ["spec.targetRefs", "spec.tls.caBundle", "spec.subjects"];
+        of_references.iter().any(|field| problem.field.starts_with(field))
+    };
+    found.warnings.iter().filter(about).cloned().collect()
+}
+
+/// Other warnings.
+fn remarks(found: &Found) -> Vec<Problem> {
+    let dangling = dangling(found);
+    let other = found.warnings.iter().filter(|warning| !dangling.contains(warning));
+    other.cloned().collect()
+}
+
+fn resolved(found: &Found) -> Condition {
+    let dangling = dangling(found);
+    if dangling.is_empty() {
+        return Condition::new("ResolvedRefs", true, "ResolvedRefs", "");
+    }
+    Condition::new("ResolvedRefs", false, "NotFound", told(&dangling))
+}
+
+/// What weakens a Target, if anything does.
+fn insecure(target: &Target) -> Option<Condition> {
+    let spec = &target.spec;
+    let reason = match (spec.tls.mode, spec.weak_login) {
+        (_, WeakLogin::Anywhere) => ("WeakLogin", "weakLogin: Anywhere"),
+        (_, WeakLogin::InsideTls) => ("WeakLogin", "weakLogin: InsideTLS"),
+        (TlsMode::Disabled, WeakLogin::Refuse) => ("NoTLS", "tls.mode: Disabled"),
+        _ => return None,
+    };
+    Some(Condition::new("Insecure", true, reason.0, reason.1))
+}
+
+/// Fields and messages, without the places in files they do not have.
+fn told(problems: &[Problem]) -> String {
+    let shown = problems
+        .iter()
+        .take(MAX_TOLD)
+        .map(|problem| match problem.field.as_str() {
+            "" => problem.message.clone(),
+            field => format!("{field}: {}", problem.message),
+        });
+    let mut text = shown.collect::<Vec<_>>().join("; ");
+    let more = problems.len().saturating_sub(MAX_TOLD);
+    if more > 0 {
+        text.push_str(&format!("; and {more} more"));
+    }
+    match text.char_indices().nth(MAX_MESSAGE) {
+        Some((end, _)) => text.split_at(end).0.to_owned(),
+        None => text,
+    }
+}
+
+/// The patch that gives an object these conditions, if it does not have them.
+fn patch(object: &Value, wanted: &[Condition], now: &str) -> Option<Value> {
+    let generation = object
+        .pointer("/metadata/generation")
+        .cloned()
+        .unwrap_or_else(|| json!(0));
+    let present = object.pointer("/status/conditions").and_then(Value::as_array);
+    let present = |kind: &str| {
+        present
+            .into_iter()
+            .flatten()
+            .find(move |condition| condition["type"] == kind)
+    };
+    let mut changed = object
+        .pointer("/status/conditions")
+        .and_then(Value::as_array)
+        .map_or(0, Vec::len)
+        != wanted.len();
+    let conditions: Vec<Value> = wanted
+        .iter()
+        .map(|condition| {
+            let before = present(condition.kind);
+            let told = |field: &str| before.and_then(|before| before[field].as_str());
+            let since = match told("lastTransitionTime") {
+                Some(since) if told("status") == Some(condition.status()) => since,
+                _ => now,
+            };
+            let next = json!({
+                "type": condition.kind, "status": condition.status(), "reason": condition.reason,
+                "message": condition.message, "lastTransitionTime": since, "observedGeneration": generation,
+            });
+            changed |= before != Some(&next);
+            next
+        })
+        .collect();
+    changed.then(|| json!({"status": {"observedGeneration": generation, "conditions": conditions}}))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn warning(field: &str) -> Problem {
+        Problem {
+            file: Some("x".to_owned()),
+            line: Some(1),
+            column: Some(1),
+            object: None,
+            field: field.to_owned(),
+            message: "is not there (yet)".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_condition_is_written_once_and_its_time_changes_with_its_status_only() {
+        let object = json!({"metadata": {"generation": 3}});
+        let good = [Condition::new("Accepted", true, "Accepted", "")];
+        let first = patch(&object, &good, "t1").unwrap();
+        assert_eq!(first["status"]["conditions"][0]["lastTransitionTime"], "t1");
+        let mut object = json!({"metadata": {"generation": 3}, "status": first["status"]});
+        assert_eq!(patch(&object, &good, "t2"), None);
+        let other = [Condition::new("Accepted", true, "Accepted", "a remark")];
+        let again = patch(&object, &other, "t3").unwrap();
+        assert_eq!(again["status"]["conditions"][0]["lastTransitionTime"], "t1");
+        let bad = [Condition::new("Accepted", false, "Invalid", "spec: no")];
+        assert_eq!(
+            patch(&object, &bad, "t4").unwrap()["status"]["conditions"][0]["lastTransitionTime"],
+            "t4"
+        );
+        object["metadata"]["generation"] = json!(4);
+        assert!(patch(&object, &good, "t5").is_some(), "another generation was seen");
+        assert!(patch(&object, &[], "t6").is_some(), "a condition that is gone goes");
+    }
+
+    #[test]
+    fn dangling_references_are_no_remarks_and_remarks_no_dangling_references() {
+        let found = Found {
+            problems: Vec::new(),
+            warnings: vec![warning("spec.targetRefs[0].name"), warning("spec")],
+        };
+        let resolved = resolved(&found);
+        assert_eq!((resolved.holds, resolved.reason), (Some(false), "NotFound"));
+        assert!(resolved.message.starts_with("spec.targetRefs[0].name: "));
+        let key = Key {
+            kind: Kind::AccessPolicy,
+            namespace: Some("data".to_owned()),
+            name: "p".to_owned(),
+        };
+        let accepted = accepted(&key, &found);
+        assert_eq!(
+            (accepted.holds, accepted.message.as_str()),
+            (Some(true), "spec: is not there (yet)")
+        );
+    }
+
+    #[test]
+    fn reach_says_pods_on_the_current_version_of_pods_matched() {
+        let reach = |matched, current| Reach { matched, current }.condition();
+        assert_eq!(
+            (reach(0, 0).status(), reach(0, 0).message.as_str()),
+            ("Unknown", "0/0 pods")
+        );
+        assert_eq!(
+            (reach(3, 2).status(), reach(3, 2).message.as_str()),
+            ("False", "2/3 pods")
+        );
+        assert_eq!(reach(3, 3).status(), "True");
+    }
+}

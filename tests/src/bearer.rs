@@ -1,0 +1,49 @@
+//! A PostgreSQL 18 that lets only bearers of good tokens in (OAUTHBEARER, RFC 7628), by our own validator.
+
+use std::path::PathBuf;
+
+use anyhow::{ensure, Context, Result};
+use serde_json::json;
+use sidegate_broker::Running;
+
+use crate::postgres::{Major, Options, Postgres};
+use crate::shop::{self, ROLE};
+
+/// The validator as it was built with the tests: beside them.
+fn validator() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let found = program
+        .parent()
+        .context("the tests' folder")?
+        .join("libsidegate_validator.so");
+    ensure!(found.exists(), "{} was not built with the tests", found.display());
+    Ok(found)
+}
+
+/// The shop behind tokens alone, whoever their subjects are mapped to; the superuser still has a password.
+pub fn server() -> Result<Postgres> {
+    let options = Options {
+        settings: vec!["log_connections = on".into()],
+        tls: Some("db.internal".into()),
+        ..Options::default()
+    };
+    let server = shop::server(Major::V18, options)?;
+    let module = server.write("validator.so", &std::fs::read(validator()?)?)?;
+    server.write("pg_ident.conf", format!("agents /^sg:.*$ {ROLE}\n").as_bytes())?;
+    let hba = "host all postgres 127.0.0.1/32 scram-sha-256\n\
+               hostssl all all 127.0.0.1/32 oauth issuer=\"https://issuer.invalid\" scope=\"db\" map=agents\n";
+    server.write("pg_hba.conf", hba.as_bytes())?;
+    let module = module.to_str().context("a path in UTF-8")?;
+    server.reconfigure(&[("oauth_validator_libraries", module)])?;
+    Ok(server)
+}
+
+/// Makes the server trust this broker's keys, for this audience.
+pub fn trust(server: &Postgres, broker: &Running, audience: &str) -> Result<()> {
+    let front = broker.front();
+    let trust = json!({
+        "issuer": broker.issuer_url, "audience": audience, "jwks": front.issuer.jwks(front.clock.now()),
+    });
+    server.write("sidegate_validator.json", trust.to_string().as_bytes())?;
+    Ok(())
+}
