@@ -48,8 +48,12 @@ cluster-binaries: ## Build etcd, Kubernetes, helm, kwok and kubeconform for the 
 
 .PHONY: e2e
 e2e: ## Test on a real Kubernetes API server (after make cluster-binaries; says what it skips without them)
-	@$(SETUP) build
+	@$(SETUP) build postgres postgres18
 	@$(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test cluster
+
+.PHONY: e2e-ci
+e2e-ci: ## The same where its absence is a failure, as CI runs it
+	@SIDEGATE_TEST_REQUIRE=cluster $(MAKE) --no-print-directory e2e
 
 .PHONY: generate
 generate: ## Write generated files: CRDs

@@ -12,11 +12,6 @@ const KINDS: [&str; 5] = [
     "lockdowns",
 ];
 
-/// The generated CRDs.
-pub fn folder() -> String {
-    here("policies/crds")
-}
-
 fn here(path: &str) -> String {
     format!("{}/../{path}", env!("CARGO_MANIFEST_DIR"))
 }

@@ -3,8 +3,12 @@
 //! `make e2e` runs it. Without the binaries every test is registered as ignored and the reason is printed and kept in
 //! `target/skipped.txt`; with `SIDEGATE_TEST_REQUIRE=cluster` their absence is a failure.
 
+mod applied;
+mod charts;
+mod identity;
 mod kinds;
 mod plane;
+mod site;
 mod tokens;
 
 use std::process::ExitCode;
@@ -40,6 +44,56 @@ const TESTS: &[(&str, Test)] = &[
         tokens::a_review_answers_the_audience_it_was_asked_for,
     ),
     ("tokens::a_token_dies_with_its_pod", tokens::a_token_dies_with_its_pod),
+    (
+        "charts::the_broker_installs_under_the_restricted_profile_and_leaves_its_records",
+        charts::the_broker_installs_under_the_restricted_profile_and_leaves_its_records,
+    ),
+    ("charts::wrong_values_are_refused", charts::wrong_values_are_refused),
+    (
+        "charts::the_kinds_stay_when_their_chart_is_uninstalled",
+        charts::the_kinds_stay_when_their_chart_is_uninstalled,
+    ),
+    (
+        "identity::a_pending_pod_of_the_right_shape_is_attested",
+        identity::a_pending_pod_of_the_right_shape_is_attested,
+    ),
+    ("identity::another_token_is_nobodys", identity::another_token_is_nobodys),
+    (
+        "identity::a_pod_of_another_shape_is_nobody",
+        identity::a_pod_of_another_shape_is_nobody,
+    ),
+    (
+        "identity::a_second_key_waits_for_a_restart",
+        identity::a_second_key_waits_for_a_restart,
+    ),
+    (
+        "identity::an_ending_pod_keeps_its_key",
+        identity::an_ending_pod_keeps_its_key,
+    ),
+    (
+        "identity::the_broker_may_no_more_than_it_needs",
+        identity::the_broker_may_no_more_than_it_needs,
+    ),
+    (
+        "identity::a_bound_token_is_a_login_until_its_pod_is_gone",
+        identity::a_bound_token_is_a_login_until_its_pod_is_gone,
+    ),
+    (
+        "applied::a_secret_is_read_by_name_where_its_owner_granted_it",
+        applied::a_secret_is_read_by_name_where_its_owner_granted_it,
+    ),
+    (
+        "applied::a_policy_is_in_force_when_it_is_applied",
+        applied::a_policy_is_in_force_when_it_is_applied,
+    ),
+    (
+        "applied::what_is_wrong_says_so_and_allows_nothing",
+        applied::what_is_wrong_says_so_and_allows_nothing,
+    ),
+    (
+        "applied::a_lockdown_cuts_when_it_is_applied",
+        applied::a_lockdown_cuts_when_it_is_applied,
+    ),
 ];
 
 /// The test that starts a control plane of its own.
@@ -71,6 +125,7 @@ fn main() -> ExitCode {
         plane::ends_with_its_owner(&programs).map_err(|error| Failed::from(format!("{error:#}")))
     });
     let conclusion = libtest_mimic::run(&arguments, shared.chain([alone]).collect());
+    site::stop();
     // Its servers end before this process does, and say so if they do not.
     drop(cluster);
     conclusion.exit_code()
@@ -80,7 +135,7 @@ fn main() -> ExitCode {
 fn started(programs: &Programs) -> Result<Cluster> {
     let mut cluster = Cluster::start(programs)?;
     cluster.kwok()?;
-    cluster.kubectl(&["apply", "-f", &kinds::folder()], "")?;
+    charts::install_kinds(&cluster)?;
     kinds::install_and_are_established(&cluster)?;
     Ok(cluster)
 }

@@ -235,6 +235,11 @@ impl Cluster {
         Ok(serde_json::from_str(&said)?)
     }
 
+    /// A kubeconfig with this bearer token.
+    pub fn kubeconfig_of(&self, token: &str) -> String {
+        settings::kubeconfig_of(self.folder.path(), &self.server, token)
+    }
+
     /// Makes a namespace of a name nobody else has, and waits for its service account.
     pub fn namespace(&self) -> Result<String> {
         let name = format!("t-{}", Uuid::now_v7().simple());

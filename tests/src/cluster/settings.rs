@@ -29,6 +29,19 @@ pub(super) fn kubeconfig(user: User) -> &'static str {
     }
 }
 
+/// A kubeconfig for whoever has this token.
+pub(super) fn kubeconfig_of(folder: &Path, server: &str, token: &str) -> String {
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {
+            "server": server, "certificate-authority": folder.join("ca.pem"),
+        }}],
+        "users": [{"name": "test", "user": {"token": token}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+    });
+    config.to_string()
+}
+
 /// Writes everything the servers read.
 pub(super) fn write(folder: &Path, server: &str, authority: &Authority) -> Result<()> {
     let leaf = authority.leaf(&["127.0.0.1", "localhost", "kubernetes.default.svc"])?;
@@ -42,15 +55,8 @@ pub(super) fn write(folder: &Path, server: &str, authority: &Authority) -> Resul
     for (file, name, group) in USERS {
         let token = Uuid::new_v4().simple().to_string();
         tokens.push_str(&format!("{token},{name},{name},\"{group}\"\n"));
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {
-                "server": server, "certificate-authority": folder.join("ca.pem"),
-            }}],
-            "users": [{"name": "test", "user": {"token": token}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
-        });
-        private(folder, &format!("{file}.json"), &config.to_string())?;
+        let config = kubeconfig_of(folder, server, &token);
+        private(folder, &format!("{file}.json"), &config)?;
     }
     private(folder, "tokens.csv", &tokens)
 }

@@ -1,0 +1,272 @@
+//! What people apply with kubectl: in force in a moment, said in conditions, and never more permissive for being
+//! wrong or half there.
+
+use std::time::Instant;
+
+use anyhow::{ensure, Result};
+use serde_json::json;
+use sidegate_tests::cluster::Cluster;
+use sidegate_tests::postgres::{Major, Options, Postgres};
+use sidegate_tests::psql::{psql, Said};
+use sidegate_tests::shop::{self, DATABASE, PASSWORD, ROLE};
+use sidegate_tests::{ports, wire};
+
+use crate::site::{until, Agent, BROKER};
+
+/// An agent with a sidecar, and the shop whose login is a Secret.
+struct Shop<'a> {
+    agent: Agent<'a>,
+    server: Postgres,
+    local: u16,
+}
+
+impl<'a> Shop<'a> {
+    fn start(cluster: &'a Cluster) -> Result<Shop<'a>> {
+        Ok(Shop {
+            agent: Agent::new(cluster)?,
+            server: shop::server(Major::V15, Options::default())?,
+            local: ports::free()?,
+        })
+    }
+
+    fn target(&self) -> String {
+        let (namespace, port, local) = (&self.agent.namespace, self.server.port, self.local);
+        format!(
+            r#"apiVersion: sidegate.dev/v1alpha1
+kind: Target
+metadata: {{name: shop, namespace: {namespace}}}
+spec:
+  protocol: Postgres
+  address: {{host: 127.0.0.1, port: {port}}}
+  tls: {{mode: Disabled}}
+  credential: {{secret: {{name: shop-agent}}}}
+  listen: {{port: {local}}}
+"#
+        )
+    }
+
+    fn policy(&self, name: &str, rule: &str) -> String {
+        let namespace = &self.agent.namespace;
+        format!(
+            r#"apiVersion: sidegate.dev/v1alpha1
+kind: AccessPolicy
+metadata: {{name: {name}, namespace: {namespace}}}
+spec:
+  targetRefs: [{{name: shop}}]
+  subjects: [{{serviceAccount: {{namespace: {namespace}, name: support}}}}]
+  rules: [{rule}]
+"#
+        )
+    }
+
+    fn secret(&self) -> Result<()> {
+        let (user, password) = (format!("username={ROLE}"), format!("password={PASSWORD}"));
+        let literal = |text: &str| format!("--from-literal={text}");
+        let (user, password) = (literal(&user), literal(&password));
+        self.agent
+            .kubectl(&["create", "secret", "generic", "shop-agent", &user, &password])
+            .map(|_| ())
+    }
+
+    /// What the Secret's owner runs, as the condition says it.
+    fn grant(&self) -> Result<()> {
+        let account = BROKER.trim_start_matches("system:serviceaccount:");
+        let account = format!("--serviceaccount={account}");
+        self.agent.kubectl(&[
+            "create",
+            "role",
+            "sidegate-shop-agent",
+            "--verb=get",
+            "--resource=secrets",
+            "--resource-name=shop-agent",
+        ])?;
+        self.agent
+            .kubectl(&[
+                "create",
+                "rolebinding",
+                "sidegate-shop-agent",
+                "--role=sidegate-shop-agent",
+                &account,
+            ])
+            .map(|_| ())
+    }
+
+    fn ask(&self, text: &str) -> Result<Said> {
+        psql(self.local, DATABASE, &[text])
+    }
+}
+
+const READ: &str = r#"{name: read, effect: Allow, sql: {commands: [Select], tables: ["app.*"]}}"#;
+const NAME: &str = "SELECT name FROM app.people WHERE id = 1";
+
+/// A Secret that its owner did not grant is not read, and the condition says what to run; granted, it is a login.
+pub fn a_secret_is_read_by_name_where_its_owner_granted_it(cluster: &Cluster) -> Result<()> {
+    let shop = Shop::start(cluster)?;
+    let agent = &shop.agent;
+    shop.secret()?;
+    agent.apply(&format!("{}---\n{}", shop.target(), shop.policy("support", READ)))?;
+    let sidecar = agent.sidecar()?;
+    let refused = until(
+        "the condition",
+        || agent.condition("target", "shop", "ResolvedRefs"),
+        |condition| condition["reason"] == "SecretNotGranted",
+    )?;
+    let message = refused["message"].as_str().unwrap_or_default();
+    ensure!(
+        message.contains("create role sidegate-shop-agent --verb=get --resource=secrets"),
+        "{message}"
+    );
+    ensure!(
+        message.contains("--serviceaccount=sidegate-system:sidegate-broker"),
+        "{message}"
+    );
+    let denied = until("a refusal", || shop.ask(NAME), |said| said.err.contains("FATAL"))?;
+    ensure!(!denied.err.contains(PASSWORD) && denied.out.is_empty(), "{denied:?}");
+    shop.grant()?;
+    let read = until("the login", || shop.ask(NAME), |said| said.code == 0)?;
+    ensure!(read.out == "Ada", "{read:?}");
+    until(
+        "the condition heals",
+        || agent.condition("target", "shop", "ResolvedRefs"),
+        |condition| condition["status"] == "True",
+    )?;
+    agent.end(sidecar);
+    Ok(())
+}
+
+/// A policy is in force a moment after `kubectl apply`, and gone a moment after `kubectl delete`.
+pub fn a_policy_is_in_force_when_it_is_applied(cluster: &Cluster) -> Result<()> {
+    let shop = Shop::start(cluster)?;
+    let agent = &shop.agent;
+    shop.secret()?;
+    shop.grant()?;
+    agent.apply(&format!("{}---\n{}", shop.target(), shop.policy("support", READ)))?;
+    let sidecar = agent.sidecar()?;
+    until("the read", || shop.ask(NAME), |said| said.code == 0)?;
+    let programmed = until(
+        "Programmed",
+        || agent.condition("accesspolicy", "support", "Programmed"),
+        |condition| condition["status"] == "True",
+    )?;
+    ensure!(programmed["message"] == "1/1 pods", "{programmed}");
+    let table = agent.kubectl(&["get", "accesspolicies"])?;
+    ensure!(table.contains("1/1 pods") && table.contains("True"), "{table}");
+
+    let deny = r#"{name: never, effect: Deny, sql: {commands: [Select]}, message: Not today.}"#;
+    let applied = Instant::now();
+    agent.apply(&shop.policy("freeze", deny))?;
+    let refused = until("the Deny", || shop.ask(NAME), |said| said.code != 0)?;
+    println!(
+        "applied to enforced, kubectl and psql included: {} ms",
+        applied.elapsed().as_millis()
+    );
+    ensure!(refused.refused() && refused.err.contains("Not today."), "{refused:?}");
+    agent.kubectl(&["delete", "accesspolicy", "freeze"])?;
+    until("the Deny is gone", || shop.ask(NAME), |said| said.code == 0)?;
+    agent.end(sidecar);
+    Ok(())
+}
+
+/// Half of an application: what refers to nothing says so and heals by itself; what cannot be read withholds its Target.
+pub fn what_is_wrong_says_so_and_allows_nothing(cluster: &Cluster) -> Result<()> {
+    let shop = Shop::start(cluster)?;
+    let agent = &shop.agent;
+    shop.secret()?;
+    shop.grant()?;
+    let condition = |name: &str, kind: &str| agent.condition("accesspolicy", name, kind);
+    agent.apply(&shop.policy("support", READ))?;
+    let dangling = until(
+        "the reference dangles",
+        || condition("support", "ResolvedRefs"),
+        |condition| condition["status"] == "False",
+    )?;
+    ensure!(
+        dangling["message"]
+            == format!(
+                "spec.targetRefs[0].name: there is no Target {}/shop (yet)",
+                agent.namespace
+            )
+            .as_str(),
+        "{dangling}"
+    );
+    agent.apply(&shop.target())?;
+    until(
+        "it heals",
+        || condition("support", "ResolvedRefs"),
+        |condition| condition["status"] == "True",
+    )?;
+    let sidecar = agent.sidecar()?;
+    until("the read", || shop.ask(NAME), |said| said.code == 0)?;
+
+    // The API server cannot know the facts of a protocol: this passes admission.
+    let broken = r#"{name: typo, effect: Deny, sql: {commands: [Select]}, when: "sql.tabels.size() > 1"}"#;
+    agent.apply(&shop.policy("broken", broken))?;
+    let refused = until(
+        "it is not accepted",
+        || condition("broken", "Accepted"),
+        |condition| condition["status"] == "False",
+    )?;
+    ensure!(
+        refused["message"]
+            .as_str()
+            .is_some_and(|message| message.starts_with("spec.rules[0].when: ")),
+        "{refused}"
+    );
+    until("its Target is withheld", || shop.ask(NAME), |said| said.code != 0)?;
+    let withheld = until(
+        "the Target says why",
+        || agent.condition("target", "shop", "Programmed"),
+        |condition| condition["reason"] == "Withheld",
+    )?;
+    ensure!(
+        withheld["message"]
+            .as_str()
+            .is_some_and(|message| message.contains("broken")),
+        "{withheld}"
+    );
+    agent.kubectl(&["delete", "accesspolicy", "broken"])?;
+    until("it is back", || shop.ask(NAME), |said| said.code == 0)?;
+    agent.end(sidecar);
+    Ok(())
+}
+
+/// A Lockdown that is applied cuts the open session, and lets it be again when it is deleted.
+pub fn a_lockdown_cuts_when_it_is_applied(cluster: &Cluster) -> Result<()> {
+    let shop = Shop::start(cluster)?;
+    let agent = &shop.agent;
+    shop.secret()?;
+    shop.grant()?;
+    agent.apply(&format!("{}---\n{}", shop.target(), shop.policy("support", READ)))?;
+    let sidecar = agent.sidecar()?;
+    until("the read", || shop.ask(NAME), |said| said.code == 0)?;
+    let mut open = wire::Wire::login(shop.local, DATABASE)?;
+    ensure!(open.alive()?, "the session does not live");
+    let name = format!("cut-{}", agent.namespace);
+    let lockdown = json!({
+        "apiVersion": "sidegate.dev/v1alpha1", "kind": "Lockdown", "metadata": {"name": name},
+        "spec": {"reason": "drill", "freeze": [{"serviceAccount": {"namespace": agent.namespace, "name": "support"}}]},
+    });
+    let applied = Instant::now();
+    agent.apply(&lockdown.to_string())?;
+    until(
+        "the open session ends",
+        || Ok(open.alive().unwrap_or(false)),
+        |alive| !alive,
+    )?;
+    println!("applied to cut, kubectl included: {} ms", applied.elapsed().as_millis());
+    let refused = shop.ask(NAME)?;
+    ensure!(
+        refused.code != 0 && refused.err.contains("a lockdown is in force"),
+        "{refused:?}"
+    );
+    let programmed = until(
+        "Programmed",
+        || agent.condition("lockdown", &name, "Programmed"),
+        |condition| condition["status"] == "True",
+    )?;
+    ensure!(programmed["reason"] == "Programmed", "{programmed}");
+    agent.kubectl(&["delete", "lockdown", &name])?;
+    until("it is lifted", || shop.ask(NAME), |said| said.code == 0)?;
+    agent.end(sidecar);
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! The charts under the real helm: what they install is accepted, works under the strictest pod security, and leaves
+//! what must stay and nothing else.
+
+use anyhow::{ensure, Context, Result};
+use serde_json::Value;
+use sidegate_tests::cluster::Cluster;
+
+use crate::site::{chart, until};
+
+/// helm, or its complaint.
+fn helm(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
+    let output = cluster.helm(arguments)?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "helm {}: {complaint}", arguments.join(" "));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The broker's pod is made under the restricted profile, with the rights and addresses it needs; uninstalling leaves
+/// the claim with the records, and nothing else.
+pub fn the_broker_installs_under_the_restricted_profile_and_leaves_its_records(cluster: &Cluster) -> Result<()> {
+    let namespace = cluster.namespace()?;
+    let restricted = "pod-security.kubernetes.io/enforce=restricted";
+    cluster.kubectl(&["label", "namespace", &namespace, restricted], "")?;
+    let release = format!("r{}", &namespace[namespace.len() - 8..]);
+    helm(
+        cluster,
+        &["install", &release, &chart("sidegate"), "--namespace", &namespace],
+    )?;
+    let pods = ["get", "pods", "--namespace", &namespace, "-o", "json"];
+    let list = || -> Result<Value> { Ok(serde_json::from_str(&cluster.kubectl(&pods, "")?)?) };
+    let made = until("the pod is made", list, |pods| {
+        pods["items"].as_array().is_some_and(|pods| pods.len() == 1)
+    })?;
+    let container = &made["items"][0]["spec"]["containers"][0];
+    let arguments: Vec<&str> = container["args"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
+    for argument in [
+        "--kubernetes".to_owned(),
+        format!("--front-url=https://{release}-broker.{namespace}.svc:8443"),
+        format!("--issuer-url=https://{release}-broker.{namespace}.svc:8444"),
+    ] {
+        ensure!(arguments.contains(&argument.as_str()), "{arguments:?} lack {argument}");
+    }
+    ensure!(
+        container["image"] == "ghcr.io/sidegate/sidegate-broker:0.1.0",
+        "{container}"
+    );
+    let account = &made["items"][0]["spec"]["serviceAccountName"];
+    ensure!(account == "sidegate-broker", "{account}");
+
+    helm(cluster, &["uninstall", &release, "--namespace", &namespace])?;
+    let kinds = "deployments,services,poddisruptionbudgets,roles,rolebindings,persistentvolumeclaims";
+    let left = cluster.kubectl(&["get", kinds, "--namespace", &namespace, "-o", "name"], "")?;
+    ensure!(
+        left.trim() == format!("persistentvolumeclaim/{release}-broker"),
+        "left: {left}"
+    );
+    let wide = cluster.kubectl(&["get", "clusterroles,clusterrolebindings", "-o", "name"], "")?;
+    ensure!(!wide.contains(&format!("/{release}-")), "left: {wide}");
+    Ok(())
+}
+
+/// Values that are misspelt or out of bounds are refused before anything is installed.
+pub fn wrong_values_are_refused(cluster: &Cluster) -> Result<()> {
+    for wrong in [
+        "replicas=3",
+        "image.digest=latest",
+        "issuerUrl=http://broker",
+        "issuerUrl=https://broker/path",
+        "serviceAccount.name=",
+    ] {
+        let output = cluster.helm(&["template", "x", &chart("sidegate"), "--set", wrong])?;
+        ensure!(!output.status.success(), "{wrong} is taken");
+    }
+    let pinned = format!("image.digest=sha256:{}", "a".repeat(64));
+    let rendered = helm(cluster, &["template", "x", &chart("sidegate"), "--set", &pinned])?;
+    ensure!(rendered.contains("sidegate-broker@sha256:aaaa"), "{rendered}");
+    Ok(())
+}
+
+/// Uninstalling the kinds would remove every policy with them: they stay.
+pub fn the_kinds_stay_when_their_chart_is_uninstalled(cluster: &Cluster) -> Result<()> {
+    let rendered = helm(cluster, &["template", "crds", &chart("sidegate-crds")])?;
+    let kinds = rendered.matches("kind: CustomResourceDefinition").count();
+    let kept = rendered.matches("helm.sh/resource-policy: keep").count();
+    ensure!(kinds == 5 && kept == 5, "{kinds} kinds, {kept} of them kept");
+    Ok(())
+}
+
+/// Installs the kinds as an operator would.
+pub fn install_kinds(cluster: &Cluster) -> Result<()> {
+    helm(
+        cluster,
+        &[
+            "install",
+            "sidegate-crds",
+            &chart("sidegate-crds"),
+            "--namespace",
+            "default",
+        ],
+    )
+    .map(|_| ())
+    .context("the kinds")
+}

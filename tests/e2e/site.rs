@@ -1,0 +1,325 @@
+//! One broker on the cluster, in this process, with the rights that the chart gives it; and agents' pods with their
+//! sidecars, in this process too.
+//!
+//! No kubelet runs: a pod's token comes from TokenRequest, as its kubelet would ask for it, and its container's state
+//! is what a test writes into its status. Everything else is real.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Output;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Context, Result};
+use serde_json::{json, Value};
+use sidegate_broker::kubernetes::ClusterOptions;
+use sidegate_broker::{Broker, BrokerConfig, Place};
+use sidegate_sidecar::app::Sidecar;
+use sidegate_sidecar::authority::Separation;
+use sidegate_sidecar::broker::Url;
+use sidegate_sidecar::config::{PodFacts, SidecarConfig};
+use sidegate_tests::cluster::{Cluster, User};
+use tokio::runtime::Runtime;
+
+/// Where the broker lives.
+pub const NAMESPACE: &str = "sidegate-system";
+/// The broker's service account, as the API server names it.
+pub const BROKER: &str = "system:serviceaccount:sidegate-system:sidegate-broker";
+/// Longest wait for something that takes a moment.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A broker that serves the cluster.
+pub struct Site {
+    pub broker: sidegate_broker::Running,
+    pub runtime: Runtime,
+    _folder: tempfile::TempDir,
+}
+
+static SITE: Mutex<Option<Arc<Site>>> = Mutex::new(None);
+
+/// The one broker of this run, started by whoever asks first.
+pub fn site(cluster: &Cluster) -> Result<Arc<Site>> {
+    let mut kept = SITE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(site) = kept.as_ref() {
+        return Ok(Arc::clone(site));
+    }
+    install(cluster)?;
+    let site = Arc::new(Site::start(cluster)?);
+    *kept = Some(Arc::clone(&site));
+    Ok(site)
+}
+
+/// Ends the broker, if one was started; the cluster must still run.
+pub fn stop() {
+    let kept = SITE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+    if let Some(Ok(site)) = kept.map(Arc::try_unwrap) {
+        let Site { broker, runtime, .. } = site;
+        runtime.block_on(broker.shutdown());
+    }
+}
+
+/// Installs the chart, so that the rights under test are the chart's.
+fn install(cluster: &Cluster) -> Result<()> {
+    let chart = chart("sidegate");
+    let installed = cluster.helm(&[
+        "install",
+        "sidegate",
+        &chart,
+        "--namespace",
+        NAMESPACE,
+        "--create-namespace",
+    ])?;
+    ensure!(
+        installed.status.success(),
+        "helm install: {}",
+        String::from_utf8_lossy(&installed.stderr)
+    );
+    Ok(())
+}
+
+/// The folder of a chart.
+pub fn chart(name: &str) -> String {
+    let charts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts");
+    charts.join(name).to_string_lossy().into_owned()
+}
+
+impl Site {
+    fn start(cluster: &Cluster) -> Result<Site> {
+        let folder = tempfile::Builder::new().prefix("sidegate-site-").tempdir()?;
+        let kubeconfig = folder.path().join("broker.json");
+        let token = cluster.kubectl(
+            &[
+                "create",
+                "token",
+                "sidegate-broker",
+                "--namespace",
+                NAMESPACE,
+                "--duration",
+                "2h",
+            ],
+            "",
+        )?;
+        private(&kubeconfig, &cluster.kubeconfig_of(token.trim()))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()?;
+        let place = Place::Cluster(ClusterOptions {
+            kubeconfig: Some(kubeconfig),
+            namespace: NAMESPACE.to_owned(),
+        });
+        let config = BrokerConfig::new(place, folder.path().join("state"));
+        let broker = runtime.block_on(Broker::start(config))?;
+        Ok(Site {
+            broker,
+            runtime,
+            _folder: folder,
+        })
+    }
+
+    /// The audience of tokens for this broker.
+    pub fn audience(&self) -> &str {
+        &self.broker.issuer_url
+    }
+}
+
+/// An agent's namespace and pod.
+pub struct Agent<'a> {
+    pub cluster: &'a Cluster,
+    pub site: Arc<Site>,
+    pub namespace: String,
+    pub uid: String,
+    folder: tempfile::TempDir,
+}
+
+/// The pod of an agent as the injector would leave it.
+pub fn pod(namespace: &str, audience: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "agent", "namespace": namespace, "labels": {"agent": "triage"}},
+        "spec": {
+            "serviceAccountName": "support",
+            // No node takes it: it stays Pending, as a pod is while its sidecar first calls.
+            "nodeSelector": {"none": "has-it"},
+            "initContainers": [{
+                "name": "sidegate", "image": "example.invalid/sidegate", "restartPolicy": "Always",
+                "volumeMounts": [{"name": "sidegate-token", "mountPath": "/var/run/secrets/sidegate.dev/token"}],
+            }],
+            "containers": [{"name": "agent", "image": "example.invalid/agent"}],
+            "volumes": [{"name": "sidegate-token", "projected": {"sources": [
+                {"serviceAccountToken": {"audience": audience, "path": "token", "expirationSeconds": 3600}},
+            ]}}],
+        },
+    })
+}
+
+impl<'a> Agent<'a> {
+    /// A namespace of team support with such a pod in it.
+    pub fn new(cluster: &'a Cluster) -> Result<Agent<'a>> {
+        Agent::with(cluster, |_| {})
+    }
+
+    /// The same, with a pod that is changed first.
+    pub fn with(cluster: &'a Cluster, change: impl FnOnce(&mut Value)) -> Result<Agent<'a>> {
+        let site = site(cluster)?;
+        let namespace = cluster.namespace()?;
+        cluster.kubectl(&["label", "namespace", &namespace, "team=support"], "")?;
+        cluster.kubectl(&["create", "serviceaccount", "support", "--namespace", &namespace], "")?;
+        let mut pod = pod(&namespace, site.audience());
+        change(&mut pod);
+        let created = cluster.create(&pod)?;
+        let uid = created["metadata"]["uid"]
+            .as_str()
+            .context("the pod has no UID")?
+            .to_owned();
+        let folder = tempfile::Builder::new().prefix("sidegate-agent-").tempdir()?;
+        Ok(Agent {
+            cluster,
+            site,
+            namespace,
+            uid,
+            folder,
+        })
+    }
+
+    /// A token as the kubelet would project it.
+    pub fn token(&self) -> Result<String> {
+        self.token_for(self.site.audience())
+    }
+
+    /// The same for another audience.
+    pub fn token_for(&self, audience: &str) -> Result<String> {
+        let said = self.kubectl(&[
+            "create",
+            "token",
+            "support",
+            "--audience",
+            audience,
+            "--duration",
+            "10m",
+            "--bound-object-kind",
+            "Pod",
+            "--bound-object-name",
+            "agent",
+        ])?;
+        Ok(said.trim().to_owned())
+    }
+
+    /// kubectl in the agent's namespace.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let mut all = vec!["--namespace", self.namespace.as_str()];
+        all.extend(arguments);
+        self.cluster.kubectl(&all, "")
+    }
+
+    /// Applies objects as the administrator.
+    pub fn apply(&self, objects: &str) -> Result<()> {
+        self.cluster.kubectl(&["apply", "-f", "-"], objects).map(|_| ())
+    }
+
+    /// Removes the pod at once.
+    pub fn delete_pod(&self) -> Result<()> {
+        self.kubectl(&["delete", "pod", "agent", "--grace-period=0", "--force"])
+            .map(|_| ())
+    }
+
+    /// Says how the sidecar's container fares, as its kubelet would.
+    pub fn report(&self, restarts: u64, container: &str) -> Result<()> {
+        let status = json!({"status": {"initContainerStatuses": [{
+            "name": "sidegate", "restartCount": restarts, "containerID": container, "image": "", "imageID": "",
+            "ready": true, "started": true, "state": {"running": {"startedAt": null}},
+        }]}});
+        let status = status.to_string();
+        self.kubectl(&[
+            "patch",
+            "pod",
+            "agent",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &status,
+        ])
+        .map(|_| ())
+    }
+
+    /// Starts the pod's sidecar with a fresh token, and waits for its first bundle.
+    pub fn sidecar(&self) -> Result<sidegate_sidecar::app::Running> {
+        let token = self.folder.path().join("token");
+        private(&token, &self.token()?)?;
+        let config = SidecarConfig {
+            broker: Url::parse(&self.site.broker.front_url)?,
+            broker_ca_pem: self.site.broker.ca_pem.clone(),
+            token_file: token,
+            ports: Vec::new(),
+            name_servers: Vec::new(),
+            run_dir: self.folder.path().join("run"),
+            journal_dir: self.folder.path().join("journal"),
+            allow_loopback_literals: true,
+            separation: Separation::None,
+            agent_uid: Some(nix::unistd::Uid::effective().as_raw()),
+            lanes: sidegate_sidecar::task::LANES,
+            cluster_domain: None,
+            memory_limit: None,
+            pod: PodFacts::default(),
+        };
+        self.site.runtime.block_on(async {
+            let sidecar = Sidecar::start(config).await?;
+            ensure!(
+                sidecar.ready(PATIENCE).await,
+                "no bundle came into force: {:?}",
+                self.site.broker.status()
+            );
+            Ok(sidecar)
+        })
+    }
+
+    /// Ends a sidecar.
+    pub fn end(&self, sidecar: sidegate_sidecar::app::Running) {
+        self.site.runtime.block_on(sidecar.shutdown());
+    }
+
+    /// The stored object's condition of this type.
+    pub fn condition(&self, kind: &str, name: &str, condition: &str) -> Result<Value> {
+        let object = self.kubectl(&["get", kind, name, "-o", "json"])?;
+        let object: Value = serde_json::from_str(&object)?;
+        let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        Ok(conditions
+            .into_iter()
+            .find(|found| found["type"] == condition)
+            .unwrap_or(Value::Null))
+    }
+}
+
+/// Waits until something holds, and says what was seen last if it never does.
+pub fn until<T: std::fmt::Debug>(
+    what: &str,
+    mut look: impl FnMut() -> Result<T>,
+    holds: impl Fn(&T) -> bool,
+) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let seen = look()?;
+        if holds(&seen) {
+            return Ok(seen);
+        }
+        if Instant::now() >= deadline {
+            bail!("not within {} s: {what}; seen last: {seen:?}", PATIENCE.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What an account may do, as the API server answers.
+pub fn may(cluster: &Cluster, account: &str, arguments: &[&str]) -> Result<bool> {
+    let mut all = vec!["auth", "can-i", "--as", account];
+    all.extend(arguments);
+    let Output { stdout, .. } = cluster.ask(User::Admin, &all, "")?;
+    Ok(String::from_utf8_lossy(&stdout).trim() == "yes")
+}
+
+fn private(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(())
+}
