@@ -25,6 +25,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::memory;
 use crate::protocols::RoomContext;
 use crate::record::{DirectoryVolume, Log, LogIdentity, LogOptions, SystemClock, SystemRandom};
+use crate::staleness;
 use crate::target::TargetState;
 use crate::task::{Lanes, Tasks};
 use crate::tls::agent::AgentTls;
@@ -119,6 +120,7 @@ impl Sidecar {
         let told = tell(authority.clone(), listeners.clone(), publish, stop.clone());
         tasks.spawn("status", told);
         tasks.spawn("memory", memory::watch(authority.clone(), stop.clone()));
+        tasks.spawn("staleness", staleness::watch(authority.clone(), stop.clone()));
         Ok(Running {
             authority,
             listeners,

@@ -20,11 +20,9 @@ use crate::rate::Rates;
 use crate::record::Log;
 use crate::revoke::Revocations;
 use crate::session::Sessions;
+use crate::staleness::{Limits, Staleness};
 use crate::target::TargetState;
 use crate::task::Tasks;
-
-/// New sessions are refused once the broker has been silent for this long.
-pub const SILENCE: Duration = Duration::from_secs(5);
 
 /// One bundle, compiled.
 pub struct InForce {
@@ -96,6 +94,8 @@ pub struct Authority {
     pub tasks: Tasks,
     /// How the agent is kept apart.
     pub separation: Separation,
+    /// How long the broker may be silent.
+    pub staleness: Limits,
 }
 
 impl Authority {
@@ -119,6 +119,7 @@ impl Authority {
             approver,
             tasks,
             separation,
+            staleness: Limits::default(),
         }
     }
 
@@ -188,18 +189,30 @@ impl Authority {
         self.armed.store(true, Ordering::Release);
     }
 
-    /// Whether bundle and kill switch are fresh enough for a new session.
-    pub fn fresh(&self) -> bool {
-        let limit = u64::try_from(SILENCE.as_millis()).unwrap_or(0);
+    /// How long the broker has been silent, by whichever clock says longer; `None`: it never spoke.
+    pub fn silent(&self) -> Option<Duration> {
         let heard = self.heard.load(Ordering::Acquire);
         let elapsed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // The monotonic clock stands still while the host sleeps, the wall clock jumps: either one makes it stale.
         let wall = jiff::Timestamp::now().as_millisecond();
-        let silent_wall = wall.saturating_sub(self.heard_wall.load(Ordering::Acquire));
-        heard != 0
-            && self.armed.load(Ordering::Acquire)
-            && elapsed.saturating_sub(heard) <= limit
-            && u64::try_from(silent_wall).unwrap_or(0) <= limit
+        let wall = wall.saturating_sub(self.heard_wall.load(Ordering::Acquire));
+        let longer = elapsed.saturating_sub(heard).max(u64::try_from(wall).unwrap_or(0));
+        (heard != 0).then(|| Duration::from_millis(longer))
+    }
+
+    /// Whether bundle and kill switch are fresh enough for a new session.
+    pub fn fresh(&self) -> bool {
+        self.armed.load(Ordering::Acquire) && self.staleness.judge(self.silent()) == Staleness::Fresh
+    }
+
+    /// This bundle counts no more: everything is denied until another one comes.
+    pub fn void(&self, held: &Arc<InForce>) {
+        let present = self.bundle.load();
+        if present.as_ref().is_some_and(|present| Arc::ptr_eq(present, held)) {
+            let before = self.bundle.compare_and_swap(&present, None);
+            if before.as_ref().is_some_and(|before| Arc::ptr_eq(before, held)) {
+                self.generation.fetch_add(1, Ordering::AcqRel);
+            }
+        }
     }
 
     /// No new sessions from here on.

@@ -26,6 +26,7 @@ pub mod refusal;
 pub mod revoke;
 pub mod secret;
 pub mod session;
+pub mod staleness;
 pub mod target;
 pub mod task;
 #[cfg(test)]

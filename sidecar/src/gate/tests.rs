@@ -255,6 +255,34 @@ async fn nothing_opens_before_the_broker_spoke_or_once_it_is_silent() {
 }
 
 #[tokio::test]
+async fn a_silent_broker_leaves_open_sessions_five_minutes_and_the_bundle_a_day() {
+    let bench = bench(json!({}));
+    let authority = &bench.authority;
+    let (mut gate, _entered) = connected(&bench);
+    let held = || authority.in_force();
+    let look = |held, seconds| {
+        let silent = Some(std::time::Duration::from_secs(seconds));
+        crate::staleness::look(authority, held, silent, crate::staleness::Staleness::Fresh)
+    };
+    look(held(), 31);
+    assert_eq!(gate.session().cut_reason(), None);
+    gone(gate.admit(statement(SqlCommand::Select, "select 1")));
+    look(held(), 301);
+    assert_eq!(gate.session().cut_reason(), Some(Reason::Stale));
+    let old = held();
+    bench.enforce(json!([target("Postgres", 1, 1)]), json!([policy(rules(), json!({}))]));
+    look(old, 86_401);
+    assert!(authority.in_force().is_some(), "a bundle that came meanwhile");
+    let generation = authority.generation();
+    look(held(), 86_401);
+    assert!(authority.in_force().is_none());
+    assert!(
+        authority.generation() > generation,
+        "plans made by it are worth nothing"
+    );
+}
+
+#[tokio::test]
 async fn id_6_a_lockdown_refuses_the_next_operation_and_cuts_the_session() {
     let bench = bench(json!({}));
     let (mut gate, _entered) = connected(&bench);

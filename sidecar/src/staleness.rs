@@ -1,0 +1,120 @@
+//! How old the broker's last word may be, and what ends when it is older: the default column of the table in
+//! `identity-and-broker.md`, section 9.
+//!
+//! Refuses nothing itself: the gate asks [`Limits::judge`], the watcher ends what is overdue. Invariant: either clock
+//! makes it stale, the monotonic one, which stands still while the host sleeps, and the wall clock, which jumps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sidegate_policies::reason::Reason;
+use tokio::time::{interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::authority::{Authority, InForce};
+
+/// How often the watcher looks.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// How long the broker may be silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From then on new sessions are refused.
+    pub refuse: Duration,
+    /// From then on open sessions are ended.
+    pub close: Duration,
+    /// From then on the bundle is void: everything is denied until another one comes.
+    pub void: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            refuse: Duration::from_secs(30),
+            close: Duration::from_secs(5 * 60),
+            void: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// What the broker's silence means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Staleness {
+    /// Nothing.
+    Fresh,
+    /// No new sessions.
+    Refuse,
+    /// No sessions at all.
+    Close,
+    /// No bundle either.
+    Void,
+}
+
+impl Limits {
+    /// What a silence of this length means; `None`: the broker never spoke, or what it said counts no more.
+    pub fn judge(&self, silent: Option<Duration>) -> Staleness {
+        match silent {
+            None => Staleness::Refuse,
+            Some(silent) if silent >= self.void => Staleness::Void,
+            Some(silent) if silent >= self.close => Staleness::Close,
+            Some(silent) if silent >= self.refuse => Staleness::Refuse,
+            Some(_) => Staleness::Fresh,
+        }
+    }
+}
+
+/// Watches until the sidecar stops.
+pub async fn watch(authority: Arc<Authority>, stop: CancellationToken) {
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut before = Staleness::Fresh;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        // In this order: a bundle that comes meanwhile is not the one that was held through the silence.
+        let held = authority.in_force();
+        before = look(&authority, held, authority.silent(), before);
+    }
+}
+
+/// One look: ends what this silence ends. Answers what it means.
+pub(crate) fn look(
+    authority: &Authority,
+    held: Option<Arc<InForce>>,
+    silent: Option<Duration>,
+    before: Staleness,
+) -> Staleness {
+    let now = authority.staleness.judge(silent);
+    if now != before && silent.is_some() {
+        tracing::warn!(?silent, staleness = ?now, "how long the broker has been silent means something else now");
+    }
+    if now >= Staleness::Close {
+        let overdue = authority.sessions.matching(|session| session.cut_reason().is_none());
+        for session in &overdue {
+            session.end(Reason::Stale);
+        }
+        authority.metrics.cut.add(overdue.len() as u64);
+    }
+    if let (Staleness::Void, Some(held)) = (now, held) {
+        authority.void(&held);
+    }
+    now
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_row_of_the_table_begins_where_it_says() {
+        let limits = Limits::default();
+        let at = |seconds: u64| limits.judge(Some(Duration::from_secs(seconds)));
+        assert_eq!(limits.judge(None), Staleness::Refuse);
+        assert_eq!((at(0), at(29)), (Staleness::Fresh, Staleness::Fresh));
+        assert_eq!((at(30), at(299)), (Staleness::Refuse, Staleness::Refuse));
+        assert_eq!((at(300), at(86_399)), (Staleness::Close, Staleness::Close));
+        assert_eq!((at(86_400), at(1 << 40)), (Staleness::Void, Staleness::Void));
+    }
+}
