@@ -66,6 +66,10 @@ bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=pg
 	$(CARGO) build --locked --release -p sidegate -p sidegate-sidecar -p sidegate-bench
 	@"$(TARGET)/release/sidegate-bench" $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
 
+.PHONY: bench-broker
+bench-broker: ## Measure the broker: exchanges, and bundles and lockdowns to 1,000 and 10,000 streams (some minutes)
+	@$(MAKE) --no-print-directory bench ROWS=$(or $(ROWS),broker-)
+
 .PHONY: fuzz
 fuzz: ## Fuzz five parsers on stable Rust (60 s each; SECONDS=... TARGETS=... INPUT=... runs one file)
 	@$(SETUP) build

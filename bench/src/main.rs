@@ -4,6 +4,7 @@
 //! CPU is read from the kernel per contender (`/proc/PID/task/*/schedstat`), so a noisy neighbour moves less of it.
 //! Nothing here asserts a time; correctness is checked (masked means masked, errors are zero).
 
+mod broker;
 mod bulk;
 mod contender;
 mod cpu;
@@ -59,6 +60,11 @@ impl Plan {
 }
 
 fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().as_deref() == Some(broker::SERVE) {
+        let folder = arguments.next().map(PathBuf::from).unwrap_or_default();
+        return broker::serve(&folder, arguments.next().unwrap_or_default().parse()?);
+    }
     let plan = Plan::from_arguments(std::env::args().skip(1))?;
     println!(
         "{} round(s) of {} s slices. A full run takes half an hour or more.",
@@ -78,6 +84,9 @@ fn main() -> Result<()> {
     }
     if plan.wants("bulk") {
         bulk::measure(&plan, &mut report)?;
+    }
+    if plan.wants("broker-") {
+        broker::measure(&plan, &mut report)?;
     }
     report.print();
     let file = report.write(&PathBuf::from("bench/results"))?;

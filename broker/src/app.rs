@@ -26,12 +26,14 @@ use crate::control::server::{bind, run as run_control, Control};
 use crate::dpop::Dpop;
 use crate::front::budget::Budget;
 use crate::front::{self, Front, Leases, Streams};
-use crate::ground::{self, host, Read};
+use crate::ground::{self, host, Ground, Read};
 use crate::in_force::{accepted, InForce};
 use crate::issuer::{random, Issuer};
 use crate::keeper::Keeper;
 use crate::local_cluster::LocalCluster;
 use crate::lockdown::Lockdowns;
+use crate::metrics::Metrics;
+use crate::ops;
 use crate::records::{Records, RecordsError, RecordsOptions};
 use crate::report::Reporter;
 use crate::revoked::Revoked;
@@ -48,6 +50,8 @@ pub struct Broker;
 pub struct Running {
     /// Address of the front face.
     pub front_addr: SocketAddr,
+    /// Address of health and metrics, if they are served.
+    pub health_addr: Option<SocketAddr>,
     /// Its URL, as proofs must name it.
     pub front_url: String,
     /// The issuer's URL: address of the back face.
@@ -70,16 +74,35 @@ impl Broker {
     /// Starts everything, or nothing.
     pub async fn start(config: BrokerConfig) -> Result<Running, StartError> {
         let read = Read::config(&config)?;
-        let state = Arc::new(StateDir::open(&config.state_dir)?);
-        let listeners = Listeners::bind(&config, &state).await?;
-        let authority = Authority::open(&state, &names(&config, &listeners), &*config.clock)?;
-        let tasks = Tasks::new();
+        let base = Base::open(&config).await?;
         let ground = match read {
-            Read::Machine(read) => ground::machine(read, &config, &state)?,
+            Read::Machine(read) => ground::machine(read, &config, &base.state)?,
             Read::Cluster(options) => {
-                ground::cluster(&options, &listeners.issuer_url, Arc::clone(&config.clock), &tasks).await?
+                let (url, clock) = (&base.listeners.issuer_url, Arc::clone(&config.clock));
+                ground::cluster(&options, url, clock, &base.tasks).await?
             }
         };
+        Broker::rise(config, base, ground)
+    }
+
+    /// Starts on a ground that somebody else made from the state and the issuer's URL: what stands in for a cluster
+    /// of many pods in benches. The configuration's place is not looked at.
+    pub async fn start_on(
+        config: BrokerConfig,
+        ground: impl FnOnce(&Arc<StateDir>, &str) -> Result<Ground, StartError>,
+    ) -> Result<Running, StartError> {
+        let base = Base::open(&config).await?;
+        let ground = ground(&base.state, &base.listeners.issuer_url)?;
+        Broker::rise(config, base, ground)
+    }
+
+    fn rise(config: BrokerConfig, base: Base, ground: Ground) -> Result<Running, StartError> {
+        let Base {
+            state,
+            listeners,
+            authority,
+            tasks,
+        } = base;
         let now = config.clock.now();
         let (url, name) = (listeners.issuer_url.clone(), config.cluster.clone());
         let issuer = Arc::new(Issuer::open(&state, url, name, now)?);
@@ -101,6 +124,7 @@ impl Broker {
             secrets: ground.secrets,
             leases: Leases::default(),
             revoked: Revoked::open(Arc::clone(&state))?,
+            metrics: Metrics::new().map_err(|error| StartError::crypto("metrics", error))?,
             budget: Budget::new(config.limits, Arc::clone(&config.clock)),
             streams: Streams::default(),
             clock: Arc::clone(&config.clock),
@@ -128,6 +152,7 @@ impl Broker {
         tasks.spawn("audit", Arc::clone(&front.audit).run(tasks.stopping()));
         let running = Running {
             front_addr: listeners.front_addr,
+            health_addr: listeners.health.as_ref().and_then(|health| health.local_addr().ok()),
             front_url: listeners.front_url.clone(),
             issuer_url: listeners.issuer_url.clone(),
             ca_pem: authority.ca_pem().to_owned(),
@@ -140,6 +165,28 @@ impl Broker {
         };
         serve(listeners, &authority, reporter, running.quit.clone());
         Ok(running)
+    }
+}
+
+/// What every broker has below its ground.
+struct Base {
+    state: Arc<StateDir>,
+    listeners: Listeners,
+    authority: Authority,
+    tasks: Tasks,
+}
+
+impl Base {
+    async fn open(config: &BrokerConfig) -> Result<Base, StartError> {
+        let state = Arc::new(StateDir::open(&config.state_dir)?);
+        let listeners = Listeners::bind(config, &state).await?;
+        let authority = Authority::open(&state, &names(config, &listeners), &*config.clock)?;
+        Ok(Base {
+            state,
+            listeners,
+            authority,
+            tasks: Tasks::new(),
+        })
     }
 }
 
@@ -193,6 +240,7 @@ struct Listeners {
     front: TcpListener,
     back: TcpListener,
     control: UnixListener,
+    health: Option<TcpListener>,
     front_addr: SocketAddr,
     front_url: String,
     issuer_url: String,
@@ -202,11 +250,16 @@ impl Listeners {
     async fn bind(config: &BrokerConfig, state: &StateDir) -> Result<Self, StartError> {
         let front = listen(config.listen).await?;
         let back = listen_again(config.issuer_listen, state).await?;
+        let health = match config.health_listen {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
         let front_addr = local(&front, config.listen)?;
         let back_addr = local(&back, config.issuer_listen)?;
         state.write("issuer.port", back_addr.port().to_string().as_bytes())?;
         Ok(Listeners {
             control: bind(&state.path("control.sock"))?,
+            health,
             front,
             back,
             front_addr,
@@ -273,6 +326,10 @@ fn serve(listeners: Listeners, authority: &Authority, reporter: Arc<Reporter>, q
         "back",
         serve_tls(listeners.back, authority.tls(), routes, tasks.clone()),
     );
+    // Last: whoever asks whether it is ready is told the truth.
+    if let Some(health) = listeners.health {
+        tasks.spawn("health", ops::run(health, Arc::clone(&reporter.front), tasks.clone()));
+    }
     let control = Arc::new(Control { reporter, quit });
     tasks.spawn("control", run_control(listeners.control, control));
 }

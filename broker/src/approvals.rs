@@ -150,6 +150,12 @@ impl Approvals {
         self.changed.subscribe()
     }
 
+    /// How many wait for people.
+    pub fn waiting(&self) -> usize {
+        let all = self.list().into_iter();
+        all.filter(|stored| stored.state() == RequestState::Pending).count()
+    }
+
     /// Every request, newest first.
     pub fn list(&self) -> Vec<Stored> {
         let mut all: Vec<Stored> = self.known().requests.values().cloned().collect();

@@ -81,6 +81,25 @@ pub trait Pods: Send + Sync {
     }
 }
 
+/// Told what people should hear of. It is no part of any decision, and never waits.
+pub trait Notices: Send + Sync {
+    /// A second key asked to speak for the pinned instance of a pod.
+    fn key_conflict(&self, pod: &PodView);
+}
+
+/// Says it in the broker's own log.
+pub struct Logged;
+
+impl Notices for Logged {
+    fn key_conflict(&self, pod: &PodView) {
+        tracing::warn!(
+            pod = pod.name,
+            namespace = pod.namespace,
+            "a second key for a running sidecar"
+        );
+    }
+}
+
 /// Why a caller is not attested. Never shown outward.
 #[derive(Debug, thiserror::Error)]
 pub enum NotAttested {
@@ -145,6 +164,8 @@ pub struct Attestor {
     pub pods: Arc<dyn Pods>,
     /// The keys of instances.
     pub pins: Arc<dyn Pins>,
+    /// Who hears of what should not happen.
+    pub notices: Arc<dyn Notices>,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
 }
@@ -181,7 +202,10 @@ impl Attestor {
         let pins = &self.pins;
         let pinned = pins.pin(&pod.uid, &pod.instance, &key.thumbprint(), pod.deleting).await;
         pinned.map_err(|refused| match refused {
-            PinRefused::Conflict => NotAttested::RestartNotSeen,
+            PinRefused::Conflict => {
+                self.notices.key_conflict(&pod);
+                NotAttested::RestartNotSeen
+            }
             other => NotAttested::Unavailable(other.to_string()),
         })?;
         Ok(Workload {

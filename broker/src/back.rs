@@ -41,6 +41,8 @@ pub fn router(front: Arc<Front>, front_url: &str) -> Router {
 async fn metadata(State(back): State<Back>) -> ([(HeaderName, &'static str); 1], Json<Value>) {
     let issuer = back.front.issuer.url();
     let front = &back.front_url;
+    let trusted = back.front.attestor.issuers.trust();
+    let assertions: Vec<&str> = trusted.algorithms.iter().map(|alg| alg.as_str()).collect();
     let metadata = json!({
         "issuer": issuer,
         "jwks_uri": format!("{issuer}/jwks"),
@@ -51,7 +53,7 @@ async fn metadata(State(back): State<Back>) -> ([(HeaderName, &'static str); 1],
         "revocation_endpoint_auth_methods_supported": ["DPoP"],
         "grant_types_supported": [crate::front::token::EXCHANGE, "client_credentials"],
         "token_endpoint_auth_methods_supported": ["private_key_jwt"],
-        "token_endpoint_auth_signing_alg_values_supported": ["ES256"],
+        "token_endpoint_auth_signing_alg_values_supported": assertions,
         "response_types_supported": [],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["ES256"],

@@ -28,6 +28,8 @@ pub struct BrokerConfig {
     pub listen: SocketAddr,
     /// Address of the issuer's public face. Port 0 takes the port of the last start if it is free, else any.
     pub issuer_listen: SocketAddr,
+    /// Where health and metrics are served, in plain HTTP; absent: nowhere.
+    pub health_listen: Option<SocketAddr>,
     /// What sidecars call the front face by, `https://HOST[:PORT]`; absent: its address.
     pub front_url: Option<String>,
     /// The issuer's name in every token, `https://HOST[:PORT]`; absent: the address of the public face.
@@ -49,6 +51,7 @@ impl BrokerConfig {
             state_dir,
             listen: loopback,
             issuer_listen: loopback,
+            health_listen: None,
             front_url: None,
             issuer_url: None,
             cluster: "local".to_owned(),

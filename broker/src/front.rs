@@ -34,6 +34,7 @@ use crate::dpop::Dpop;
 use crate::index::Index;
 use crate::issuer::Issuer;
 use crate::lockdown::Lockdowns;
+use crate::metrics::Metrics;
 use crate::revoked::Revoked;
 use crate::secrets::Secrets;
 use crate::task::Tasks;
@@ -64,6 +65,8 @@ pub struct Front {
     pub leases: Leases,
     /// Tokens of ours revoked before their time.
     pub revoked: Revoked,
+    /// What is counted.
+    pub metrics: Metrics,
     /// Who may call how often.
     pub budget: budget::Budget,
     /// Streams open now.

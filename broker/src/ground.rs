@@ -10,7 +10,7 @@ use sidegate_policies::compile::Problem;
 use sidegate_policies::objects::Objects;
 use tokio::sync::watch;
 
-use crate::attest::{Attestor, Issuers, Pods, TokenReviewer};
+use crate::attest::{Attestor, Issuers, Logged, Pods, TokenReviewer};
 use crate::clock::Clock;
 use crate::config::{BrokerConfig, Machine, Place, Separation, StartError};
 use crate::folder::{Fingerprint, Folders};
@@ -19,8 +19,8 @@ use crate::index::Withheld;
 use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
-    connect, findings, own_name, reading, ClusterIssuers, ClusterOptions, ClusterPods, ClusterReviewer, ClusterSecrets,
-    Conditions, Follower, Kinds, Leader, PinLeases,
+    connect, findings, own_name, reading, ClusterIssuers, ClusterMaps, ClusterOptions, ClusterPods, ClusterReviewer,
+    ClusterSecrets, Conditions, Follower, Kinds, Leader, PinLeases, PodEvents,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
@@ -82,6 +82,8 @@ pub enum Follow {
         locked: reading::About,
         /// Where Secrets are.
         secrets: ClusterSecrets,
+        /// ConfigMaps that Targets name.
+        maps: Arc<ClusterMaps>,
         /// Whether this replica leads.
         leader: Arc<Leader>,
     },
@@ -182,6 +184,7 @@ pub fn machine(read: Box<MachineRead>, config: &BrokerConfig, state: &Arc<StateD
             reviewer: Arc::clone(&cluster) as Arc<dyn TokenReviewer>,
             pods: Arc::clone(&cluster) as Arc<dyn Pods>,
             pins: Arc::new(PinFiles::open(state)?),
+            notices: Arc::new(Logged),
             clock,
         },
         secrets: Secrets::Folder(SecretFolder::new(read.machine.secrets_dir.clone())),
@@ -206,7 +209,9 @@ pub async fn cluster(
     tasks: &Tasks,
 ) -> Result<Ground, StartError> {
     let client = connect(options).await?;
-    let secrets = ClusterSecrets::new(client.clone(), own_name(&client).await?);
+    let own_name = own_name(&client).await?;
+    let secrets = ClusterSecrets::new(client.clone(), own_name.clone());
+    let maps = Arc::new(ClusterMaps::new(client.clone(), own_name, Arc::clone(&clock)));
     let issuers = Arc::new(ClusterIssuers::open(client.clone(), Arc::clone(&clock)).await?);
     tasks.spawn("issuers", Arc::clone(&issuers).run(tasks.stopping()));
     let pods = Arc::new(ClusterPods::new(client.clone(), issuer_url.to_owned()));
@@ -214,9 +219,12 @@ pub async fn cluster(
     let replica = random_id().map_err(|error| StartError::crypto("a name of this replica", error))?;
     let leader = Arc::new(Leader::new(client.clone(), &options.namespace, replica));
     tasks.spawn("leader", Arc::clone(&leader).run(tasks.stopping()));
+    let (events, writer) = PodEvents::new(client.clone(), Arc::clone(&clock));
+    tasks.spawn("events", writer.run(tasks.stopping()));
     let kinds = Kinds::follow(client.clone(), tasks).await?;
     let stored = kinds.stored();
-    let read = reading::read(&stored);
+    maps.refresh(&stored).await;
+    let read = reading::read(&stored, &maps.known());
     let (lockdowns, locked) = reading::lockdowns(&stored);
     Ok(Ground {
         attestor: Attestor {
@@ -225,6 +233,7 @@ pub async fn cluster(
             reviewer: Arc::new(ClusterReviewer::new(client.clone(), Arc::clone(&clock))),
             pods,
             pins: Arc::new(PinLeases::new(client, &options.namespace)),
+            notices: Arc::new(events),
             clock,
         },
         secrets: Secrets::Cluster(secrets.clone()),
@@ -239,6 +248,7 @@ pub async fn cluster(
             found: read.found,
             locked,
             secrets,
+            maps,
             leader,
         },
     })
@@ -258,11 +268,13 @@ pub fn follow(follow: Follow, in_force: InForce, reporter: &Arc<Reporter>) -> Op
             found,
             locked,
             secrets,
+            maps,
             leader,
         } => {
             let tasks = &reporter.front.tasks;
             let follower = Arc::new(Follower {
                 kinds: Arc::clone(&kinds),
+                maps: Arc::clone(&maps),
                 in_force,
                 reporter: Arc::clone(reporter),
                 found: watch::channel(Arc::new(found)).0,
@@ -274,6 +286,7 @@ pub fn follow(follow: Follow, in_force: InForce, reporter: &Arc<Reporter>) -> Op
                 found: follower.found.subscribe(),
                 locked: follower.locked.subscribe(),
                 secrets,
+                maps,
                 leader,
             };
             tasks.spawn("lockdowns", Arc::clone(&follower).lockdowns(tasks.stopping()));

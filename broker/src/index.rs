@@ -126,6 +126,12 @@ impl Index {
         self.revision
     }
 
+    /// How many different bundles were made of it.
+    pub fn classes(&self) -> usize {
+        let offers = self.offers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        offers.len()
+    }
+
     /// Lockdowns among the objects.
     pub fn lockdowns(&self) -> Vec<Lockdown> {
         self.objects

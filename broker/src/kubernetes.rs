@@ -4,10 +4,12 @@
 //! kinds; later absence refuses new identities and changes nothing that is in force. The invariant: the broker reads
 //! Secrets by name only, where their owner granted it, and never lists one.
 
+mod events;
 mod follow;
 mod issuers;
 mod kinds;
 mod leader;
+mod maps;
 mod pins;
 mod pods;
 pub mod reading;
@@ -24,10 +26,12 @@ use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 
+pub use events::PodEvents;
 pub use follow::{findings, Follower};
 pub use issuers::ClusterIssuers;
 pub use kinds::Kinds;
 pub use leader::Leader;
+pub use maps::{ClusterMaps, MapRead};
 pub use pins::PinLeases;
 pub use pods::ClusterPods;
 pub use reviewer::ClusterReviewer;

@@ -24,6 +24,8 @@ pub mod keeper;
 pub mod kubernetes;
 pub mod local_cluster;
 pub mod lockdown;
+pub mod metrics;
+pub mod ops;
 pub mod pins;
 pub mod records;
 pub mod report;

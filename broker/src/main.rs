@@ -61,6 +61,9 @@ struct Arguments {
     /// Address of the issuer's public face; with port 0 the last start's port is tried first.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     issuer_listen: SocketAddr,
+    /// Where /livez, /readyz and /metrics are served, in plain HTTP. Default: nowhere.
+    #[arg(long, value_name = "ADDR")]
+    health_listen: Option<SocketAddr>,
     /// What sidecars call the front face by. Default: https:// and its address.
     #[arg(long, value_name = "https://HOST[:PORT]")]
     front_url: Option<String>,
@@ -108,6 +111,7 @@ fn main() -> ExitCode {
 fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
     let state = arguments.state.clone().ok_or("--state is missing")?;
     let (listen, issuer_listen) = (arguments.listen, arguments.issuer_listen);
+    let health_listen = arguments.health_listen;
     let (front_url, issuer_url) = (arguments.front_url.clone(), arguments.issuer_url.clone());
     let place = match arguments.kubernetes {
         true => Place::Cluster(ClusterOptions {
@@ -119,6 +123,7 @@ fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
     let mut config = BrokerConfig::new(place, state);
     config.listen = listen;
     config.issuer_listen = issuer_listen;
+    config.health_listen = health_listen;
     config.front_url = front_url;
     config.issuer_url = issuer_url;
     Ok(config)

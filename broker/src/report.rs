@@ -5,7 +5,6 @@
 
 use std::sync::{Arc, Mutex};
 
-use sidegate_policies::api::access_request::RequestState;
 use sidegate_policies::api::target::{TlsMode, WeakLogin};
 use sidegate_policies::api::Target;
 use sidegate_policies::compile::Problem;
@@ -62,8 +61,7 @@ impl Reporter {
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .clone();
-        let waiting = front.approvals.list().into_iter();
-        let waiting = waiting.filter(|stored| stored.state() == RequestState::Pending).count();
+        let waiting = front.approvals.waiting();
         let connected = front.streams.list();
         let sum = |count: fn(&SidecarReport) -> u64| connected.iter().map(count).fold(0_u64, u64::saturating_add);
         let mut lockdowns: Vec<String> = denied.set.entries.iter().map(|entry| entry.lockdown.clone()).collect();

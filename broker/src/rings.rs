@@ -276,6 +276,11 @@ impl Ring {
         kept.any(|entry| entry.public.kid.as_deref() == Some(kid))
     }
 
+    /// When its newest key may sign, or could since, seconds since 1970.
+    pub fn usable_from(&self) -> i64 {
+        self.list().iter().map(|key| key.usable_from).max().unwrap_or(0)
+    }
+
     /// Every key with its times, oldest first.
     pub fn list(&self) -> Vec<KeyInfo> {
         let keys = self.keys.load();

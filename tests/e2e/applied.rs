@@ -75,7 +75,7 @@ spec:
         self.agent.kubectl(&[
             "create",
             "role",
-            "sidegate-shop-agent",
+            "sidegate-secrets-shop-agent",
             "--verb=get",
             "--resource=secrets",
             "--resource-name=shop-agent",
@@ -84,8 +84,8 @@ spec:
             .kubectl(&[
                 "create",
                 "rolebinding",
-                "sidegate-shop-agent",
-                "--role=sidegate-shop-agent",
+                "sidegate-secrets-shop-agent",
+                "--role=sidegate-secrets-shop-agent",
                 &account,
             ])
             .map(|_| ())
@@ -113,7 +113,7 @@ pub fn a_secret_is_read_by_name_where_its_owner_granted_it(cluster: &Cluster) ->
     )?;
     let message = refused["message"].as_str().unwrap_or_default();
     ensure!(
-        message.contains("create role sidegate-shop-agent --verb=get --resource=secrets"),
+        message.contains("create role sidegate-secrets-shop-agent --verb=get --resource=secrets"),
         "{message}"
     );
     ensure!(
@@ -267,6 +267,62 @@ pub fn a_lockdown_cuts_when_it_is_applied(cluster: &Cluster) -> Result<()> {
     ensure!(programmed["reason"] == "Programmed", "{programmed}");
     agent.kubectl(&["delete", "lockdown", &name])?;
     until("it is lifted", || shop.ask(NAME), |said| said.code == 0)?;
+    agent.end(sidecar);
+    Ok(())
+}
+
+/// The authority of a Target's certificate comes from a ConfigMap that its owner granted.
+pub fn an_authority_is_read_from_a_granted_config_map(cluster: &Cluster) -> Result<()> {
+    let mut shop = Shop::start(cluster)?;
+    shop.server = shop::server(
+        Major::V15,
+        Options {
+            tls: Some("db.internal".into()),
+            ..Options::default()
+        },
+    )?;
+    let agent = &shop.agent;
+    shop.secret()?;
+    shop.grant()?;
+    let target = shop.target().replace(
+        "tls: {mode: Disabled}",
+        "tls: {caBundle: {configMap: {name: db-ca, key: ca.crt}}}",
+    );
+    agent.apply(&format!("{target}---\n{}", shop.policy("support", READ)))?;
+    let reason = |wanted: &'static str| {
+        until(
+            wanted,
+            || agent.condition("target", "shop", "ResolvedRefs"),
+            move |condition| condition["reason"] == wanted,
+        )
+    };
+    let refused = reason("ConfigMapNotGranted")?;
+    let message = refused["message"].as_str().unwrap_or_default();
+    ensure!(
+        message
+            .contains("create role sidegate-configmaps-db-ca --verb=get --resource=configmaps --resource-name=db-ca"),
+        "{message}"
+    );
+    let account = format!(
+        "--serviceaccount={}",
+        BROKER.trim_start_matches("system:serviceaccount:")
+    );
+    agent.kubectl(&[
+        "create",
+        "role",
+        "db-ca",
+        "--verb=get",
+        "--resource=configmaps",
+        "--resource-name=db-ca",
+    ])?;
+    agent.kubectl(&["create", "rolebinding", "db-ca", "--role=db-ca", &account])?;
+    reason("ConfigMapNotFound")?;
+    let pem = format!("--from-literal=ca.crt={}", shop.server.authority.pem());
+    agent.kubectl(&["create", "configmap", "db-ca", &pem])?;
+    reason("ResolvedRefs")?;
+    let sidecar = agent.sidecar()?;
+    let read = until("the read over verified TLS", || shop.ask(NAME), |said| said.code == 0)?;
+    ensure!(read.out == "Ada", "{read:?}");
     agent.end(sidecar);
     Ok(())
 }

@@ -122,6 +122,21 @@ pub fn a_second_key_waits_for_a_restart(cluster: &Cluster) -> Result<()> {
         refused.as_ref().is_err_and(|why| why.contains("RestartNotSeen")),
         "{refused:?}"
     );
+    let event = until(
+        "an Event says so",
+        || {
+            agent.kubectl(&[
+                "get",
+                "events",
+                "--field-selector",
+                "involvedObject.name=agent",
+                "-o",
+                "json",
+            ])
+        },
+        |events| events.contains("KeyConflict"),
+    )?;
+    ensure!(event.contains(&agent.uid), "{event}");
     // The kubelet reports the container late: that is no restart, and the pinned key goes on.
     agent.report(0, "containerd://a")?;
     ensure!(

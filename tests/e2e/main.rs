@@ -45,6 +45,10 @@ const TESTS: &[(&str, Test)] = &[
     ),
     ("tokens::a_token_dies_with_its_pod", tokens::a_token_dies_with_its_pod),
     (
+        "applied::an_authority_is_read_from_a_granted_config_map",
+        applied::an_authority_is_read_from_a_granted_config_map,
+    ),
+    (
         "charts::the_broker_installs_under_the_restricted_profile_and_leaves_its_records",
         charts::the_broker_installs_under_the_restricted_profile_and_leaves_its_records,
     ),

@@ -74,6 +74,7 @@ impl Bench {
             reviewer: odd.clone(),
             pods: odd,
             pins: Arc::new(PinFiles::open(&self.state).unwrap()),
+            notices: Arc::new(Logged),
             clock: Arc::new(SystemClock),
         }
     }

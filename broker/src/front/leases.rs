@@ -80,6 +80,7 @@ pub async fn create(
             object: &asked.target,
             ..Event::new(Kind::Refused, "lease.refused")
         };
+        front.metrics.lease(outcome.is_ok());
         let lease = outcome.map_err(|(refusal, detail)| {
             front.audit.note(Event {
                 detail: &detail,

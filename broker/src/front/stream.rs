@@ -396,6 +396,7 @@ impl Pump {
     async fn refused_bundle(&mut self, version: &str, message: String) -> Result<(), Ended> {
         tracing::warn!(version, message, "a sidecar did not take its bundle");
         self.note("bundle.refused", version, &message);
+        self.front.metrics.nack();
         self.front.streams.update(self.id, |report| report.nack = Some(message));
         self.nacks = self.nacks.saturating_add(1);
         if self.nacks >= MAX_NACKS || self.sent.as_deref() != Some(version) {

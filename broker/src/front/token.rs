@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -51,7 +52,9 @@ pub async fn exchange(State(front): State<Arc<Front>>, request: Request) -> Resu
     let now_ms = front.clock.now_ms();
     let frozen = |id: &str| denied.token(id, now_ms);
     let admit = |pod_uid: &str| front.budget.exchange(pod_uid).is_ok();
+    let since = Instant::now();
     let who = front.attestor.attest(slot, token, &key, &frozen, &admit).await;
+    front.metrics.attested(since.elapsed(), who.as_ref().map(|_| ()));
     let who = who.map_err(|error| {
         match error {
             // Counted there: a flood is not an event per call.

@@ -4,22 +4,29 @@
 //! but its own revision's.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sidegate_policies::record::Kind as Recorded;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::kinds::{settled, Kinds};
+use super::maps::ClusterMaps;
 use super::reading::{self, About, Found};
 use crate::audit::Event;
 use crate::front::Front;
 use crate::in_force::InForce;
 use crate::report::{Findings, Reporter};
 
+/// ConfigMaps are not followed: those that are due are looked at so often.
+const MAPS_AGAIN: Duration = Duration::from_secs(5);
+
 /// Follows the kinds of a cluster.
 pub struct Follower {
     /// What people applied.
     pub kinds: Arc<Kinds>,
+    /// ConfigMaps that Targets name.
+    pub maps: Arc<ClusterMaps>,
     /// Where accepted objects go.
     pub in_force: InForce,
     /// Everything in force, and where findings go.
@@ -74,26 +81,34 @@ impl Follower {
     pub async fn rest(self: Arc<Self>, stop: CancellationToken) {
         let mut changed = self.kinds.rest();
         loop {
-            tokio::select! {
+            let told = tokio::select! {
                 () = stop.cancelled() => return,
-                told = changed.changed() => if told.is_err() { return },
+                told = changed.changed() => Some(told),
+                () = tokio::time::sleep(MAPS_AGAIN) => None,
+            };
+            match &told {
+                Some(Ok(())) => settled(&mut changed).await,
+                Some(Err(_)) => return,
+                None => {}
             }
-            settled(&mut changed).await;
             changed.borrow_and_update();
+            // A map that is another one counts as a change of the Targets that name it.
+            if !self.maps.refresh(&self.kinds.stored()).await && told.is_none() {
+                continue;
+            }
             let this = Arc::clone(&self);
             let tasks = self.reporter.front.tasks.clone();
-            let put = tasks.blocking(move || this.put()).await;
-            if put != Some(true) {
-                // Tried again with the next change or after a moment, whichever comes first.
+            if tasks.blocking(move || this.put()).await != Some(true) {
+                // Tried again after a moment.
                 changed.mark_changed();
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
     }
 
     /// Answers whether what was read is in force.
     fn put(&self) -> bool {
-        let read = reading::read(&self.kinds.stored());
+        let read = reading::read(&self.kinds.stored(), &self.maps.known());
         let put = self.in_force.put(&self.reporter.front, read.objects, read.withheld);
         self.reporter.tell(findings(&read.found));
         self.found.send_replace(Arc::new(read.found));

@@ -185,7 +185,7 @@ fn same(before: &Value, after: &Value) -> bool {
 
 fn resource(kind: Kind) -> ApiResource {
     let (group, version) = match kind {
-        Kind::Namespace => ("", "v1"),
+        Kind::Namespace | Kind::ConfigMap => ("", "v1"),
         _ => (GROUP, VERSION),
     };
     let kind_of = GroupVersionKind::gvk(group, version, kind.as_str());

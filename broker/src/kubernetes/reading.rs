@@ -16,6 +16,7 @@ use sidegate_policies::compile::Problem;
 use sidegate_policies::objects::Objects;
 use sidegate_policies::yaml::{self, Source};
 
+use super::maps::MapRead;
 use crate::index::Withheld;
 use crate::lockdown::everything;
 
@@ -27,6 +28,8 @@ const ROUNDS: usize = 8;
 pub enum Kind {
     /// `v1 Namespace`, for its labels.
     Namespace,
+    /// `v1 ConfigMap`, for certificate authorities: read by name, never followed.
+    ConfigMap,
     /// `Target`.
     Target,
     /// `AccessPolicy`.
@@ -38,7 +41,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every kind.
+    /// Every kind that is followed.
     pub const ALL: [Kind; 5] = [
         Kind::Namespace,
         Kind::Target,
@@ -51,6 +54,7 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Namespace => "Namespace",
+            Kind::ConfigMap => "ConfigMap",
             Kind::Target => "Target",
             Kind::AccessPolicy => "AccessPolicy",
             Kind::ClusterAccessPolicy => "ClusterAccessPolicy",
@@ -62,6 +66,7 @@ impl Kind {
     pub fn plural(self) -> &'static str {
         match self {
             Kind::Namespace => "namespaces",
+            Kind::ConfigMap => "configmaps",
             Kind::Target => "targets",
             Kind::AccessPolicy => "accesspolicies",
             Kind::ClusterAccessPolicy => "clusteraccesspolicies",
@@ -71,7 +76,7 @@ impl Kind {
 
     /// Whether objects of it live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        matches!(self, Kind::Target | Kind::AccessPolicy)
+        matches!(self, Kind::Target | Kind::AccessPolicy | Kind::ConfigMap)
     }
 }
 
@@ -121,11 +126,15 @@ pub struct Reading {
     pub found: About,
 }
 
-/// Reads everything but Lockdowns, which do not wait for it.
-pub fn read(stored: &Stored) -> Reading {
+/// Reads everything but Lockdowns, which do not wait for it; with the ConfigMaps that could be read.
+pub fn read(stored: &Stored, maps: &BTreeMap<Key, MapRead>) -> Reading {
     let mut reading = Reading::default();
+    let maps = maps.iter().filter_map(|(key, read)| match read {
+        MapRead::Found(object) => Some((key, object)),
+        _ => None,
+    });
     let mut left: BTreeMap<String, (&Key, &Value)> = BTreeMap::new();
-    for (key, object) in stored {
+    for (key, object) in stored.iter().chain(maps) {
         if key.kind == Kind::Lockdown {
             continue;
         }
@@ -232,7 +241,7 @@ fn withhold(withheld: &mut Withheld, key: &Key, object: &Value, why: &str) {
     let observes = object.pointer("/spec/mode").and_then(Value::as_str) == Some("Observe");
     match (key.kind, references(object)) {
         // A Target that is left out is offered to nobody, and what only observes restricts nothing.
-        (Kind::Target | Kind::Namespace | Kind::Lockdown, _) => {}
+        (Kind::Target | Kind::Namespace | Kind::ConfigMap | Kind::Lockdown, _) => {}
         _ if observes => {}
         (Kind::AccessPolicy, references) => {
             let namespace = key.namespace.as_deref().unwrap_or_default();
@@ -281,12 +290,14 @@ fn source(file: &str, key: &Key, object: &Value) -> Source {
         }
     }
     let api_version = match key.kind {
-        Kind::Namespace => "v1",
+        Kind::Namespace | Kind::ConfigMap => "v1",
         _ => sidegate_policies::api::API_VERSION,
     };
     let mut text = json!({"apiVersion": api_version, "kind": key.kind.as_str(), "metadata": kept});
-    if let (Some(spec), Some(map)) = (object.get("spec"), text.as_object_mut()) {
-        map.insert("spec".to_owned(), spec.clone());
+    for field in ["spec", "data"] {
+        if let (Some(value), Some(map)) = (object.get(field), text.as_object_mut()) {
+            map.insert(field.to_owned(), value.clone());
+        }
     }
     Source {
         name: file.to_owned(),

@@ -48,6 +48,11 @@ fn stored(objects: &[(Kind, &str, Value)]) -> Stored {
         .collect()
 }
 
+/// Everything that is stored, without ConfigMaps.
+fn read_all(stored: &Stored) -> Reading {
+    read(stored, &BTreeMap::new())
+}
+
 /// Names of the Targets that an agent is offered.
 fn offered(reading: Reading) -> Vec<String> {
     let index = Index::new(reading.objects, 1, "test".to_owned(), "A".repeat(43)).withholding(reading.withheld);
@@ -80,7 +85,7 @@ fn world(more: &[(Kind, &str, Value)]) -> Stored {
 
 #[test]
 fn what_is_right_is_in_force() {
-    let reading = read(&world(&[]));
+    let reading = read_all(&world(&[]));
     assert!(
         reading.found.values().all(|found| found.problems.is_empty()),
         "{:?}",
@@ -92,7 +97,7 @@ fn what_is_right_is_in_force() {
 #[test]
 fn a_policy_that_cannot_be_read_withholds_its_targets_and_no_others() {
     let broken = policy("broken", &["orders"], Some("sql.nothing == 1"));
-    let reading = read(&world(&[(Kind::AccessPolicy, "broken", broken)]));
+    let reading = read_all(&world(&[(Kind::AccessPolicy, "broken", broken)]));
     let found = &reading.found[&key(Kind::AccessPolicy, "broken")];
     assert_eq!(found.problems[0].field, "spec.rules[0].when");
     assert_eq!(offered(reading), ["people"]);
@@ -102,14 +107,14 @@ fn a_policy_that_cannot_be_read_withholds_its_targets_and_no_others() {
 fn a_policy_whose_references_cannot_be_read_withholds_its_namespace() {
     let mut broken = policy("broken", &["orders"], None);
     broken["spec"]["targetRefs"] = json!([{"name": 7}]);
-    assert!(offered(read(&world(&[(Kind::AccessPolicy, "broken", broken)]))).is_empty());
+    assert!(offered(read_all(&world(&[(Kind::AccessPolicy, "broken", broken)]))).is_empty());
 }
 
 #[test]
 fn a_policy_that_only_observes_withholds_nothing() {
     let mut broken = policy("broken", &["orders"], Some("sql.nothing == 1"));
     broken["spec"]["mode"] = json!("Observe");
-    let reading = read(&world(&[(Kind::AccessPolicy, "broken", broken)]));
+    let reading = read_all(&world(&[(Kind::AccessPolicy, "broken", broken)]));
     assert_eq!(offered(reading), ["orders", "people"]);
 }
 
@@ -122,7 +127,7 @@ fn a_cluster_policy_that_cannot_be_read_withholds_what_it_may_be_about() {
             .iter()
             .for_each(|(field, value)| spec[field] = value.clone());
         let floor = json!({"metadata": {"name": "floor"}, "spec": spec});
-        offered(read(&world(&[(Kind::ClusterAccessPolicy, "floor", floor)])))
+        offered(read_all(&world(&[(Kind::ClusterAccessPolicy, "floor", floor)])))
     };
     assert!(floor(json!({})).is_empty());
     assert!(floor(json!({"targetSelector": {"matchLabels": {"tier": "two"}}})).is_empty());
@@ -140,7 +145,7 @@ fn a_target_that_is_wrong_is_left_out_alone_and_what_names_it_dangles() {
         (Kind::Target, "wrong", wrong),
         (Kind::AccessPolicy, "more", policy("more", &["wrong"], None)),
     ];
-    let reading = read(&world(&more));
+    let reading = read_all(&world(&more));
     assert!(!reading.found[&key(Kind::Target, "wrong")].problems.is_empty());
     let dangling = &reading.found[&key(Kind::AccessPolicy, "more")];
     assert!(dangling.problems.is_empty());
@@ -153,7 +158,7 @@ fn a_target_that_is_wrong_is_left_out_alone_and_what_names_it_dangles() {
 
 #[test]
 fn of_two_targets_on_one_port_a_pod_gets_one() {
-    let reading = read(&world(&[(Kind::Target, "people", target("people", 15432))]));
+    let reading = read_all(&world(&[(Kind::Target, "people", target("people", 15432))]));
     assert!(reading.found.values().all(|found| found.problems.is_empty()));
     assert_eq!(offered(reading), ["orders"]);
 }
@@ -161,7 +166,7 @@ fn of_two_targets_on_one_port_a_pod_gets_one() {
 #[test]
 fn a_name_that_looks_like_a_file_of_cases_is_still_an_object() {
     let odd = policy("odd.cases.yaml", &["orders"], Some("sql.nothing == 1"));
-    let reading = read(&world(&[(Kind::AccessPolicy, "odd.cases.yaml", odd)]));
+    let reading = read_all(&world(&[(Kind::AccessPolicy, "odd.cases.yaml", odd)]));
     assert_eq!(offered(reading), ["people"]);
 }
 
@@ -180,4 +185,32 @@ fn a_lockdown_that_cannot_be_read_freezes_everything() {
         (json!([{"everything": {}}]), "now")
     );
     assert!(!found[&key(Kind::Lockdown, "now")].problems.is_empty());
+}
+
+#[test]
+fn a_target_waits_for_the_authority_it_names() {
+    let mut with = target("orders", 15432);
+    with["spec"]["tls"] = json!({"caBundle": {"configMap": {"name": "corp-ca", "key": "ca.crt"}}});
+    let stored = world(&[(Kind::Target, "orders", with)]);
+    assert_eq!(offered(read_all(&stored)), ["people"]);
+    let map = key(Kind::ConfigMap, "corp-ca");
+    let found = |data: Value| {
+        let object = json!({"metadata": {"name": "corp-ca", "namespace": "data"}, "data": data});
+        BTreeMap::from([(map.clone(), MapRead::Found(Arc::new(object)))])
+    };
+    assert_eq!(offered(read(&stored, &found(json!({"other": "pem"})))), ["people"]);
+    assert_eq!(
+        offered(read(&stored, &found(json!({"ca.crt": "-----BEGIN CERTIFICATE-----"})))),
+        ["orders", "people"]
+    );
+    for unread in [
+        MapRead::Missing,
+        MapRead::NotGranted(String::new()),
+        MapRead::Unknown(String::new()),
+    ] {
+        assert_eq!(
+            offered(read(&stored, &BTreeMap::from([(map.clone(), unread)]))),
+            ["people"]
+        );
+    }
 }

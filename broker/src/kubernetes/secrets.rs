@@ -63,7 +63,7 @@ impl ClusterSecrets {
             Failed::Refused { code: 404, .. } => SecretError::Missing(path),
             Failed::Refused { code: 403, .. } => SecretError::NotGranted {
                 path,
-                grant: grant(&self.own_name, namespace, name),
+                grant: grant(&self.own_name, namespace, "secrets", name),
             },
             other => SecretError::Cluster {
                 path,
@@ -79,15 +79,16 @@ fn plain(path: &str, bytes: &[u8]) -> Result<Zeroizing<String>, SecretError> {
     Ok(Zeroizing::new(text.strip_suffix('\n').unwrap_or(text).to_owned()))
 }
 
-/// What the Secret's owner runs to grant it to this user of the API server.
-fn grant(user: &str, namespace: &str, name: &str) -> String {
+/// What an owner runs to grant one named object to this user of the API server.
+pub(super) fn grant(user: &str, namespace: &str, resource: &str, name: &str) -> String {
     let whom = match user.strip_prefix("system:serviceaccount:") {
         Some(account) => format!("--serviceaccount={account}"),
         None => format!("--user={user}"),
     };
+    let role = format!("sidegate-{resource}-{name}");
     format!(
-        "kubectl -n {namespace} create role sidegate-{name} --verb=get --resource=secrets --resource-name={name} && \
-         kubectl -n {namespace} create rolebinding sidegate-{name} --role=sidegate-{name} {whom}"
+        "kubectl -n {namespace} create role {role} --verb=get --resource={resource} --resource-name={name} && \
+         kubectl -n {namespace} create rolebinding {role} --role={role} {whom}"
     )
 }
 
@@ -100,6 +101,7 @@ mod tests {
         let grant = grant(
             "system:serviceaccount:sidegate-system:sidegate-broker",
             "data",
+            "secrets",
             "orders",
         );
         assert!(

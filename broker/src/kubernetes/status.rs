@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::answered;
 use super::kinds::{api_of, Kinds};
 use super::leader::Leader;
+use super::maps::{of_target, ClusterMaps, MapRead};
 use super::reading::{About, Found, Key, Kind};
 use super::secrets::ClusterSecrets;
 use crate::clock::rfc3339;
@@ -46,6 +47,8 @@ pub struct Conditions {
     pub locked: watch::Receiver<Arc<About>>,
     /// Whether Secrets can be read.
     pub secrets: ClusterSecrets,
+    /// Whether ConfigMaps could be read.
+    pub maps: Arc<ClusterMaps>,
     /// Whether this replica writes.
     pub leader: Arc<Leader>,
 }
@@ -139,7 +142,7 @@ impl Conditions {
             let Some(object) = stored.get(key).filter(|_| key.kind != Kind::Namespace) else {
                 continue;
             };
-            let wanted = self.wanted(key, found, &index, &reach).await;
+            let wanted = self.wanted((key, object), found, &index, &reach).await;
             let now = rfc3339(self.front.clock.now_ms());
             let Some(status) = patch(object, &wanted, &now) else {
                 continue;
@@ -197,7 +200,13 @@ impl Conditions {
         reach
     }
 
-    async fn wanted(&self, key: &Key, found: &Found, index: &Index, reach: &HashMap<Key, Reach>) -> Vec<Condition> {
+    async fn wanted(
+        &self,
+        (key, object): (&Key, &Value),
+        found: &Found,
+        index: &Index,
+        reach: &HashMap<Key, Reach>,
+    ) -> Vec<Condition> {
         let mut wanted = vec![accepted(key, found)];
         if !found.problems.is_empty() && key.kind != Kind::Lockdown {
             wanted.push(Condition::new("Programmed", false, "NotAccepted", "it is not in force"));
@@ -211,19 +220,42 @@ impl Conditions {
                 let Some((target, withheld)) = target else {
                     return wanted;
                 };
-                wanted.push(self.references(target, found).await);
+                wanted.push(match self.authority(key, object) {
+                    Some(unread) => unread,
+                    None => self.references(target, found).await,
+                });
                 wanted.push(match withheld {
                     Some(why) => Condition::new("Programmed", false, "Withheld", why),
                     None => reach.condition(),
                 });
                 wanted.extend(insecure(target));
             }
-            Kind::Namespace | Kind::AccessPolicy | Kind::ClusterAccessPolicy => {
+            Kind::Namespace | Kind::ConfigMap | Kind::AccessPolicy | Kind::ClusterAccessPolicy => {
                 wanted.push(resolved(found));
                 wanted.push(reach.condition());
             }
         }
         wanted
+    }
+
+    /// Why the ConfigMap that a Target names could not be read, if it could not.
+    fn authority(&self, key: &Key, object: &Value) -> Option<Condition> {
+        let map = of_target(key, object)?;
+        let path = format!(
+            "ConfigMap {}/{}",
+            map.namespace.as_deref().unwrap_or_default(),
+            map.name
+        );
+        let (reason, message) = match self.maps.known().remove(&map)? {
+            MapRead::Found(_) => return None,
+            MapRead::Missing => ("ConfigMapNotFound", format!("there is no {path}")),
+            MapRead::NotGranted(grant) => (
+                "ConfigMapNotGranted",
+                format!("{path} is not granted to the broker; its owner runs: {grant}"),
+            ),
+            MapRead::Unknown(why) => ("ConfigMapUnknown", format!("{path}: {why}")),
+        };
+        Some(Condition::new("ResolvedRefs", false, reason, message))
     }
 
     /// Whether what a Target refers to is there and granted.

@@ -301,3 +301,48 @@ async fn records_are_taken_from_attested_callers_only_and_the_store_is_verifiabl
     );
     assert!(world.path("state/records").is_dir());
 }
+
+/// What the health port answers to a bare request: status line and body.
+async fn health(world: &World, request: &str) -> (String, String) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let address = world.running.health_addr.unwrap();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("{request} HTTP/1.1\r\nhost: broker\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+#[tokio::test]
+async fn health_and_metrics_say_what_is_and_no_names() {
+    let world = World::start().await;
+    let mut sidecar = world.sidecar().await;
+    let stranger = world.client().exchange("a.b.c").await;
+    assert_eq!(stranger.error(), "invalid_client");
+    let leased = sidecar.post("/v1/leases", json!({"target": "local/shop"})).await;
+    assert_eq!(leased.status, StatusCode::OK, "{}", leased.body);
+    let _stream = sidecar.stream().await;
+    assert_eq!(health(&world, "GET /readyz").await.0, "HTTP/1.1 200 OK");
+    assert_eq!(health(&world, "GET /livez").await.0, "HTTP/1.1 200 OK");
+    let (status, text) = health(&world, "GET /metrics").await;
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    for line in [
+        r#"sidegate_broker_exchanges_total{reason="none",result="granted"} 1"#,
+        r#"sidegate_broker_exchanges_total{reason="token",result="refused"} 1"#,
+        r#"sidegate_broker_leases_total{result="granted"} 1"#,
+        "sidegate_broker_leases_active 1",
+        "sidegate_broker_streams 1",
+        r#"sidegate_broker_revision{of="bundle"} 1"#,
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    for name in ["agent", "shop", "local/", "pod"] {
+        assert!(!text.contains(name), "{name} in\n{text}");
+    }
+    for other in ["POST /metrics", "GET /token", "POST /token", "GET /v1/leases", "GET /"] {
+        let (status, _) = health(&world, other).await;
+        assert!(status.contains("404") || status.contains("405"), "{other}: {status}");
+    }
+}

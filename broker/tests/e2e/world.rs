@@ -119,6 +119,7 @@ fn configuration(root: &Path, clock: Arc<ManualClock>) -> BrokerConfig {
         },
     };
     let mut config = BrokerConfig::new(machine.into(), root.join("state"));
+    config.health_listen = Some(([127, 0, 0, 1], 0).into());
     config.clock = clock;
     config
 }
