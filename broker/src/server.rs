@@ -28,6 +28,8 @@ const HEADERS: Duration = Duration::from_secs(10);
 const MAX_HEADERS: u32 = 32 * 1024;
 const MAX_STREAMS: u32 = 128;
 const PING: Duration = Duration::from_secs(20);
+/// What is under way has so long once the broker stops: a sidecar's upload would go on for ever.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Address of the TCP peer, in the extensions of every request over TLS. It proves nothing about the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +116,7 @@ where
             _ = connection.as_mut() => return,
             () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
         }
-        let _ = connection.await;
+        let _ = tokio::time::timeout(FAREWELL, connection).await;
     } else {
         let mut builder = http1::Builder::new();
         builder
@@ -126,6 +128,6 @@ where
             _ = connection.as_mut() => return,
             () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
         }
-        let _ = connection.await;
+        let _ = tokio::time::timeout(FAREWELL, connection).await;
     }
 }

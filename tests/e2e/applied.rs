@@ -14,16 +14,21 @@ use sidegate_tests::{ports, wire};
 use crate::site::{until, Agent, BROKER};
 
 /// An agent with a sidecar, and the shop whose login is a Secret.
-struct Shop<'a> {
-    agent: Agent<'a>,
-    server: Postgres,
-    local: u16,
+pub struct Shop<'a> {
+    pub agent: Agent<'a>,
+    pub server: Postgres,
+    pub local: u16,
 }
 
 impl<'a> Shop<'a> {
     fn start(cluster: &'a Cluster) -> Result<Shop<'a>> {
+        Shop::of(Agent::new(cluster)?)
+    }
+
+    /// A shop for this agent.
+    pub fn of(agent: Agent<'a>) -> Result<Shop<'a>> {
         Ok(Shop {
-            agent: Agent::new(cluster)?,
+            agent,
             server: shop::server(Major::V15, Options::default())?,
             local: ports::free()?,
         })
@@ -91,13 +96,21 @@ spec:
             .map(|_| ())
     }
 
-    fn ask(&self, text: &str) -> Result<Said> {
+    /// Everything for a read to be allowed.
+    pub fn open(&self) -> Result<()> {
+        self.secret()?;
+        self.grant()?;
+        let objects = format!("{}---\n{}", self.target(), self.policy("support", READ));
+        self.agent.apply(&objects)
+    }
+
+    pub fn ask(&self, text: &str) -> Result<Said> {
         psql(self.local, DATABASE, &[text])
     }
 }
 
 const READ: &str = r#"{name: read, effect: Allow, sql: {commands: [Select], tables: ["app.*"]}}"#;
-const NAME: &str = "SELECT name FROM app.people WHERE id = 1";
+pub const NAME: &str = "SELECT name FROM app.people WHERE id = 1";
 
 /// A Secret that its owner did not grant is not read, and the condition says what to run; granted, it is a login.
 pub fn a_secret_is_read_by_name_where_its_owner_granted_it(cluster: &Cluster) -> Result<()> {
@@ -138,9 +151,7 @@ pub fn a_secret_is_read_by_name_where_its_owner_granted_it(cluster: &Cluster) ->
 pub fn a_policy_is_in_force_when_it_is_applied(cluster: &Cluster) -> Result<()> {
     let shop = Shop::start(cluster)?;
     let agent = &shop.agent;
-    shop.secret()?;
-    shop.grant()?;
-    agent.apply(&format!("{}---\n{}", shop.target(), shop.policy("support", READ)))?;
+    shop.open()?;
     let sidecar = agent.sidecar()?;
     until("the read", || shop.ask(NAME), |said| said.code == 0)?;
     let programmed = until(
@@ -234,9 +245,7 @@ pub fn what_is_wrong_says_so_and_allows_nothing(cluster: &Cluster) -> Result<()>
 pub fn a_lockdown_cuts_when_it_is_applied(cluster: &Cluster) -> Result<()> {
     let shop = Shop::start(cluster)?;
     let agent = &shop.agent;
-    shop.secret()?;
-    shop.grant()?;
-    agent.apply(&format!("{}---\n{}", shop.target(), shop.policy("support", READ)))?;
+    shop.open()?;
     let sidecar = agent.sidecar()?;
     until("the read", || shop.ask(NAME), |said| said.code == 0)?;
     let mut open = wire::Wire::login(shop.local, DATABASE)?;
@@ -323,6 +332,70 @@ pub fn an_authority_is_read_from_a_granted_config_map(cluster: &Cluster) -> Resu
     let sidecar = agent.sidecar()?;
     let read = until("the read over verified TLS", || shop.ask(NAME), |said| said.code == 0)?;
     ensure!(read.out == "Ada", "{read:?}");
+    agent.end(sidecar);
+    Ok(())
+}
+
+/// A Target lends itself to the namespaces it names, for as long as they have the label.
+pub fn a_target_is_lent_to_the_namespaces_it_admits(cluster: &Cluster) -> Result<()> {
+    let mut shop = Shop::start(cluster)?;
+    // 15 does not take the setting that tells when it has read its files.
+    shop.server = shop::server(Major::V18, Options::default())?;
+    let agent = &shop.agent;
+    let data = cluster.namespace()?;
+    let place = |objects: String| {
+        let (home, lent) = (&agent.namespace, format!("namespace: {data}}}\nspec:"));
+        objects.replace(&format!("namespace: {home}}}\nspec:"), &lent)
+    };
+    let mut target = place(shop.target()).replace(
+        "credential: {secret: {name: shop-agent}}",
+        "credential: {none: {username: shop_agent}}",
+    );
+    target.push_str("  allowedNamespaces: {selector: {matchLabels: {team: support}}}\n");
+    agent.apply(&format!("{target}---\n{}", place(shop.policy("support", READ))))?;
+    shop.server.write("pg_hba.conf", b"host all all 127.0.0.1/32 trust\n")?;
+    shop.server.reconfigure(&[("log_connections", "on")])?;
+    let sidecar = agent.sidecar()?;
+    until("the read", || shop.ask(NAME), |said| said.code == 0)?;
+    let mut open = wire::Wire::login(shop.local, DATABASE)?;
+    cluster.kubectl(&["label", "namespace", &agent.namespace, "team-"], "")?;
+    until(
+        "the open session ends",
+        || Ok(open.alive().unwrap_or(false)),
+        |alive| !alive,
+    )?;
+    ensure!(shop.ask(NAME)?.code != 0, "a new session after the label went");
+    cluster.kubectl(&["label", "namespace", &agent.namespace, "team=support"], "")?;
+    until("it is lent again", || shop.ask(NAME), |said| said.code == 0)?;
+    agent.end(sidecar);
+    Ok(())
+}
+
+/// The floor of the security team holds, whatever the owners of a Target allow.
+pub fn a_cluster_policy_is_a_floor(cluster: &Cluster) -> Result<()> {
+    let shop = Shop::start(cluster)?;
+    let agent = &shop.agent;
+    shop.open()?;
+    let sidecar = agent.sidecar()?;
+    until("the read", || shop.ask(NAME), |said| said.code == 0)?;
+    let name = format!("floor-{}", agent.namespace);
+    let floor = json!({
+        "apiVersion": "sidegate.dev/v1alpha1", "kind": "ClusterAccessPolicy", "metadata": {"name": name},
+        "spec": {
+            "targetRefs": [{"namespace": agent.namespace, "name": "shop"}],
+            "rules": [{"name": "nobody", "effect": "Deny", "sql": {"tables": ["app.people"]}, "message": "Not the people."}],
+        },
+    });
+    agent.apply(&floor.to_string())?;
+    let refused = until("the floor", || shop.ask(NAME), |said| said.code != 0)?;
+    ensure!(refused.err.contains("Not the people."), "{refused:?}");
+    until(
+        "Programmed",
+        || agent.condition("clusteraccesspolicy", &name, "Programmed"),
+        |condition| condition["message"] == "1/1 pods",
+    )?;
+    agent.kubectl(&["delete", "clusteraccesspolicy", &name])?;
+    until("it is gone", || shop.ask(NAME), |said| said.code == 0)?;
     agent.end(sidecar);
     Ok(())
 }

@@ -7,6 +7,7 @@ mod applied;
 mod charts;
 mod identity;
 mod kinds;
+mod outage;
 mod plane;
 mod site;
 mod tokens;
@@ -44,6 +45,14 @@ const TESTS: &[(&str, Test)] = &[
         tokens::a_review_answers_the_audience_it_was_asked_for,
     ),
     ("tokens::a_token_dies_with_its_pod", tokens::a_token_dies_with_its_pod),
+    (
+        "applied::a_cluster_policy_is_a_floor",
+        applied::a_cluster_policy_is_a_floor,
+    ),
+    (
+        "applied::a_target_is_lent_to_the_namespaces_it_admits",
+        applied::a_target_is_lent_to_the_namespaces_it_admits,
+    ),
     (
         "applied::an_authority_is_read_from_a_granted_config_map",
         applied::an_authority_is_read_from_a_granted_config_map,
@@ -100,8 +109,16 @@ const TESTS: &[(&str, Test)] = &[
     ),
 ];
 
-/// The test that starts a control plane of its own.
-const ALONE: &str = "plane::ends_with_its_owner";
+/// A test that starts a control plane of its own.
+type Alone = fn(&Programs) -> Result<()>;
+
+const ALONE: &[(&str, Alone)] = &[
+    ("plane::ends_with_its_owner", plane::ends_with_its_owner),
+    (
+        "outage::sessions_outlive_an_absent_api_server_and_a_restarted_broker",
+        outage::sessions_outlive_an_absent_api_server_and_a_restarted_broker,
+    ),
+];
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -125,10 +142,13 @@ fn main() -> ExitCode {
             test(&cluster).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
-    let alone = Trial::test(ALONE, move || {
-        plane::ends_with_its_owner(&programs).map_err(|error| Failed::from(format!("{error:#}")))
+    let alone = ALONE.iter().map(|(name, test)| {
+        let programs = programs.clone();
+        Trial::test(*name, move || {
+            test(&programs).map_err(|error| Failed::from(format!("{error:#}")))
+        })
     });
-    let conclusion = libtest_mimic::run(&arguments, shared.chain([alone]).collect());
+    let conclusion = libtest_mimic::run(&arguments, shared.chain(alone).collect());
     site::stop();
     // Its servers end before this process does, and say so if they do not.
     drop(cluster);
@@ -145,7 +165,10 @@ fn started(programs: &Programs) -> Result<Cluster> {
 }
 
 fn ignored() -> Vec<Trial> {
-    let names = TESTS.iter().map(|(name, _)| *name).chain([ALONE]);
+    let names = TESTS
+        .iter()
+        .map(|(name, _)| *name)
+        .chain(ALONE.iter().map(|(name, _)| *name));
     names
         .map(|name| Trial::test(name, || Ok(())).with_ignored_flag(true))
         .collect()

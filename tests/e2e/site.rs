@@ -20,6 +20,7 @@ use sidegate_sidecar::authority::Separation;
 use sidegate_sidecar::broker::Url;
 use sidegate_sidecar::config::{PodFacts, SidecarConfig};
 use sidegate_tests::cluster::{Cluster, User};
+use sidegate_tests::ports;
 use tokio::runtime::Runtime;
 
 /// Where the broker lives.
@@ -33,7 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Site {
     pub broker: sidegate_broker::Running,
     pub runtime: Runtime,
-    _folder: tempfile::TempDir,
+    ports: [u16; 2],
+    folder: tempfile::TempDir,
 }
 
 static SITE: Mutex<Option<Arc<Site>>> = Mutex::new(None);
@@ -44,7 +46,6 @@ pub fn site(cluster: &Cluster) -> Result<Arc<Site>> {
     if let Some(site) = kept.as_ref() {
         return Ok(Arc::clone(site));
     }
-    install(cluster)?;
     let site = Arc::new(Site::start(cluster)?);
     *kept = Some(Arc::clone(&site));
     Ok(site)
@@ -54,8 +55,7 @@ pub fn site(cluster: &Cluster) -> Result<Arc<Site>> {
 pub fn stop() {
     let kept = SITE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     if let Some(Ok(site)) = kept.map(Arc::try_unwrap) {
-        let Site { broker, runtime, .. } = site;
-        runtime.block_on(broker.shutdown());
+        site.end();
     }
 }
 
@@ -84,10 +84,23 @@ pub fn chart(name: &str) -> String {
     charts.join(name).to_string_lossy().into_owned()
 }
 
+fn configuration(folder: &Path, ports: [u16; 2]) -> BrokerConfig {
+    let place = Place::Cluster(ClusterOptions {
+        kubeconfig: Some(folder.join("broker.json")),
+        namespace: NAMESPACE.to_owned(),
+    });
+    let mut config = BrokerConfig::new(place, folder.join("state"));
+    let [front, issuer] = ports;
+    config.listen.set_port(front);
+    config.issuer_listen.set_port(issuer);
+    config
+}
+
 impl Site {
-    fn start(cluster: &Cluster) -> Result<Site> {
+    /// Installs the chart on a cluster, and starts a broker with its rights.
+    pub fn start(cluster: &Cluster) -> Result<Site> {
+        install(cluster)?;
         let folder = tempfile::Builder::new().prefix("sidegate-site-").tempdir()?;
-        let kubeconfig = folder.path().join("broker.json");
         let token = cluster.kubectl(
             &[
                 "create",
@@ -100,22 +113,42 @@ impl Site {
             ],
             "",
         )?;
-        private(&kubeconfig, &cluster.kubeconfig_of(token.trim()))?;
+        private(&folder.path().join("broker.json"), &cluster.kubeconfig_of(token.trim()))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
             .build()?;
-        let place = Place::Cluster(ClusterOptions {
-            kubeconfig: Some(kubeconfig),
-            namespace: NAMESPACE.to_owned(),
-        });
-        let config = BrokerConfig::new(place, folder.path().join("state"));
-        let broker = runtime.block_on(Broker::start(config))?;
+        let ports = [ports::free()?, ports::free()?];
+        let broker = runtime.block_on(Broker::start(configuration(folder.path(), ports)))?;
         Ok(Site {
             broker,
             runtime,
-            _folder: folder,
+            ports,
+            folder,
         })
+    }
+
+    /// Ends the broker and starts another one on its state, at its addresses.
+    pub fn restarted(self) -> Result<Site> {
+        let Site {
+            broker,
+            runtime,
+            ports,
+            folder,
+        } = self;
+        runtime.block_on(broker.shutdown());
+        let broker = runtime.block_on(Broker::start(configuration(folder.path(), ports)))?;
+        Ok(Site {
+            broker,
+            runtime,
+            ports,
+            folder,
+        })
+    }
+
+    /// Ends the broker.
+    pub fn end(self) {
+        self.runtime.block_on(self.broker.shutdown());
     }
 
     /// The audience of tokens for this broker.
@@ -162,7 +195,11 @@ impl<'a> Agent<'a> {
 
     /// The same, with a pod that is changed first.
     pub fn with(cluster: &'a Cluster, change: impl FnOnce(&mut Value)) -> Result<Agent<'a>> {
-        let site = site(cluster)?;
+        Agent::of(cluster, site(cluster)?, change)
+    }
+
+    /// The same, for this broker.
+    pub fn of(cluster: &'a Cluster, site: Arc<Site>, change: impl FnOnce(&mut Value)) -> Result<Agent<'a>> {
         let namespace = cluster.namespace()?;
         cluster.kubectl(&["label", "namespace", &namespace, "team=support"], "")?;
         cluster.kubectl(&["create", "serviceaccount", "support", "--namespace", &namespace], "")?;

@@ -15,6 +15,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -181,6 +183,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Stops a server in its tracks, as if its machine hung: it holds its connections and answers nothing, until the
+    /// answer is dropped.
+    pub fn freeze(&self, name: &str) -> Result<Frozen> {
+        let server = self.servers.iter().find(|server| server.name == name);
+        let pid = Pid::from_raw(server.context("no such server")?.pid().cast_signed());
+        kill(pid, Signal::SIGSTOP)?;
+        Ok(Frozen(pid))
+    }
+
     /// Process numbers of the servers.
     pub fn pids(&self) -> Vec<u32> {
         self.servers.iter().map(Server::pid).collect()
@@ -249,6 +260,15 @@ impl Cluster {
             Ok(self.ask(User::Admin, &account, "")?.status.success())
         })?;
         Ok(name)
+    }
+}
+
+/// A server that answers nothing.
+pub struct Frozen(Pid);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
     }
 }
 

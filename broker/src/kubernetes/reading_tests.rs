@@ -131,6 +131,10 @@ fn a_cluster_policy_that_cannot_be_read_withholds_what_it_may_be_about() {
     };
     assert!(floor(json!({})).is_empty());
     assert!(floor(json!({"targetSelector": {"matchLabels": {"tier": "two"}}})).is_empty());
+    let both = json!({
+        "targetRefs": [{"namespace": "data", "name": "people"}], "targetSelector": {"matchLabels": {"tier": "one"}},
+    });
+    assert!(floor(both).is_empty());
     assert_eq!(
         floor(json!({"targetRefs": [{"namespace": "data", "name": "people"}]})),
         ["orders"]
