@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use sidegate_policies::record::frame::{Frame, Hash};
+use sidegate_policies::record::frame::{Frame, FrameError, Hash};
 use sidegate_policies::record::{stream, Kind};
 use sidegate_policies::wire::RecordAck;
 use tokio::sync::mpsc;
@@ -283,11 +283,14 @@ impl Source<'_> {
             _ => 0,
         };
         let length = usize::try_from(piece.len.saturating_sub(from)).unwrap_or(FRAME);
-        let bytes = self
-            .log
-            .volume
-            .read(&log, &piece.file, from, length.min(CHUNK.saturating_add(FRAME)))
-            .map_err(|error| SinkError(format!("the journal cannot be read: {error}")))?;
+        let read = |most: usize| {
+            let read = self.log.volume.read(&log, &piece.file, from, length.min(most));
+            read.map_err(|error| SinkError(format!("the journal cannot be read: {error}")))
+        };
+        let mut bytes = read(CHUNK)?;
+        if bytes.len() == CHUNK && matches!(Frame::parse(&bytes), Err(FrameError::Incomplete)) {
+            bytes = read(FRAME)?;
+        }
         let (out, used) = self.items(&bytes)?;
         self.place = Some((piece.file.clone(), from.saturating_add(used as u64)));
         Ok(Some(out))
