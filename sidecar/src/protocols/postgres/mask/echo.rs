@@ -11,6 +11,8 @@ use zeroize::{Zeroize, Zeroizing};
 
 /// The shortest secret that is looked for.
 const SHORTEST: usize = 8;
+/// Bytes that are looked at together with the end of what passed.
+const LITTLE: usize = 1024;
 
 /// The scanner of one session.
 pub struct Echo {
@@ -53,9 +55,16 @@ impl Echo {
             return false;
         };
         let overlap = self.longest.saturating_sub(1);
+        if bytes.len() <= overlap.max(LITTLE) {
+            // Little is copied behind what is kept: one look costs less than two.
+            self.tail.extend_from_slice(bytes);
+            let found = searcher.find(&self.tail).is_some();
+            let excess = self.tail.len().saturating_sub(overlap);
+            self.tail.drain(..excess);
+            return found;
+        }
         if !self.tail.is_empty() {
-            let head = bytes.get(..overlap.min(bytes.len())).unwrap_or_default();
-            self.tail.extend_from_slice(head);
+            self.tail.extend_from_slice(bytes.get(..overlap).unwrap_or_default());
             if searcher.find(&self.tail).is_some() {
                 return true;
             }
@@ -63,18 +72,9 @@ impl Echo {
         if searcher.find(bytes).is_some() {
             return true;
         }
-        if bytes.len() >= overlap {
-            self.tail.clear();
-            self.tail
-                .extend_from_slice(bytes.get(bytes.len().saturating_sub(overlap)..).unwrap_or_default());
-        } else {
-            // The head was appended above, unless nothing was kept yet.
-            if self.tail.is_empty() {
-                self.tail.extend_from_slice(bytes);
-            }
-            let excess = self.tail.len().saturating_sub(overlap);
-            self.tail.drain(..excess);
-        }
+        self.tail.clear();
+        let end = bytes.get(bytes.len().saturating_sub(overlap)..).unwrap_or_default();
+        self.tail.extend_from_slice(end);
         false
     }
 }
@@ -137,10 +137,12 @@ mod tests {
     proptest! {
         #[test]
         fn the_secret_is_found_in_every_form_at_every_split(before in proptest::collection::vec(any::<u8>(), 0..40),
+                                                             padding in prop_oneof![Just(0usize), 0..3 * LITTLE],
                                                              after in proptest::collection::vec(any::<u8>(), 0..40),
                                                              form in 0usize..4,
-                                                             mut cuts in proptest::collection::vec(0usize..200, 0..12)) {
+                                                             mut cuts in proptest::collection::vec(0usize..4 * LITTLE, 0..12)) {
             cuts.sort_unstable();
+            let before = [vec![b'.'; padding], before].concat();
             let raw = [before.as_slice(), SECRET, after.as_slice()].concat();
             let hex: String = SECRET.iter().map(|byte| format!("{byte:02x}")).collect();
             let stream = match form {
