@@ -276,40 +276,31 @@ pub struct Intent<'a> {
     pub observed: Option<Text<'a>>,
 }
 
-/// `outcome`: how an operation ended.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// `outcome`: how an operation ended. The recorder writes its members in this order.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Outcome<'a> {
     /// Command tag.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tag: Option<Text<'a>>,
     /// Rows returned or changed.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub rows: Option<u64>,
     /// Bytes returned.
     pub bytes: u64,
     /// Native error code, if it failed.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<Text<'a>>,
     /// Native error text, scrubbed.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<Text<'a>>,
     /// Why Sidegate stopped it, if it did.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
     /// Microseconds from send to the last reply.
     pub lat_us: u64,
     /// Bytes of the reply's content; set by the recorder with `content: Full`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub body_bytes: Option<u64>,
     /// Keyed digest of the whole reply's content, hex; set by the recorder.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub body_digest: Option<Text<'a>>,
     /// Bytes of data the agent sent behind the operation, as COPY takes them.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub copied_bytes: Option<u64>,
     /// Keyed digest of those bytes, hex.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub copied_digest: Option<Text<'a>>,
 }
 

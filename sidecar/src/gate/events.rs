@@ -3,15 +3,16 @@
 //! Owns the words; the form is `sidegate_policies::record::payload`. Texts of refusals are capped at 64 KiB.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sidegate_policies::api::target::{Durability, RecordContent};
 use sidegate_policies::engine::{Decision, Effect, RuleRef};
 use sidegate_policies::record::payload;
 
-use super::{Described, Frame, Outcome, Totals};
+use super::{Described, Frame, OpId, Outcome, Totals};
 use crate::authority::{InForce, Separation};
+use crate::record::{CannotRecord, Members};
 use crate::refusal::Refusal;
 use crate::session::Session;
 
@@ -63,6 +64,44 @@ impl Names {
     }
 }
 
+/// What the intents of operations that repeat one have in common, spelled out once. It holds for one decision.
+#[derive(Default)]
+pub struct Intents(Mutex<Option<Kept>>);
+
+struct Kept {
+    op: OpId,
+    decision: Arc<Decision>,
+    generation: u64,
+    members: Arc<Members>,
+}
+
+impl Intents {
+    /// Everything but number and values of an intent that repeats `op` under this decision of this bundle.
+    pub(super) fn members<'a>(
+        &self,
+        op: OpId,
+        decision: &Arc<Decision>,
+        generation: u64,
+        intent: impl FnOnce() -> payload::Intent<'a>,
+    ) -> Result<Arc<Members>, CannotRecord> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let good =
+            |kept: &&Kept| kept.op == op && kept.generation == generation && Arc::ptr_eq(&kept.decision, decision);
+        if let Some(kept) = kept.as_ref().filter(good) {
+            return Ok(kept.members.clone());
+        }
+        let members = Arc::new(Members::of(&intent())?);
+        *kept = Some(Kept {
+            op,
+            decision: decision.clone(),
+            generation,
+            members: members.clone(),
+        });
+        Ok(members)
+    }
+}
+
+/// An intent without its bind values: those are written behind it.
 pub(super) fn intent<'a, F: Frame>(
     frame: &'a F,
     decision: &'a Decision,
@@ -71,18 +110,20 @@ pub(super) fn intent<'a, F: Frame>(
     approval: Option<&'a str>,
 ) -> payload::Intent<'a> {
     let op = frame.operation();
-    let described = frame.described();
     let reference = frame.repeats();
     let (text, resources, masks) = match reference {
         Some(_) => (None, Vec::new(), Vec::new()),
-        None => (Some(described.text), described.resources, described.masks),
+        None => {
+            let described = frame.described();
+            (Some(described.text), described.resources, described.masks)
+        }
     };
     payload::Intent {
         verb: op.verb.as_str().into(),
         action: op.action.into(),
         text,
-        reference: reference.map(super::OpId::get),
-        params: described.params,
+        reference: reference.map(|repeats| repeats.op.get()),
+        params: Vec::new(),
         resources,
         decision: match decision.effect {
             Effect::Ask => "ask".into(),
@@ -132,21 +173,28 @@ pub(super) fn denied<'a>(
     }
 }
 
-pub(super) fn held<'a>(
+pub(super) fn held<'a, F: Frame>(
     ticket: &'a str,
     decision: &Decision,
-    described: Described<'a>,
+    frame: &'a F,
     digest: &[u8],
     patience: Duration,
 ) -> payload::Held<'a> {
     payload::Held {
         ticket: ticket.into(),
         rules: decision.asks.iter().map(|ask| rule_name(&ask.rule).into()).collect(),
-        text: Some(described.text),
-        params: described.params,
+        text: Some(frame.described().text),
+        params: values(frame).into_iter().map(|value| value.map(Cow::Owned)).collect(),
         digest: crate::secret::hex(digest).into(),
         hold_ms: millis(patience),
     }
+}
+
+/// A frame's bind values, as people see them.
+pub(super) fn values<F: Frame>(frame: &F) -> Vec<Option<String>> {
+    let mut values = Vec::new();
+    frame.values(&mut |value| values.push(value.map(str::to_owned)));
+    values
 }
 
 pub(super) fn close(how: &str, totals: &Totals) -> payload::Close<'static> {

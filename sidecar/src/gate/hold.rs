@@ -156,13 +156,7 @@ impl<F: Frame> Held<F> {
             Ok(Err(error)) => return Err(self.denied(gate, self.not_asked(&error))),
             Err(_) => return Err(self.denied(gate, self.refusal(Reason::Unavailable))),
         };
-        let event = events::held(
-            &state.name,
-            &self.decision,
-            self.frame.described(),
-            &self.digest,
-            self.patience,
-        );
+        let event = events::held(&state.name, &self.decision, &self.frame, &self.digest, self.patience);
         let written = gate.recorder.event(Kind::Held, Some(self.op.0), &event);
         if written.and_then(|()| gate.recorder.commit()).is_err() {
             return Err(gate.unrecorded(self.frame.what()));
@@ -372,10 +366,9 @@ impl<F: Frame> Held<F> {
             protocol: gate.session.target.spec.protocol.as_str().to_owned(),
             action: self.frame.operation().action.to_owned(),
             text: described.text.into_owned(),
-            parameters: described
-                .params
-                .iter()
-                .map(|value| value.as_deref().unwrap_or("NULL").to_owned())
+            parameters: events::values(&self.frame)
+                .into_iter()
+                .map(|value| value.unwrap_or_else(|| "NULL".to_owned()))
                 .collect(),
             earlier: described.earlier.iter().map(|text| text.to_string()).collect(),
             hidden_values: described.hidden_values,

@@ -9,7 +9,7 @@ use serde::Serialize;
 use sidegate_policies::record::payload;
 use sidegate_policies::record::Kind;
 
-use crate::record::{CannotRecord, Digesting, Log, SessionRecorder};
+use crate::record::{CannotRecord, Digesting, Event, Log, SessionRecorder};
 use crate::session::Session;
 
 /// A session's record, once it has begun.
@@ -38,6 +38,16 @@ impl Ledger {
         self.begun()?.event(kind, op, payload)
     }
 
+    /// The same for an event that is not one payload.
+    pub(super) fn write(
+        &mut self,
+        kind: Kind,
+        op: Option<u64>,
+        fill: impl FnOnce(&mut Event<'_>),
+    ) -> Result<(), CannotRecord> {
+        self.begun()?.write(kind, op, fill)
+    }
+
     /// The outcome of an operation, with what is kept of its reply.
     pub(super) fn outcome(&mut self, op: u64, outcome: payload::Outcome<'_>) -> Result<(), CannotRecord> {
         self.begun()?.outcome(op, outcome)
@@ -46,6 +56,11 @@ impl Ledger {
     /// Makes everything buffered durable by the target's class.
     pub fn commit(&mut self) -> Result<(), CannotRecord> {
         self.begun()?.commit()
+    }
+
+    /// Whether anything of replies is kept, besides how much they were.
+    pub fn keeps_content(&self) -> bool {
+        self.0.as_ref().is_some_and(SessionRecorder::keeps_content)
     }
 
     /// Bytes of an operation's reply, after masking.
@@ -68,6 +83,19 @@ impl Ledger {
     /// Keyed digest of content, hex.
     pub fn digest(&self, bytes: &[u8]) -> Option<String> {
         self.0.as_ref().map(|recorder| recorder.digest(bytes))
+    }
+
+    /// When the last event was added, nanoseconds of the record's clock.
+    pub(super) fn at_ns(&self) -> u64 {
+        self.0.as_ref().map(SessionRecorder::at_ns).unwrap_or_default()
+    }
+
+    /// Nanoseconds that have passed since then.
+    pub(super) fn since_ns(&self, at_ns: u64) -> u64 {
+        self.0
+            .as_ref()
+            .map(|recorder| recorder.since_ns(at_ns))
+            .unwrap_or_default()
     }
 
     /// Whether a new operation may be forwarded at all.

@@ -13,7 +13,7 @@ mod ledger;
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sidegate_policies::engine::{
     BoundPolicies, Completeness, ConnectFacts, Decision, Effect, Facts, MaskSet, Operation, Phase, Verb,
@@ -22,6 +22,7 @@ use sidegate_policies::reason::{Reason, Retry};
 use sidegate_policies::record::payload;
 use sidegate_policies::record::Kind;
 
+pub use events::Intents;
 pub use hold::Held;
 pub use ledger::Ledger;
 
@@ -66,8 +67,10 @@ pub trait Frame {
     fn what(&self) -> &'static str {
         "statement"
     }
+    /// Shows its bind values, in order, as record and approver see them; `None` is NULL.
+    fn values(&self, _show: &mut dyn FnMut(Option<&str>)) {}
     /// The operation whose text, resources and masks this one repeats; the record then refers to it.
-    fn repeats(&self) -> Option<OpId> {
+    fn repeats(&self) -> Option<Repeats<'_>> {
         None
     }
     /// The masks that the plan for its answer was made with. If the decision brings others (a new bundle came between
@@ -86,8 +89,6 @@ pub trait Frame {
 pub struct Described<'a> {
     /// The whole text.
     pub text: Cow<'a, str>,
-    /// Bind values, for display.
-    pub params: Vec<Option<Cow<'a, str>>>,
     /// Statements that already ran in the open transaction.
     pub earlier: Vec<Cow<'a, str>>,
     /// What it touches, such as `Select app.customers`.
@@ -96,6 +97,14 @@ pub struct Described<'a> {
     pub masks: Vec<Cow<'a, str>>,
     /// How many values masks hide from the approver.
     pub hidden_values: i32,
+}
+
+/// The operation that another one repeats.
+pub struct Repeats<'a> {
+    /// The operation.
+    pub op: OpId,
+    /// Where the gate keeps what intents of such operations have in common.
+    pub intents: &'a Intents,
 }
 
 /// The gate's answer.
@@ -165,8 +174,8 @@ pub struct Gate {
     deny_generation: u64,
     frozen: Frozen,
     last_op: u64,
-    /// Operations without an outcome, oldest first.
-    running: VecDeque<(u64, Instant)>,
+    /// Operations without an outcome, and when their intent was recorded, oldest first.
+    running: VecDeque<(u64, u64)>,
     /// The rules of the last intent as text: the same few decide most operations.
     names: events::Names,
     claims: HashMap<u64, Claim>,
@@ -340,13 +349,15 @@ impl Gate {
     pub fn outcome(&mut self, op: OpId, outcome: Outcome<'_>) {
         let at = self.running.iter().position(|(running, _)| *running == op.0);
         let started = at.and_then(|at| self.running.remove(at));
-        let latency = started.map(|(_, at)| at.elapsed().as_micros()).unwrap_or_default();
+        let latency = started.map(|(_, at_ns)| self.recorder.since_ns(at_ns) / 1_000);
         self.totals.rows = self.totals.rows.saturating_add(outcome.rows.unwrap_or(0));
         self.totals.bytes = self.totals.bytes.saturating_add(outcome.bytes);
-        let event = events::outcome(&outcome, u64::try_from(latency).unwrap_or(u64::MAX));
+        let event = events::outcome(&outcome, latency.unwrap_or_default());
         // A lost outcome stops the next operation (`ready`), not this one, which already ran.
         let _ = self.recorder.outcome(op.0, event);
-        if let Some(claim) = self.claims.remove(&op.0) {
+        // Most sessions never claim anything, and looking that up takes a hash.
+        let claim = (!self.claims.is_empty()).then(|| self.claims.remove(&op.0)).flatten();
+        if let Some(claim) = claim {
             self.settle_claim(claim, hold::ended(&outcome));
         }
     }
@@ -414,18 +425,32 @@ impl Gate {
     fn intend<F: Frame>(
         &mut self,
         frame: &F,
-        decision: &Decision,
+        decision: &Arc<Decision>,
         approval: Option<&str>,
     ) -> Result<OpId, CannotRecord> {
         let op = self.next_op();
         let version = self.bundle.as_ref().map(|bundle| &*bundle.version).unwrap_or_default();
         let names = self.names.of(&decision.rules);
-        let event = events::intent(frame, decision, names, version, approval);
-        self.recorder.event(Kind::Intent, Some(op.0), &event)?;
+        let intent = || events::intent(frame, decision, names, version, approval);
+        let kept = approval.is_none() && decision.cacheable;
+        let written = match frame.repeats().filter(|_| kept) {
+            Some(repeats) => {
+                let members = repeats.intents.members(repeats.op, decision, self.generation, intent)?;
+                self.recorder.write(Kind::Intent, Some(op.0), |event| {
+                    event.members(&members);
+                    event.texts("params", |show| frame.values(show));
+                })
+            }
+            None => self.recorder.write(Kind::Intent, Some(op.0), |event| {
+                event.payload(&intent());
+                event.texts("params", |show| frame.values(show));
+            }),
+        };
+        written?;
         if self.running.len() >= UNANSWERED {
             self.running.pop_front();
         }
-        self.running.push_back((op.0, Instant::now()));
+        self.running.push_back((op.0, self.recorder.at_ns()));
         self.totals.operations = self.totals.operations.saturating_add(1);
         self.authority.metrics.allowed.up();
         Ok(op)

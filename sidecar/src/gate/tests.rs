@@ -318,6 +318,32 @@ async fn pol_11_a_new_bundle_governs_the_next_operation() {
 }
 
 #[tokio::test]
+async fn what_repeated_operations_have_in_common_is_spelled_out_anew_once_anything_of_it_changed() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    let mut decision = || {
+        let admitted = gone(gate.admit(statement(SqlCommand::Select, "select 1")));
+        admitted.decision().unwrap().clone()
+    };
+    let (first, second) = (decision(), decision());
+    let intents = Intents::default();
+    let mut spelled = 0;
+    let mut ask = |op, decision, generation| {
+        let intent = || {
+            spelled += 1;
+            payload::Intent::default()
+        };
+        intents.members(OpId(op), decision, generation, intent).unwrap();
+        spelled
+    };
+    assert_eq!(ask(1, &first, 1), 1);
+    assert_eq!(ask(1, &first, 1), 1, "nothing changed");
+    assert_eq!(ask(2, &first, 1), 2, "another operation");
+    assert_eq!(ask(2, &second, 1), 3, "another decision");
+    assert_eq!(ask(2, &second, 2), 4, "another bundle");
+}
+
+#[tokio::test]
 async fn pol_11_a_target_or_grant_that_goes_away_cuts_its_sessions() {
     let bench = bench(json!({}));
     let (gate, _entered) = connected(&bench);

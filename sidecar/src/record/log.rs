@@ -242,12 +242,12 @@ impl Log {
         self.random.as_ref()
     }
 
-    pub(super) fn append(&self, slot: usize, buffer: &mut Vec<u8>) -> Result<u64, CannotRecord> {
-        let now = (self.clock.mono_ns(), self.clock.wall_us());
+    /// `at`: when the last of these frames was made, monotonic ns and wall µs.
+    pub(super) fn append(&self, slot: usize, buffer: &mut Vec<u8>, at: (u64, u64)) -> Result<u64, CannotRecord> {
         let bytes = buffer.len() as u64;
-        let last = self.state().append(slot, buffer, now)?;
+        let last = self.state().append(slot, buffer, at)?;
         self.spool.fetch_add(bytes, Ordering::Relaxed);
-        self.mark(last, now.0);
+        self.mark(last, at.0);
         Ok(last)
     }
 

@@ -8,6 +8,7 @@
 
 mod body;
 mod clock;
+mod event;
 mod journal;
 mod log;
 mod random;
@@ -18,6 +19,7 @@ mod upload;
 
 pub use body::Digesting;
 pub use clock::{Clock, SystemClock};
+pub use event::{Event, Members};
 pub use journal::{DirectoryVolume, SegmentFile, Volume};
 pub use log::{Log, LogIdentity, LogOptions, RecordStatus, StartError};
 pub use random::{Random, SystemRandom};

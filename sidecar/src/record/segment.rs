@@ -175,7 +175,7 @@ impl State {
 
     fn append_chain(&mut self, chain: Chain, buffer: &mut [u8]) -> Result<Chain, CannotRecord> {
         let (placed, hashes) = place_all(self.next, chain, buffer)?;
-        let began = first_time(buffer);
+        let began = self.segment_began_ns.or_else(|| first_time(buffer));
         self.write(buffer)?;
         for hash in &hashes {
             self.tree.push(hash);
@@ -183,7 +183,7 @@ impl State {
         }
         self.next = self.next.saturating_add(hashes.len() as u64);
         self.segment_bytes = self.segment_bytes.saturating_add(buffer.len() as u64);
-        self.segment_began_ns = self.segment_began_ns.or(began);
+        self.segment_began_ns = began;
         Ok(placed)
     }
 

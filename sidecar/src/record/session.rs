@@ -20,6 +20,7 @@ use sidegate_policies::record::{Kind, SessionKey};
 use uuid::Uuid;
 
 use super::body::{Digesting, ReplyBody};
+use super::event::Event;
 use super::log::Log;
 use super::random;
 use super::CannotRecord;
@@ -43,6 +44,8 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Buffer {
     bytes: Vec<u8>,
+    /// When the last frame was added: monotonic ns and wall µs.
+    at: (u64, u64),
     /// The flusher knows of what waits here.
     announced: bool,
     /// The session wrote since the flusher looked: it is at work, and takes along what waits.
@@ -65,6 +68,8 @@ pub struct SessionRecorder {
     number: u64,
     open_at: Option<u64>,
     began_ns: u64,
+    /// When the last event was added.
+    at_ns: u64,
     body: Option<ReplyBody>,
     scratch: Vec<u8>,
     compressor: Option<zstd::bulk::Compressor<'static>>,
@@ -119,7 +124,7 @@ impl Shared {
         if buffer.bytes.is_empty() {
             return Ok(None);
         }
-        let last = log.append(self.slot, &mut buffer.bytes)?;
+        let last = log.append(self.slot, &mut buffer.bytes, buffer.at)?;
         if buffer.lost_events > 0 {
             log.lost(buffer.lost_events, buffer.lost_bytes);
             (buffer.lost_events, buffer.lost_bytes) = (0, 0);
@@ -146,6 +151,7 @@ impl SessionRecorder {
             number: 0,
             open_at: None,
             began_ns,
+            at_ns: began_ns,
             body: None,
             scratch: Vec::new(),
             compressor: None,
@@ -156,6 +162,16 @@ impl SessionRecorder {
     /// The session.
     pub fn id(&self) -> Uuid {
         self.id
+    }
+
+    /// When the last event was added, nanoseconds of the log's monotonic clock.
+    pub fn at_ns(&self) -> u64 {
+        self.at_ns
+    }
+
+    /// Nanoseconds that have passed since then.
+    pub fn since_ns(&self, at_ns: u64) -> u64 {
+        self.log.clock().mono_ns().saturating_sub(at_ns)
     }
 
     /// Hands the key to the log, for the collector, and writes the `open` frame.
@@ -177,6 +193,16 @@ impl SessionRecorder {
 
     /// Adds an event to the session's buffer; no system call. `op` is the operation's number in the session.
     pub fn event(&mut self, kind: Kind, op: Option<u64>, payload: &impl Serialize) -> Result<(), CannotRecord> {
+        self.write(kind, op, |event| event.payload(payload))
+    }
+
+    /// The same for an event that is not one payload.
+    pub fn write(
+        &mut self,
+        kind: Kind,
+        op: Option<u64>,
+        fill: impl FnOnce(&mut Event<'_>),
+    ) -> Result<(), CannotRecord> {
         if self.closed {
             return Err(CannotRecord::Closed);
         }
@@ -185,9 +211,10 @@ impl SessionRecorder {
                 self.write_body(body)?;
             }
         }
-        self.scratch.clear();
         let mut scratch = std::mem::take(&mut self.scratch);
-        let written = encode_event(op, payload, &mut scratch).and_then(|()| self.frame_event(kind, op, &scratch));
+        let mut event = Event::begin(op, &mut scratch);
+        fill(&mut event);
+        let written = event.end().and_then(|()| self.frame_event(kind, op, &scratch));
         self.scratch = scratch;
         written
     }
@@ -199,7 +226,20 @@ impl SessionRecorder {
             outcome.body_bytes = Some(total);
             outcome.body_digest = Some(digest.into());
         }
-        self.event(Kind::Outcome, Some(op), &outcome)
+        // Member by member: every operation has one, and a serializer of any structure takes three times as long.
+        self.write(Kind::Outcome, Some(op), |event| {
+            event.optional("tag", &outcome.tag);
+            event.optional("rows", &outcome.rows);
+            event.member("bytes", &outcome.bytes);
+            event.optional("error", &outcome.error);
+            event.optional("message", &outcome.message);
+            event.optional("reason", &outcome.reason);
+            event.member("latUs", &outcome.lat_us);
+            event.optional("bodyBytes", &outcome.body_bytes);
+            event.optional("bodyDigest", &outcome.body_digest);
+            event.optional("copiedBytes", &outcome.copied_bytes);
+            event.optional("copiedDigest", &outcome.copied_digest);
+        })
     }
 
     /// Makes everything buffered durable by the target's class: for `Journal` one write(2).
@@ -213,9 +253,14 @@ impl SessionRecorder {
         }
     }
 
+    /// Whether the target's `content` keeps anything of replies.
+    pub fn keeps_content(&self) -> bool {
+        self.recording.content == RecordContent::Full
+    }
+
     /// Bytes of an operation's reply, after masking. Kept as the target's `content` says.
     pub fn body(&mut self, op: u64, masked: &[u8]) {
-        if self.recording.content != RecordContent::Full {
+        if !self.keeps_content() {
             return;
         }
         if let Some(other) = self.body.take_if(|body| body.op != op) {
@@ -271,8 +316,7 @@ impl SessionRecorder {
         if let Some(body) = self.body.take() {
             let _ = self.write_body(body);
         }
-        let lasted = self.log.clock().mono_ns().saturating_sub(self.began_ns);
-        close.duration_ms = lasted / 1_000_000;
+        close.duration_ms = self.since_ns(self.began_ns) / 1_000_000;
         let _ = self.event(Kind::Close, None, &close);
         self.closed = true;
         self.shared.lock().closed = true;
@@ -302,8 +346,9 @@ impl SessionRecorder {
             other => return other,
         }
         let mut short = Vec::new();
-        let continued = serde_json::json!({ "continued": json.len() });
-        encode_event(op, &continued, &mut short)?;
+        let mut event = Event::begin(op, &mut short);
+        event.payload(&serde_json::json!({ "continued": json.len() }));
+        event.end()?;
         self.frame(kind, FLAG_TRUNCATED, &short)?;
         for (index, piece) in json.chunks(CONTINUATION).enumerate() {
             let offset = (index as u64).saturating_mul(CONTINUATION as u64);
@@ -321,14 +366,15 @@ impl SessionRecorder {
         if length > MAX_PAYLOAD {
             return Err(CannotRecord::TooLarge);
         }
+        let at = (self.log.clock().mono_ns(), self.log.clock().wall_us());
         let header = Header {
             kind,
             flags: flags | if compressed.is_some() { FLAG_ZSTD } else { 0 } | if sealed { FLAG_SEALED } else { 0 },
             log_number: 0,
             session: *self.id.as_bytes(),
             number: self.number,
-            mono_ns: self.log.clock().mono_ns(),
-            wall_us: self.log.clock().wall_us(),
+            mono_ns: at.0,
+            wall_us: at.1,
             previous: [0; 32],
         };
         let shared = Arc::clone(&self.shared);
@@ -343,6 +389,7 @@ impl SessionRecorder {
             buffer.bytes.truncate(start);
         } else {
             self.number = self.number.saturating_add(1);
+            (self.at_ns, buffer.at) = (at.0, at);
             if self.log.needs_flusher(kind) && !std::mem::replace(&mut buffer.announced, true) {
                 drop(buffer);
                 self.log.announce(&self.shared);
@@ -370,28 +417,6 @@ impl Drop for SessionRecorder {
             ..Close::default()
         });
     }
-}
-
-/// `{…payload…}` with `"op":N` in front.
-fn encode_event(op: Option<u64>, payload: &impl Serialize, out: &mut Vec<u8>) -> Result<(), CannotRecord> {
-    let Some(op) = op else {
-        return serde_json::to_writer(&mut *out, payload).map_err(|_| CannotRecord::Encoding);
-    };
-    out.extend_from_slice(b"{\"op\":");
-    serde_json::to_writer(&mut *out, &op).map_err(|_| CannotRecord::Encoding)?;
-    let at = out.len();
-    serde_json::to_writer(&mut *out, payload).map_err(|_| CannotRecord::Encoding)?;
-    let empty = out.get(at..) == Some(b"{}");
-    match out.get_mut(at) {
-        // The payload's own brace becomes the comma behind `op`.
-        Some(brace) if *brace == b'{' && !empty => *brace = b',',
-        Some(brace) if *brace == b'{' => {
-            out.truncate(at);
-            out.push(b'}');
-        }
-        _ => return Err(CannotRecord::Encoding),
-    }
-    Ok(())
 }
 
 /// Appends a frame whose place (log number, previous, checksum) is still open.

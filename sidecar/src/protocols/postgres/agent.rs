@@ -296,7 +296,7 @@ where
             return self.refuse(refusal, Kind::Extended);
         }
         let waits = plan.structure.effect == Effect::Ask || (plan.structure.open && !plan.structure.cacheable);
-        let prepared = Prepared::new(name, frame.detached(), types, plan);
+        let mut prepared = Prepared::new(name, frame.detached(), types, plan);
         if let Some(before) = self.conversation.statement(&prepared.name) {
             prepared.follow(before);
         }
@@ -344,8 +344,8 @@ where
 
     fn on_bind(&mut self, frame: Frame) -> Result<Step, End> {
         let bind = bind::decode(&frame)?;
-        let Some(prepared) = self.conversation.statement(&bind.statement).cloned() else {
-            let name = String::from_utf8_lossy(&bind.statement).into_owned();
+        let Some(prepared) = self.conversation.statement(bind.statement()).cloned() else {
+            let name = String::from_utf8_lossy(bind.statement()).into_owned();
             let text = format!("prepared statement \"{name}\" does not exist");
             return self.native("26000", &text).map(|()| Step::Done);
         };
@@ -365,7 +365,7 @@ where
 
     async fn bind_again(&mut self, frame: Frame) -> Result<(), End> {
         let bind = bind::decode(&frame)?;
-        let Some(prepared) = self.conversation.statement(&bind.statement).cloned() else {
+        let Some(prepared) = self.conversation.statement(bind.statement()).cloned() else {
             return Ok(());
         };
         match self.rejudge(&prepared).await {

@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use sidegate_policies::sql::postgres::{SessionView, Statement, StatementKind, TransactionVerb};
+use smallvec::SmallVec;
 
 use super::codec::bind::Bind;
 use super::codec::row_description::{in_formats, Field};
 use super::codec::Frame;
 use super::facts::Planned;
 use super::mask::rows::RowMasker;
-use crate::gate::OpId;
+use crate::gate::{Intents, OpId};
 
 /// Prepared statements of one session.
 pub const MAX_STATEMENTS: usize = 10_000;
@@ -46,6 +47,8 @@ pub struct Prepared {
     pub recorded: OnceLock<Bytes>,
     /// The first operation that ran it: later ones refer to it in the record.
     pub first: OnceLock<OpId>,
+    /// What the record says of each of those.
+    pub intents: Arc<Intents>,
     sent: AtomicBool,
     dead: AtomicBool,
 }
@@ -63,6 +66,7 @@ impl Prepared {
             description: OnceLock::new(),
             recorded: OnceLock::new(),
             first: OnceLock::new(),
+            intents: Arc::default(),
             sent: AtomicBool::new(false),
             dead: AtomicBool::new(false),
         }
@@ -70,10 +74,11 @@ impl Prepared {
 
     /// Takes the place of another under its name. Where both are the same text with the same plan, the record goes on
     /// referring to the first run.
-    pub fn follow(&self, before: &Prepared) {
+    pub fn follow(&mut self, before: &Prepared) {
         if self.declared != before.declared || !Arc::ptr_eq(&self.plan(), &before.plan()) {
             return;
         }
+        self.intents = before.intents.clone();
         if let Some(first) = before.first.get() {
             let _ = self.first.set(*first);
         }
@@ -152,7 +157,7 @@ impl Portal {
     /// A portal that is about to be bound.
     pub fn new(prepared: Arc<Prepared>, plan: Arc<Planned>, bind: Arc<Bind>, op: OpId, generation: u64) -> Self {
         Portal {
-            name: bind.portal.clone(),
+            name: Bytes::copy_from_slice(bind.portal()),
             prepared,
             plan,
             bind,
@@ -372,10 +377,10 @@ impl Conversation {
     }
 
     /// A new status came: portals and plain cursors end with their transaction. Returns the portals that ended.
-    pub fn ready(&mut self, status: u8) -> Vec<Arc<Portal>> {
+    pub fn ready(&mut self, status: u8) -> SmallVec<[Arc<Portal>; 1]> {
         self.status = status;
         if status != b'I' {
-            return Vec::new();
+            return SmallVec::new();
         }
         self.earlier.clear();
         self.earlier_digest = [0; 32];

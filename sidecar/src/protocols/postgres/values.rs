@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 
-use bytes::Bytes;
 use sidegate_policies::sql::ParamValue;
 
 use super::codec::bind::Bind;
@@ -75,11 +74,11 @@ fn binary_value(value: &[u8], oid: u32) -> ParamValue {
 
 /// Every value of a Bind, for rules.
 pub fn all_typed(prepared: &Prepared, bind: &Bind) -> Vec<ParamValue> {
-    let one = |(index, value): (usize, &Option<Bytes>)| match value {
+    let one = |(index, value): (usize, Option<&[u8]>)| match value {
         None => ParamValue::Null,
         Some(value) => typed(value, prepared.parameter_type(index), bind.binary(index)),
     };
-    bind.values.iter().enumerate().map(one).collect()
+    bind.values().enumerate().map(one).collect()
 }
 
 /// One value for people.

@@ -15,7 +15,7 @@ use super::codec::Frame;
 use super::conversation::{Conversation, Prepared};
 use super::facts::Planned;
 use super::values;
-use crate::gate::{Described, OpId};
+use crate::gate::{Described, OpId, Repeats};
 use crate::refusal::Refusal;
 
 /// The longest hold inside an open transaction: its locks and snapshot wait with it.
@@ -108,7 +108,6 @@ impl crate::gate::Frame for Work {
     }
 
     fn described(&self) -> Described<'_> {
-        let hidden = self.hides_values();
         let (text, hidden_constants) = self.plan.shown();
         let mut described = Described {
             text: Cow::Borrowed(text),
@@ -116,28 +115,29 @@ impl crate::gate::Frame for Work {
             resources: borrowed(self.plan.resources()),
             masks: borrowed(self.plan.mask_words()),
             hidden_values: i32::try_from(hidden_constants).unwrap_or(i32::MAX),
-            ..Described::default()
         };
-        if let Some((prepared, bind)) = &self.values {
-            described.params = bind
-                .values
-                .iter()
-                .enumerate()
-                .map(|(index, value)| {
-                    let value = value.as_ref()?;
-                    Some(if hidden {
-                        Cow::Borrowed("***")
-                    } else {
-                        values::shown(value, prepared.parameter_type(index), bind.binary(index))
-                    })
-                })
-                .collect();
-            if hidden {
-                let values = i32::try_from(bind.values.len()).unwrap_or(i32::MAX);
-                described.hidden_values = described.hidden_values.saturating_add(values);
-            }
+        if let (true, Some((_, bind))) = (self.hides_values(), &self.values) {
+            let values = i32::try_from(bind.values().len()).unwrap_or(i32::MAX);
+            described.hidden_values = described.hidden_values.saturating_add(values);
         }
         described
+    }
+
+    fn values(&self, show: &mut dyn FnMut(Option<&str>)) {
+        let Some((prepared, bind)) = &self.values else {
+            return;
+        };
+        let hidden = self.hides_values();
+        for (index, value) in bind.values().enumerate() {
+            match value {
+                None => show(None),
+                Some(_) if hidden => show(Some("***")),
+                Some(value) => {
+                    let shown = values::shown(value, prepared.parameter_type(index), bind.binary(index));
+                    show(Some(&shown));
+                }
+            }
+        }
     }
 
     fn explain(&self, refusal: &mut Refusal, decision: &Decision) {
@@ -158,13 +158,13 @@ impl crate::gate::Frame for Work {
         let Some((prepared, bind)) = &self.values else {
             return fields;
         };
-        for (index, value) in bind.values.iter().enumerate() {
+        for (index, value) in bind.values().enumerate() {
             fields.push(Cow::Owned(prepared.parameter_type(index).to_be_bytes().to_vec()));
             fields.push(Cow::Owned(vec![
                 u8::from(bind.binary(index)),
                 u8::from(value.is_some()),
             ]));
-            fields.push(Cow::Borrowed(value.as_deref().unwrap_or_default()));
+            fields.push(Cow::Borrowed(value.unwrap_or_default()));
         }
         fields.extend(
             bind.results
@@ -178,8 +178,10 @@ impl crate::gate::Frame for Work {
         Some(&self.plan.masks)
     }
 
-    fn repeats(&self) -> Option<OpId> {
-        self.repeats
+    fn repeats(&self) -> Option<Repeats<'_>> {
+        let (prepared, _) = self.values.as_ref()?;
+        let intents = &prepared.intents;
+        self.repeats.map(|op| Repeats { op, intents })
     }
 
     fn patience(&self) -> Option<Duration> {

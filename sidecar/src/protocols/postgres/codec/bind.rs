@@ -1,27 +1,51 @@
 //! `B`, Bind: portal, statement, parameter formats and values, and the formats asked for in the answer.
 //!
-//! Values are ranges of the payload: nothing is copied, and what was judged is what is sent.
+//! Everything is a range of the message: nothing is copied, and what was judged is what is sent. A few values, which is
+//! what most statements have, take no room of their own.
+
+use std::ops::Range;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
-use super::{CodecError, Frame};
+use super::{CodecError, Frame, Reader};
+
+/// Format codes: none (all text), one for all, or one each.
+type Formats = SmallVec<[i16; 4]>;
 
 /// A decoded Bind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
-    /// The portal's name; empty: unnamed.
-    pub portal: Bytes,
-    /// The statement's name.
-    pub statement: Bytes,
-    /// Parameter formats: none (all text), one for all, or one each.
-    pub formats: Vec<i16>,
-    /// Values; None: NULL.
-    pub values: Vec<Option<Bytes>>,
-    /// Result formats: none (all text), one for all, or one each.
-    pub results: Vec<i16>,
+    payload: Bytes,
+    /// Length of the portal's name; the statement's begins behind it.
+    portal: usize,
+    statement: Range<usize>,
+    /// Parameter formats.
+    formats: Formats,
+    values: SmallVec<[Option<Range<usize>>; 4]>,
+    /// Result formats.
+    pub results: Formats,
 }
 
 impl Bind {
+    /// The portal's name; empty: unnamed.
+    pub fn portal(&self) -> &[u8] {
+        self.payload.get(..self.portal).unwrap_or_default()
+    }
+
+    /// The statement's name.
+    pub fn statement(&self) -> &[u8] {
+        self.payload.get(self.statement.clone()).unwrap_or_default()
+    }
+
+    /// Values; None: NULL.
+    pub fn values(&self) -> impl ExactSizeIterator<Item = Option<&[u8]>> {
+        self.values.iter().map(|range| {
+            let range = range.clone()?;
+            Some(self.payload.get(range).unwrap_or_default())
+        })
+    }
+
     /// Whether parameter `index` is binary.
     pub fn binary(&self, index: usize) -> bool {
         format_of(&self.formats, index) == 1
@@ -40,9 +64,15 @@ pub fn format_of(codes: &[i16], index: usize) -> i16 {
 /// Decodes a Bind.
 pub fn decode(frame: &Frame) -> Result<Bind, CodecError> {
     let payload = frame.payload_bytes();
-    let mut reader = frame.reader();
-    let portal = payload.slice_ref(reader.cstr()?);
-    let statement = payload.slice_ref(reader.cstr()?);
+    let mut reader = Reader::new(&payload);
+    // A piece that was just read ends where the reader stands.
+    let ended = |piece: &[u8], reader: &Reader<'_>, behind: usize| {
+        let end = payload.len().saturating_sub(reader.rest().len()).saturating_sub(behind);
+        end.saturating_sub(piece.len())..end
+    };
+    let portal = reader.cstr()?.len();
+    let statement = reader.cstr()?;
+    let statement = ended(statement, &reader, 1);
     let formats = codes(&mut reader)?;
     let count = reader.count()?;
     if reader.rest().len() < count.saturating_mul(4) {
@@ -51,13 +81,14 @@ pub fn decode(frame: &Frame) -> Result<Bind, CodecError> {
     if formats.len() > 1 && formats.len() != count {
         return Err(CodecError::Field("parameter formats"));
     }
-    let mut values = Vec::with_capacity(count);
+    let mut values = SmallVec::with_capacity(count);
     for _ in 0..count {
         values.push(match reader.i32()? {
             -1 => None,
             length => {
                 let length = usize::try_from(length).map_err(|_| CodecError::Field("parameter length"))?;
-                Some(payload.slice_ref(reader.bytes(length)?))
+                let value = reader.bytes(length)?;
+                Some(ended(value, &reader, 0))
             }
         });
     }
@@ -69,17 +100,21 @@ pub fn decode(frame: &Frame) -> Result<Bind, CodecError> {
         formats,
         values,
         results,
+        payload,
     })
 }
 
-fn codes(reader: &mut super::Reader<'_>) -> Result<Vec<i16>, CodecError> {
+fn codes(reader: &mut Reader<'_>) -> Result<Formats, CodecError> {
     let count = reader.count()?;
     if reader.rest().len() < count.saturating_mul(2) {
         return Err(CodecError::Truncated);
     }
-    let codes: Vec<i16> = (0..count).map(|_| reader.i16()).collect::<Result<_, _>>()?;
-    if codes.iter().any(|code| !matches!(code, 0 | 1)) {
-        return Err(CodecError::Field("format"));
+    let mut codes = Formats::with_capacity(count);
+    for _ in 0..count {
+        match reader.i16()? {
+            code @ (0 | 1) => codes.push(code),
+            _ => return Err(CodecError::Field("format")),
+        }
     }
     Ok(codes)
 }
@@ -105,8 +140,8 @@ mod tests {
             out.put_i16(0);
         });
         let bind = decode(&frame).unwrap();
-        assert_eq!((&bind.portal[..], &bind.statement[..]), (&b"p"[..], &b"s"[..]));
-        assert_eq!(bind.values, vec![None, Some(Bytes::from_static(b"hi"))]);
+        assert_eq!((bind.portal(), bind.statement()), (&b"p"[..], &b"s"[..]));
+        assert_eq!(bind.values().collect::<Vec<_>>(), [None, Some(&b"hi"[..])]);
         assert!(bind.binary(0) && bind.binary(1));
     }
 
