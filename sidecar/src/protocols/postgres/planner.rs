@@ -84,7 +84,12 @@ where
     /// Whether a plan still holds.
     pub(super) fn is_current(&mut self, plan: &Planned) -> bool {
         let scope = self.scope();
-        let same = Arc::ptr_eq(&scope, &plan.scope) || *scope == *plan.scope;
+        let one = Arc::ptr_eq(&scope, &plan.scope);
+        let same = one || *scope == *plan.scope;
+        if same && !one {
+            // The plan was made by another session: from here on both have one scope, which is told by its address.
+            self.planner.scope = Some(plan.scope.clone());
+        }
         same && !self.planner.snapshot.is_stale()
             && plan.analysis.facts.in_transaction == self.conversation.in_transaction()
     }

@@ -47,8 +47,8 @@ pub struct Progress {
     pub rows: u64,
     /// Bytes to the agent.
     pub bytes: u64,
-    /// The last command tag.
-    pub tag: String,
+    /// The last command tag, as the server wrote it.
+    pub tag: Bytes,
     /// The error, scrubbed: code and text.
     pub error: Option<(String, String)>,
     /// A limit was reached or the plan did not fit: this error takes the place of what the server still says.

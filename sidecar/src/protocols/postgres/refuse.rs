@@ -195,12 +195,13 @@ where
 
     /// Records how an operation ended.
     pub(super) fn outcome(&mut self, op: OpId, progress: &Progress, rows: u64, bytes: u64) {
-        let tagged = progress.tag.rsplit(' ').next().and_then(|count| count.parse().ok());
+        let tag = String::from_utf8_lossy(&progress.tag);
+        let tagged = tag.rsplit(' ').next().and_then(|count| count.parse().ok());
         let error = progress.error.as_ref();
         self.gate.outcome(
             op,
             Outcome {
-                tag: Some(progress.tag.as_str()).filter(|tag| !tag.is_empty()),
+                tag: Some(&*tag).filter(|tag| !tag.is_empty()),
                 rows: tagged.or(Some(rows)),
                 bytes,
                 error: error.map(|(code, _)| code.as_str()),

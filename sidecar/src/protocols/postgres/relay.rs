@@ -146,6 +146,8 @@ pub struct Relay<A, S> {
     pub(super) path_touched: bool,
     /// The search_path must be asked for before anything else is judged.
     pub(super) path_dirty: bool,
+    /// The agent was read last, and not the server.
+    agent_spoke: bool,
     chunk: usize,
     /// Bytes in buffers, as the gate knows.
     held: usize,
@@ -224,6 +226,7 @@ where
             generation: 0,
             path_touched: false,
             path_dirty: false,
+            agent_spoke: false,
             chunk: *CHUNKS.start(),
             held: 0,
             echo: parts.echo,
@@ -324,7 +327,7 @@ where
 
     fn scan_out(&mut self) -> Result<(), End> {
         let fresh = self.out.get(self.scanned..).unwrap_or_default();
-        if self.echo.found(fresh) {
+        if !fresh.is_empty() && self.echo.found(fresh) {
             return Err(End::Echo);
         }
         self.scanned = self.out.len();
@@ -467,31 +470,54 @@ where
         Ok(progress)
     }
 
+    /// Reads what either side says. Whoever did not speak last is expected to, and is asked first; if it said a little,
+    /// that is handled before the other one is asked, which always happens before this task sleeps.
     fn poll_reads(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let mut read = false;
-        if self.out.len() <= HIGH {
-            match poll_fill(&mut self.upstream, cx, self.server_in.buffer(), self.chunk) {
-                Poll::Ready(Ok(0) | Err(_)) => return Err(End::Target),
-                Poll::Ready(Ok(count)) => {
-                    read = true;
-                    let wanted = if count >= self.chunk {
-                        self.chunk.saturating_mul(4)
-                    } else {
-                        *CHUNKS.start()
-                    };
-                    self.chunk = wanted.min(*CHUNKS.end());
-                }
-                Poll::Pending => {}
+        for agent in [!self.agent_spoke, self.agent_spoke] {
+            let count = if agent {
+                self.poll_agent(cx)?
+            } else {
+                self.poll_server(cx)?
+            };
+            if count > 0 {
+                (self.agent_spoke, read) = (agent, true);
             }
-        }
-        if !self.blocked() {
-            match poll_fill(&mut self.agent, cx, self.agent_in.buffer(), *CHUNKS.start()) {
-                Poll::Ready(Ok(0) | Err(_)) => return Err(End::Client),
-                Poll::Ready(Ok(_)) => read = true,
-                Poll::Pending => {}
+            if (1..*CHUNKS.start()).contains(&count) {
+                break;
             }
         }
         Ok(read)
+    }
+
+    fn poll_server(&mut self, cx: &mut Context<'_>) -> Result<usize, End> {
+        if self.out.len() > HIGH {
+            return Ok(0);
+        }
+        match poll_fill(&mut self.upstream, cx, self.server_in.buffer(), self.chunk) {
+            Poll::Ready(Ok(0) | Err(_)) => Err(End::Target),
+            Poll::Ready(Ok(count)) => {
+                let wanted = if count >= self.chunk {
+                    self.chunk.saturating_mul(4)
+                } else {
+                    *CHUNKS.start()
+                };
+                self.chunk = wanted.min(*CHUNKS.end());
+                Ok(count)
+            }
+            Poll::Pending => Ok(0),
+        }
+    }
+
+    fn poll_agent(&mut self, cx: &mut Context<'_>) -> Result<usize, End> {
+        if self.blocked() {
+            return Ok(0);
+        }
+        match poll_fill(&mut self.agent, cx, self.agent_in.buffer(), *CHUNKS.start()) {
+            Poll::Ready(Ok(0) | Err(_)) => Err(End::Client),
+            Poll::Ready(Ok(count)) => Ok(count),
+            Poll::Pending => Ok(0),
+        }
     }
 
     /// Writes everything that waits for the agent.

@@ -26,7 +26,7 @@ where
     /// Handles what the server said, as long as the agent takes it.
     pub(super) fn pump_server(&mut self) -> Result<(), End> {
         const HIGH: usize = 256 * 1024;
-        while self.out.len() <= HIGH {
+        while self.out.len() <= HIGH && !self.server_in.buffer().is_empty() {
             let bulk = self.passes_rows()?;
             match self
                 .server_in
@@ -88,7 +88,8 @@ where
 
     /// Before the first row of a portal the record says what its columns are.
     fn record_columns(&mut self, first: bool) {
-        let Some(Expect::Execute(execution)) = self.queue.front().filter(|_| first && !self.muted) else {
+        let wanted = first && !self.muted && self.gate.recorder().keeps_content();
+        let Some(Expect::Execute(execution)) = self.queue.front().filter(|_| wanted) else {
             return;
         };
         let portal = execution.portal.clone();
@@ -242,7 +243,7 @@ where
             }
             b'D' => self.on_row(&mut run.progress, run.masker.as_mut(), &frame, run.op, 0),
             b'C' => {
-                run.progress.tag = text_of(&frame);
+                run.progress.tag = tag_of(&frame);
                 if !told {
                     self.tell(frame.bytes());
                 }
@@ -345,7 +346,7 @@ where
             self.tell(frame.bytes());
         }
         if frame.tag() == b'C' {
-            execution.progress.tag = text_of(&frame);
+            execution.progress.tag = tag_of(&frame);
             self.statement_done(&portal.plan, 0);
             if portal.plan.defines() {
                 self.planner.snapshot.mark_stale();
@@ -585,12 +586,9 @@ where
 }
 
 /// Text of a CommandComplete.
-fn text_of(frame: &Frame) -> String {
-    frame
-        .reader()
-        .cstr()
-        .map(|text| String::from_utf8_lossy(text).into_owned())
-        .unwrap_or_default()
+fn tag_of(frame: &Frame) -> Bytes {
+    let tag = frame.reader().cstr().unwrap_or_default();
+    frame.bytes().slice_ref(tag)
 }
 
 /// Whether this is a COPY, and how its data looks.
