@@ -141,7 +141,7 @@ pub struct Portal {
     pub row_limit: Option<u64>,
     /// Bytes it may answer.
     pub byte_limit: Option<u64>,
-    /// Its columns as the server described them to the agent.
+    /// Its columns as the server described them to the agent, where the record keeps replies.
     pub description: OnceLock<Bytes>,
     /// How its rows are masked, once its columns are known.
     pub masker: OnceLock<Option<Mutex<RowMasker>>>,

@@ -434,9 +434,10 @@ where
                 progress = true;
             }
         }
-        let asked = self.key.as_ref().map(|key| key.mailbox.poll(cx));
-        if let Some(Poll::Ready(generation)) = asked {
-            if generation == self.generation && !self.queue.is_empty() {
+        // A request counts for what is in flight: where nothing is, none is waited for.
+        let flying = self.key.as_ref().filter(|_| !self.queue.is_empty());
+        if let Some(Poll::Ready(generation)) = flying.map(|key| key.mailbox.poll(cx)) {
+            if generation == self.generation {
                 self.cancel_upstream();
                 progress = true;
             }

@@ -159,7 +159,7 @@ where
                 Ok((tag == b't').then_some(Expect::DescribeStatement { prepared, visible }))
             }
             (Some(Expect::DescribePortal { portal }), b'T' | b'n') => {
-                if tag == b'T' {
+                if tag == b'T' && self.gate.recorder().keeps_content() {
                     let _ = portal.description.set(frame.bytes().clone());
                 }
                 self.tell(frame.bytes());
