@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Clock;
 use crate::config::{Separation, StartError};
 use crate::issuer::{Issuer, Workload};
-use crate::records::{lock, OwnLog, Records, RecordsError};
+use crate::records::{lock, OwnLog, Records, RecordsError, Sources};
 use crate::state::StateDir;
 use crate::task::blocking;
 
@@ -150,8 +150,13 @@ impl Audit {
         };
         let (issuer, now) = (Arc::clone(issuer), Arc::clone(clock));
         let certify = move |key: &str| issuer.record_certificate(&who, key, now.now()).ok();
-        let own = OwnLog::start(Arc::clone(records), boot, Arc::clone(clock), Box::new(certify));
-        let own = own.map_err(|error| StartError::Records(format!("the audit log: {error}")))?;
+        let sources = Sources::system(Arc::clone(clock), Box::new(certify));
+        Audit::begin(records, boot, sources).map_err(|error| StartError::Records(format!("the audit log: {error}")))
+    }
+
+    /// Begins the log that `boot` names, with these sources.
+    pub fn begin(records: &Arc<Records>, boot: Boot, sources: Sources) -> Result<Arc<Audit>, RecordsError> {
+        let own = OwnLog::start(Arc::clone(records), boot, sources)?;
         Ok(Arc::new(Audit {
             waiting: Mutex::default(),
             log: Mutex::new(Written {
@@ -201,6 +206,11 @@ impl Audit {
         self.enqueue(&event, MAX_WAITING);
     }
 
+    /// Waits until what was noted so far is on the disk: call it off the runtime's threads.
+    pub fn flush(&self) -> Result<(), Unrecorded> {
+        self.settle(u64::MAX).map_err(|error| Unrecorded(error.to_string()))
+    }
+
     /// Flushes, seals and certifies until `cancel`.
     pub async fn run(self: Arc<Self>, cancel: CancellationToken) {
         let mut tick = tokio::time::interval(FLUSH_EVERY);
@@ -223,7 +233,8 @@ impl Audit {
         self.judge(finished);
     }
 
-    pub(crate) fn keep(&self) {
+    /// Writes what waits, seals the segment if it is due, and renews the certificate: what [`Audit::run`] does each second.
+    pub fn keep(&self) {
         let kept = self.settle(u64::MAX).and_then(|()| lock(&self.log).own.keep());
         self.judge(kept);
     }

@@ -15,9 +15,9 @@ use sidegate_broker::state::StateDir;
 use sidegate_policies::record::audit::read;
 use sidegate_policies::record::chain::LogChain;
 use sidegate_policies::record::footer::{encode_key, public_key};
-use sidegate_policies::record::frame::{finish, CRC_BYTES, PREFIX_BYTES};
+use sidegate_policies::record::frame::{finish, hex, CRC_BYTES, PREFIX_BYTES};
 use sidegate_policies::record::layout::{DirectoryStore, LogPath};
-use sidegate_policies::record::payload::{Audit as Payload, Boot};
+use sidegate_policies::record::payload::{Audit as Payload, Boot, Recovered};
 use sidegate_policies::record::verify::{verify_store, Options};
 use sidegate_policies::record::{Frame, Kind};
 use sidegate_tests::recording::last_checkpoint;
@@ -60,8 +60,19 @@ impl Desk {
 }
 
 fn objects(root: &Path) -> Vec<String> {
-    let events = read(&DirectoryStore::new(root)).unwrap();
-    events.into_iter().map(|event| event.says.object.into_owned()).collect()
+    let events = read(&DirectoryStore::new(root)).unwrap().into_iter();
+    let of_broker = events.filter(|event| event.kind.of_broker());
+    of_broker.map(|event| event.says.object.into_owned()).collect()
+}
+
+/// What the broker's latest start found of earlier ones.
+fn found(root: &Path) -> Vec<Recovered> {
+    let journal = std::fs::read(files(root, "/landing/_broker/").pop().unwrap()).unwrap();
+    let of = |frame: &Vec<u8>| {
+        let frame = Frame::parse(frame).unwrap();
+        (frame.header.kind == Kind::Recovered).then(|| serde_json::from_slice(frame.payload).unwrap())
+    };
+    frames(&journal).iter().filter_map(of).collect()
 }
 
 fn files(root: &Path, part: &str) -> Vec<PathBuf> {
@@ -279,7 +290,14 @@ fn a_journal_torn_at_any_byte_keeps_the_events_before_the_tear() {
         });
         ends.filter(|(end, event)| *event && *end <= length).count()
     };
-    for length in (0..bytes.len()).step_by(41).chain([bytes.len()]) {
+    let ends: Vec<usize> = all
+        .iter()
+        .scan(0, |end, frame| {
+            *end += frame.len();
+            Some(*end)
+        })
+        .collect();
+    for length in (0..bytes.len()).step_by(41).chain([bytes.len()]).chain(ends.clone()) {
         let torn = temp.path().join(format!("torn-{length}"));
         copy(&state, &torn);
         std::fs::write(torn.join(&landing), &bytes[..length]).unwrap();
@@ -288,8 +306,18 @@ fn a_journal_torn_at_any_byte_keeps_the_events_before_the_tear() {
         let mut right: Vec<&str> = ["ar-1", "ar-2", "ar-3"][..kept_at(length)].to_vec();
         right.push("ar-4");
         assert_eq!(objects(&again.store()), right, "torn at byte {length}");
+        // Up to the last whole frame; the rest is cut and said to be.
+        let good = ends.iter().filter(|end| **end <= length).max();
+        let told: Vec<(u64, &str)> = match good {
+            Some(end) if *end == length => vec![(0, "end")],
+            Some(end) => vec![((length - end) as u64, "torn")],
+            None => vec![],
+        };
+        let found = found(&again.store());
+        let found: Vec<(u64, &str)> = found.iter().map(|one| (one.cut_bytes, one.why.as_str())).collect();
+        assert_eq!(found, told, "torn at byte {length}");
         let code = verify_store(&again.store(), &Options::default()).unwrap().exit_code();
-        assert!(code <= 10, "torn at byte {length}: exit {code}");
+        assert_eq!(code, if good.is_some() { 10 } else { 0 }, "torn at byte {length}");
         drop(again);
         std::fs::remove_dir_all(torn).unwrap();
     }
@@ -316,43 +344,106 @@ fn record_until_killed(state: &Path) {
 }
 
 #[test]
+fn a_journal_left_beside_the_object_it_became_is_not_called_torn() {
+    let temp = tempfile::tempdir().unwrap();
+    let state = temp.path().join("state");
+    let desk = Desk::open(&state);
+    desk.record("ar-1");
+    let journal = files(&desk.store(), "/landing/_broker/").remove(0);
+    desk.audit.finish();
+    let object = files(&desk.store(), "/log/_broker/").remove(0);
+    drop(desk);
+    // What a kill between the two leaves.
+    std::fs::copy(object, journal).unwrap();
+    let again = Desk::open(&state);
+    let told: Vec<_> = found(&again.store())
+        .into_iter()
+        .map(|one| (one.count, one.cut_bytes, one.why))
+        .collect();
+    assert_eq!(told, [(0, 0, "end".to_owned())]);
+    assert_eq!(judged(&[again.store()]), [0]);
+}
+
+/// Runs a test of this file in a process of its own, on `state`, and kills it after so many events were acknowledged.
+fn killed(test: &str, state: &Path, after: usize) -> Vec<String> {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(CHILD, state)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut acknowledged = Vec::new();
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        let Some((_, object)) = line.split_once("acked ") else {
+            continue;
+        };
+        acknowledged.push(object.to_owned());
+        if acknowledged.len() == after {
+            child.kill().unwrap();
+        }
+    }
+    assert!(!child.wait().unwrap().success());
+    assert!(acknowledged.len() >= after);
+    acknowledged
+}
+
+#[test]
+fn a_killed_brokers_last_events_stay_unsigned_and_the_next_start_vouches_for_where_they_end() {
+    if let Some(state) = std::env::var_os(CHILD) {
+        return record_until_killed(Path::new(&state));
+    }
+    let (temp, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let state = temp.path().join("state");
+    let test = "audit::a_killed_brokers_last_events_stay_unsigned_and_the_next_start_vouches_for_where_they_end";
+    killed(test, &state, 7);
+    let desk = Desk::open(&state);
+    desk.record("later");
+    desk.audit.finish();
+    let store = desk.store();
+    // Its key died with it: no later start makes that good.
+    assert_eq!(judged(std::slice::from_ref(&store)), [10]);
+    let report = verify_store(&store, &Options::default()).unwrap();
+    let verdicts: Vec<String> = report.logs.iter().map(|log| log.verdict.to_string()).collect();
+    assert_eq!(verdicts, ["VALID", "UNSEALED(after nothing)"]);
+    let told = read(&DirectoryStore::new(&store)).unwrap().into_iter();
+    let told: Vec<_> = told.filter(|event| event.kind == Kind::Recovered).collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].says.object, report.logs[1].log);
+    // There is no checkpoint here: what is cut off or changed from now on is held against that one frame.
+    let object = files(&store, "/log/_broker/").remove(0);
+    let object = object.strip_prefix(&store).unwrap().to_owned();
+    let all = frames(&std::fs::read(store.join(&object)).unwrap());
+    let (last, before) = all.split_last().unwrap();
+    assert!(told[0].says.detail.contains(&hex(&Frame::parse(last).unwrap().hash())));
+    let mut cases = Cases {
+        pristine: &store,
+        scratch: scratch.path(),
+        made: Vec::new(),
+    };
+    let changed = [before.concat(), edited(last, true)].concat();
+    cases.add("last event cut".to_owned(), &[20], &object, Some(&before.concat()));
+    cases.add("last event edited".to_owned(), &[22], &object, Some(&changed));
+    cases.add("all events cut".to_owned(), &[20], &object, Some(&all[0]));
+    cases.add("the whole log removed".to_owned(), &[20], &object, None);
+    cases.judge();
+}
+
+#[test]
 fn a_broker_killed_in_mid_write_keeps_every_event_it_acknowledged() {
     if let Some(state) = std::env::var_os(CHILD) {
         return record_until_killed(Path::new(&state));
     }
     let temp = tempfile::tempdir().unwrap();
     let state = temp.path().join("state");
+    let test = "audit::a_broker_killed_in_mid_write_keeps_every_event_it_acknowledged";
     let mut acknowledged = Vec::new();
     for kill_after in [1, 9, 40, 111] {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "audit::a_broker_killed_in_mid_write_keeps_every_event_it_acknowledged",
-            ])
-            .args(["--nocapture", "--test-threads=1"])
-            .env(CHILD, &state)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut acked = 0;
-        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
-            let line = line.unwrap();
-            let Some((_, object)) = line.split_once("acked ") else {
-                continue;
-            };
-            acknowledged.push(object.to_owned());
-            acked += 1;
-            if acked == kill_after {
-                child.kill().unwrap();
-            }
-        }
-        assert!(!child.wait().unwrap().success());
-        assert!(acked >= kill_after);
+        acknowledged.extend(killed(test, &state, kill_after));
     }
     let desk = Desk::open(&state);
     let kept = objects(&desk.store());
     let lost: Vec<&String> = acknowledged.iter().filter(|object| !kept.contains(object)).collect();
     assert!(lost.is_empty(), "{} of {}: {lost:?}", lost.len(), acknowledged.len());
-    let code = judged(&[desk.store()])[0];
-    assert!(code <= 10, "exit {code}");
+    assert_eq!(judged(&[desk.store()]), [10]);
 }

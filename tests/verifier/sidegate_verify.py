@@ -83,7 +83,7 @@ class Store:
                 self.find("FORGED")
         for log in list(landings) + list(claims["frames"]):
             logs.setdefault(log, [])
-        sessions, recovered = {}, {}
+        sessions, recovered, earlier = {}, {}, {}
         for log in sorted(logs, key=lambda log: (log.split("/")[:2], int(log.split("/")[2])), reverse=True):
             walk = Walk(cluster, log, ring, claims["frames"].get(log, {}), claims["seals"].get(log, set()))
             if log in claims["torn"]:
@@ -95,12 +95,18 @@ class Store:
             if log in landings:
                 walk.landing(landings[log])
             walk.end(recovered.get(walk.boot))
-            recovered.update(walk.recovered)
+            earlier.pop(walk.boot, None)
+            for boot, (instance, number, head) in walk.recovered.items():
+                recovered[boot] = (number, head)
+                earlier[boot] = "%s/%s" % (log.rsplit("/", 1)[0], instance)
             self.logs[log] = (walk, walk.finding.verdict or "VALID")
             for session, state in walk.sessions.items():
                 if session in sessions:
                     state.finding.add("FORGED")
                 sessions[session] = state
+        for log in earlier.values():
+            if log.startswith("_broker/") and log not in logs:
+                self.logs[log] = (None, "TRUNCATED(after nothing)")
         self.summaries(base, claims, sessions)
         shredded = {name.rsplit("/", 1)[1] for name in self.names(base + "shred")}
         for session, state in sessions.items():

@@ -207,7 +207,9 @@ class Walk:
             self.offset = None
             self.mark_open("CLOCK-SUSPECT")
         elif frame.kind == "recovered" and unhex32(says.get("head")):
-            self.recovered[says.get("log")] = (says.get("number"), unhex32(says["head"]))
+            instance, number = says.get("instance"), says.get("number")
+            if type(instance) is int and type(number) is int:
+                self.recovered[says.get("log")] = (instance, number, unhex32(says["head"]))
 
     def begin(self, frame, says):
         theirs = [says.get(name) for name in ("cluster", "namespace", "podUid", "instance")]

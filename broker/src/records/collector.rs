@@ -38,8 +38,8 @@ pub(super) struct LogState {
     tail_first: u64,
     /// Bytes of `tail` that are in the journal, synced.
     landed: usize,
-    /// Bytes behind the last good frame that a restart found in the journal.
-    torn: u64,
+    /// What a restart found in the journal behind the last good frame.
+    tear: Tear,
     /// The broker writes it itself: its silence means nothing.
     own: bool,
     journal: Option<File>,
@@ -55,6 +55,13 @@ pub(super) struct LogState {
     /// The present head is in a checkpoint, or about to be.
     reported: bool,
     again: Again,
+}
+
+/// Where a journal stops being good: why, and how many bytes lie behind that.
+#[derive(Default)]
+struct Tear {
+    why: &'static str,
+    bytes: u64,
 }
 
 /// Where the comparison of frames that come again stands.
@@ -94,7 +101,7 @@ impl LogState {
             tail: Vec::new(),
             tail_first: 0,
             landed: 0,
-            torn: 0,
+            tear: Tear::default(),
             own: path.namespace == BROKER,
             path,
             journal: None,
@@ -254,8 +261,8 @@ impl LogState {
             number: self.chain.next.checked_sub(1)?,
             head: hex(&self.chain.head),
             count: frames(&self.tail).count() as u64,
-            why: if self.torn > 0 { "torn" } else { "end" }.into(),
-            cut_bytes: self.torn,
+            why: if self.tear.bytes > 0 { self.tear.why } else { "end" }.into(),
+            cut_bytes: self.tear.bytes,
         })
     }
 
@@ -550,18 +557,23 @@ fn load(records: &Records, path: &LogPath) -> Result<LogState, RecordsError> {
     state.closed.clear();
     state.tail_first = state.chain.next;
     let landing = records.objects.read(&path.landing())?.unwrap_or_default();
+    let (mut good, mut why) = (0usize, "torn");
     for frame in frames(&landing) {
-        if frame.header.log_number < state.chain.next {
-            continue;
+        // What an object holds already is good, too.
+        if frame.header.log_number >= state.chain.next {
+            let Ok(hash) = state.chain.accept(&frame) else {
+                why = "chain";
+                break;
+            };
+            state.certified |= frame.header.kind == Kind::Cert;
+            state.tail.extend_from_slice(frame.bytes);
+            state.count(&frame, &hash);
         }
-        let Ok(hash) = state.chain.accept(&frame) else { break };
-        state.certified |= frame.header.kind == Kind::Cert;
-        state.tail.extend_from_slice(frame.bytes);
-        state.count(&frame, &hash);
+        good = good.saturating_add(frame.bytes.len());
     }
-    if landing.starts_with(&state.tail) {
-        state.torn = landing.len().saturating_sub(state.tail.len()) as u64;
-    } else {
+    let bytes = landing.len().saturating_sub(good) as u64;
+    state.tear = Tear { why, bytes };
+    if !landing.starts_with(&state.tail) {
         // A crash came between an object and the removal of what it holds.
         records.objects.replace_private(&path.landing(), &state.tail)?;
     }

@@ -30,6 +30,7 @@ use objects::Objects;
 
 pub use keys::SessionKeys;
 pub(crate) use own::OwnLog;
+pub use own::{Certify, Random, Sources};
 
 /// Alarms kept for status.
 const ALARMS: usize = 100;

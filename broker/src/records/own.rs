@@ -13,8 +13,9 @@ use base64::Engine as _;
 use serde::Serialize;
 use sidegate_policies::record::footer::{encode_key, public_key, SEGMENT_BYTES, SEGMENT_NS};
 use sidegate_policies::record::layout::LogPath;
-use sidegate_policies::record::payload::{Boot, Cert, Clock as ClockJump};
+use sidegate_policies::record::payload::{Boot, Cert, Clock as ClockJump, Recovered};
 use sidegate_policies::record::Kind;
+use zeroize::Zeroizing;
 
 use super::collector::{LogState, Refusal};
 use super::{lock, Records, RecordsError};
@@ -24,16 +25,49 @@ use crate::clock::Clock;
 const CERTIFY_AFTER_NS: u64 = 12 * 3_600 * 1_000_000_000;
 
 /// Vouches for a record key, base64url: the compact certificate, or nothing if it cannot be made.
-pub(crate) type Certify = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+pub type Certify = Box<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// Fills with secret random bytes; false if it cannot, and then they must not be used.
+pub type Random = Box<dyn Fn(&mut [u8]) -> bool + Send + Sync>;
+
+/// Where a log has its times, its secrets and its certificates from. Tests put in their own, to write the same log twice.
+pub struct Sources {
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+    /// Nanoseconds since the log began; never goes back.
+    pub mono_ns: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// Record keys and the nonce.
+    pub random: Random,
+    /// Vouches for record keys.
+    pub certify: Certify,
+}
+
+impl Sources {
+    /// The system's, but for the wall clock.
+    pub fn system(clock: Arc<dyn Clock>, certify: Certify) -> Sources {
+        let origin = Instant::now();
+        Sources {
+            clock,
+            mono_ns: Box::new(move || u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX)),
+            random: Box::new(|out| aws_lc_rs::rand::fill(out).is_ok()),
+            certify,
+        }
+    }
+
+    fn key(&self) -> Result<Ed25519KeyPair, RecordsError> {
+        let mut seed = Zeroizing::new([0u8; 32]);
+        let filled = (self.random)(seed.as_mut());
+        let key = filled.then(|| Ed25519KeyPair::from_seed_unchecked(seed.as_ref()).ok());
+        key.flatten().ok_or(RecordsError::Key("no record key could be made"))
+    }
+}
 
 /// See the module.
 pub(crate) struct OwnLog {
     records: Arc<Records>,
     log: Arc<Mutex<LogState>>,
     key: Ed25519KeyPair,
-    certify: Certify,
-    clock: Arc<dyn Clock>,
-    origin: Instant,
+    sources: Sources,
     offset_us: i64,
     certified_ns: u64,
     began_ns: Option<u64>,
@@ -42,47 +76,55 @@ pub(crate) struct OwnLog {
 
 impl OwnLog {
     /// Begins the log that `boot` names (key and nonce are filled in), certified, with what is left of earlier starts.
-    pub fn start(
-        records: Arc<Records>,
-        mut boot: Boot,
-        clock: Arc<dyn Clock>,
-        certify: Certify,
-    ) -> Result<OwnLog, RecordsError> {
+    pub fn start(records: Arc<Records>, mut boot: Boot, sources: Sources) -> Result<OwnLog, RecordsError> {
         let path = LogPath::new(&boot.cluster, &boot.namespace, &boot.pod_uid, boot.instance);
         let path = path.ok_or(RecordsError::Key("the broker's log has no plain name"))?;
         let log = records.log(&path)?;
         if lock(&log).next() > 0 {
             return Err(damaged(&path, "a start of this number was there before"));
         }
-        let key = fresh_key()?;
+        let key = sources.key()?;
         let mut nonce = [0u8; 16];
-        aws_lc_rs::rand::fill(&mut nonce).map_err(|_| RecordsError::Key("no random bytes"))?;
+        let filled = (sources.random)(&mut nonce);
+        filled.then_some(()).ok_or(RecordsError::Key("no random bytes"))?;
         boot.public_key = encode_key(&public_key(&key));
         boot.nonce = URL_SAFE_NO_PAD.encode(nonce);
         let mut own = OwnLog {
-            offset_us: clock.now_ms().saturating_mul(1000),
+            offset_us: 0,
             records,
             log,
             key,
-            certify,
-            clock,
-            origin: Instant::now(),
+            sources,
             certified_ns: 0,
             began_ns: None,
             bytes: 0,
         };
+        own.offset_us = ClockJump::offset_us(own.now());
         own.append(Kind::Boot, &boot)?;
         own.certify()?;
         own.take_over(&path)?;
         Ok(own)
     }
 
-    /// States what earlier starts left, and ends their logs once that is on the disk.
+    /// States what earlier starts left, and ends their logs once that is on the disk. The key that could have signed
+    /// their last frames died with the process, so those stay unsigned; from here on this log vouches for where they end.
     fn take_over(&mut self, path: &LogPath) -> Result<(), RecordsError> {
         let earlier = self.records.unfinished(path);
         for log in &earlier {
             let found = lock(log).recovered();
             if let Some(found) = found {
+                let Recovered {
+                    number,
+                    count,
+                    cut_bytes,
+                    ..
+                } = &found;
+                tracing::warn!(
+                    number,
+                    unsigned = count,
+                    cut_bytes,
+                    "an earlier start of the broker did not end its log"
+                );
                 self.append(Kind::Recovered, &found)?;
             }
         }
@@ -129,7 +171,7 @@ impl OwnLog {
         if self.state().chain().unsealed() == 0 {
             return Ok(());
         }
-        let (next_key, now) = (fresh_key()?, self.now());
+        let (next_key, now) = (self.sources.key()?, self.now());
         let footer = self.state().chain().footer(&public_key(&next_key), now);
         let payload = footer.sign(&self.key);
         let payload = payload.map_err(|_| RecordsError::Key("a footer could not be signed"))?;
@@ -148,7 +190,7 @@ impl OwnLog {
     }
 
     fn certify(&mut self) -> Result<(), RecordsError> {
-        let certificate = (self.certify)(&encode_key(&public_key(&self.key)));
+        let certificate = (self.sources.certify)(&encode_key(&public_key(&self.key)));
         let certificate = certificate.ok_or(RecordsError::Key("the broker's record key could not be certified"))?;
         let now = self.now();
         self.write(Kind::Cert, &Cert { certificate }, now)?;
@@ -175,9 +217,10 @@ impl OwnLog {
     }
 
     fn now(&self) -> (u64, u64) {
-        let mono = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let wall = u64::try_from(self.clock.now_ms()).unwrap_or(0).saturating_mul(1000);
-        (mono, wall)
+        let wall = u64::try_from(self.sources.clock.now_ms())
+            .unwrap_or(0)
+            .saturating_mul(1000);
+        ((self.sources.mono_ns)(), wall)
     }
 
     fn state(&self) -> MutexGuard<'_, LogState> {
@@ -190,10 +233,6 @@ impl OwnLog {
             other => damaged(&self.state().path, &other.to_string()),
         }
     }
-}
-
-fn fresh_key() -> Result<Ed25519KeyPair, RecordsError> {
-    Ed25519KeyPair::generate().map_err(|_| RecordsError::Key("no record key could be made"))
 }
 
 fn damaged(path: &LogPath, why: &str) -> RecordsError {

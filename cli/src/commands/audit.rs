@@ -20,7 +20,7 @@ use crate::StateArg;
   sidegate audit --kind decided --kind lockdown
   sidegate audit ./copy-of-the-store -o json | jq -r 'select(.object == \"ar-7k2fx3\")'
 
-Kinds: decided, request, lockdown, issued, refused, config, bundle.
+Kinds: decided, request, lockdown, issued, refused, config, bundle; recovered: an earlier start was killed.
 It tells and does not judge: `sidegate verify` says whether the store can be believed.")]
 pub struct AuditArgs {
     /// The store. Default: `records` in the state folder.

@@ -1,4 +1,5 @@
-//! The broker's own events in a store: what people decided, and what the broker gave out or refused.
+//! The broker's own events in a store: what people decided, what the broker gave out or refused, and what a start found
+//! of an earlier one that was killed.
 //!
 //! Reads the logs of namespace [`BROKER`] in order, objects before the landing journal. Damage does not stop it and is
 //! not judged here: that is the verifier's work. Refused: nothing but a store that cannot be read.
@@ -10,7 +11,7 @@ use std::io;
 use serde::Serialize;
 
 use crate::record::layout::{LogPath, Store, BROKER};
-use crate::record::payload::Audit;
+use crate::record::payload::{Audit, Recovered};
 use crate::record::summary::rfc3339;
 use crate::record::{Frame, Kind};
 
@@ -31,7 +32,7 @@ pub struct AuditEvent {
     pub says: Audit<'static>,
 }
 
-/// Every event of a store, by broker start and log number.
+/// Every event of a store, by broker start and log number, with what a start found of earlier ones.
 pub fn read(store: &dyn Store) -> io::Result<Vec<AuditEvent>> {
     let mut found: BTreeMap<(LogPath, u64), AuditEvent> = BTreeMap::new();
     for name in store.list("v1")? {
@@ -44,7 +45,7 @@ pub fn read(store: &dyn Store) -> io::Result<Vec<AuditEvent>> {
         };
         let mut left = bytes.as_slice();
         while let Ok(frame) = Frame::parse_unchecked(left) {
-            if let (true, Ok(says)) = (frame.header.kind.of_broker(), serde_json::from_slice(frame.payload)) {
+            if let Some(says) = says(&frame, &path) {
                 let event = AuditEvent {
                     log: path.to_string(),
                     number: frame.header.log_number,
@@ -58,6 +59,35 @@ pub fn read(store: &dyn Store) -> io::Result<Vec<AuditEvent>> {
         }
     }
     Ok(found.into_values().collect())
+}
+
+fn says(frame: &Frame<'_>, path: &LogPath) -> Option<Audit<'static>> {
+    match frame.header.kind {
+        Kind::Recovered => Some(recovered(&serde_json::from_slice(frame.payload).ok()?, path)),
+        kind if kind.of_broker() => serde_json::from_slice(frame.payload).ok(),
+        _ => None,
+    }
+}
+
+/// What a start found of an earlier one, told like the other events.
+fn recovered(found: &Recovered, path: &LogPath) -> Audit<'static> {
+    let Recovered {
+        instance,
+        number,
+        head,
+        count,
+        cut_bytes,
+        ..
+    } = found;
+    Audit {
+        event: "log.recovered".into(),
+        object: format!("{}/{}/{instance}", path.namespace, path.pod_uid).into(),
+        detail: format!(
+            "it was not ended: the last {count} frames up to number {number} ({head}) are unsigned, {cut_bytes} bytes cut"
+        )
+        .into(),
+        ..Audit::default()
+    }
 }
 
 /// The broker's log that a file belongs to.

@@ -12,14 +12,22 @@ use crate::record::summary::SessionSummary;
 use crate::record::verify::walk::Walker;
 use crate::record::verify::{worsen, Cluster, Finding, LogReport, SessionReport, Verdict, VerifyError};
 
-/// What a later start found: boot hash in hex, then last log number and its hash.
-pub(super) type RecoveredClaims = Vec<(String, (u64, Hash))>;
+/// What a start found of an earlier one.
+pub(super) struct EarlierStart {
+    /// Hash of that log's `boot`, hex.
+    pub boot: String,
+    pub instance: u64,
+    /// Its last log number, and the hash of that frame.
+    pub end: (u64, Hash),
+}
 
 /// A walked log.
 pub(super) struct Walked {
     pub report: LogReport,
     pub sessions: Vec<(String, SessionEnd)>,
-    pub recovered: RecoveredClaims,
+    pub recovered: Vec<EarlierStart>,
+    /// Hash of its `boot`, hex.
+    pub boot: String,
 }
 
 /// How a session stands at the end of the walk.
@@ -132,14 +140,15 @@ pub(super) fn walk(
         bytes_read = bytes_read.saturating_add(bytes.len() as u64);
         walker.landing(bytes);
     }
-    let recovered = cluster.claims.recovered.get(&walker.boot_hex());
-    walker.end(recovered.copied());
+    let boot = walker.boot_hex();
+    walker.end(cluster.claims.recovered.get(&boot).copied());
     let (mut report, sessions, recovered) = walker.into_parts();
     report.bytes = bytes_read;
     Ok(Walked {
         report,
         sessions,
         recovered,
+        boot,
     })
 }
 

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::record::certificate::{KeyFile, Ring};
 use crate::record::frame::{sha256, Hash};
-use crate::record::layout::{DirectoryStore, LogPath, Store};
+use crate::record::layout::{DirectoryStore, LogPath, Store, BROKER};
 use crate::record::summary::SessionSummary;
 use crate::record::tlog::VerifierKey;
 
@@ -142,17 +142,26 @@ impl<'a> Cluster<'a> {
             logs.entry(path).or_default();
         }
         let mut sessions: BTreeMap<String, log::SessionEnd> = BTreeMap::new();
+        let mut earlier: BTreeMap<String, LogPath> = BTreeMap::new();
         // Later starts first: what a restart found of an earlier log is a claim about that one.
         for (path, objects) in logs.iter().rev() {
             let walked = log::walk(&self, path, objects, landings.get(path).map(Vec::as_slice))?;
-            for (log, claim) in walked.recovered {
-                self.claims.recovered.insert(log, claim);
+            earlier.remove(&walked.boot);
+            for found in walked.recovered {
+                let of = LogPath::new(&path.cluster, &path.namespace, &path.pod_uid, found.instance);
+                earlier.extend(of.map(|of| (found.boot.clone(), of)));
+                self.claims.recovered.insert(found.boot, found.end);
             }
             report.logs.push(walked.report);
             for (id, end) in walked.sessions {
                 merge(&mut sessions, id, end);
             }
         }
+        // Of a sidecar the later log may well come before the rest of the earlier one; the broker writes both itself.
+        earlier.retain(|_, path| path.namespace == BROKER && !logs.contains_key(path));
+        report
+            .logs
+            .extend(earlier.into_values().map(|path| LogReport::gone(&path)));
         self.hold_against_summaries(&mut sessions)?;
         let shredded = list(self.store, &format!("v1/{}/shred", self.name))?;
         for (id, end) in sessions {

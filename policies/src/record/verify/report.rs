@@ -7,6 +7,8 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use crate::record::layout::LogPath;
+
 /// What is true of a session, a log or a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -137,6 +139,20 @@ pub struct LogReport {
     pub segments: u64,
     /// Bytes read.
     pub bytes: u64,
+}
+
+impl LogReport {
+    /// A log of which a later start tells and nothing is there.
+    pub(super) fn gone(path: &LogPath) -> LogReport {
+        LogReport {
+            log: path.to_string(),
+            verdict: Verdict::Truncated { after: None },
+            why: "a later start tells of it, and it is gone".to_owned(),
+            frames: 0,
+            segments: 0,
+            bytes: 0,
+        }
+    }
 }
 
 /// Everything that was found.

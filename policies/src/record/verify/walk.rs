@@ -13,7 +13,7 @@ use crate::record::kind::Kind;
 use crate::record::layout::{LogPath, BROKER};
 use crate::record::merkle::Tree;
 use crate::record::payload::{Boot, Cert, Recovered};
-use crate::record::verify::log::{by_name, mark, RecoveredClaims, SessionEnd};
+use crate::record::verify::log::{by_name, mark, EarlierStart, SessionEnd};
 use crate::record::verify::{worsen, Finding, LogReport, Verdict};
 
 /// The wall clock may move this far against the monotonic one unsaid: a second, and 50 ms for reading both.
@@ -61,7 +61,7 @@ pub(super) struct Walker<'a> {
     in_landing: bool,
     unsealed_object: bool,
     segments: u64,
-    recovered: RecoveredClaims,
+    recovered: Vec<EarlierStart>,
 }
 
 impl<'a> Walker<'a> {
@@ -311,7 +311,11 @@ impl<'a> Walker<'a> {
     fn take_recovered(&mut self, frame: &Frame<'_>) {
         let found: Recovered = serde_json::from_slice(frame.payload).unwrap_or_default();
         if let Some(head) = unhex(&found.head) {
-            self.recovered.push((found.log, (found.number, head)));
+            self.recovered.push(EarlierStart {
+                boot: found.log,
+                instance: found.instance,
+                end: (found.number, head),
+            });
         }
     }
 
@@ -584,7 +588,7 @@ impl<'a> Walker<'a> {
         }
     }
 
-    pub fn into_parts(self) -> (LogReport, Vec<(String, SessionEnd)>, RecoveredClaims) {
+    pub fn into_parts(self) -> (LogReport, Vec<(String, SessionEnd)>, Vec<EarlierStart>) {
         let (verdict, why) = match self.finding {
             Some(finding) => (finding.verdict, finding.why),
             None => (Verdict::Valid, String::new()),
