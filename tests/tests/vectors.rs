@@ -1,7 +1,7 @@
 //! The committed vectors in `tests/vectors`: what the writer makes of fixed keys, clock and randomness is those bytes
 //! and no others, and both verifiers say of each what its table says.
 //!
-//! A change of the format that is meant: `SIDEGATE_WRITE_VECTORS=1 cargo test --workspace --test vectors` writes them anew.
+//! A change of the format that is meant: `SIDEGATE_WRITE_VECTORS=1 cargo test --workspace --test suites vectors` writes them anew.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -571,13 +571,12 @@ impl<'a> Walker<'a> {
         }
         let ended = recovered.is_some() || (self.unsealed_object && !self.in_landing);
         if ended && self.segment.tree.size() > 0 {
-            worsen(
-                &mut self.finding,
-                Verdict::Unsealed {
-                    after: self.segment.first.checked_sub(1),
-                },
-                "its last frames are not signed",
-            );
+            let after = self.segment.first.checked_sub(1);
+            let why = match recovered {
+                Some(_) => "its last frames are not signed: it was killed, as the next start says",
+                None => "its last frames are not signed",
+            };
+            worsen(&mut self.finding, Verdict::Unsealed { after }, why);
         }
         if let Some((from, to)) = self.segment.gap.or(self.segment.gap_before) {
             let finding = Finding::new(Verdict::Gap { from, to }, "log numbers of its segment are missing");
