@@ -3,8 +3,11 @@
 //! Refuses nothing itself; it answers what is frozen. The invariant: the revision grows with every change of the
 //! set and survives restarts, so a sidecar never goes back to an older set; a removal is a higher revision too.
 
+mod ends;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use sidegate_policies::api::lockdown::{Freeze, LockdownSpec};
 use sidegate_policies::api::meta::{Metadata, NamespacedRef, Object};
@@ -17,6 +20,9 @@ use tokio::sync::watch;
 use crate::audit::Unrecorded;
 use crate::clock::{parse_rfc3339, Clock};
 use crate::state::{read_private, remove, write_private, StateDir, StateError};
+use ends::Ends;
+
+pub use ends::Ended;
 
 /// More entries than this deny everything.
 pub const MAX_ENTRIES: usize = 10_000;
@@ -110,10 +116,10 @@ pub struct Lockdowns {
     folder: PathBuf,
     state: Arc<StateDir>,
     clock: Arc<dyn Clock>,
-    configured: Mutex<Vec<Lockdown>>,
+    /// Those of the configuration, once there is one.
+    configured: Mutex<Option<Vec<Lockdown>>>,
     current: watch::Sender<Arc<Denied>>,
-    /// Names of those whose time passed while they were in force, until they are asked for.
-    ended: Mutex<Vec<String>>,
+    ends: Mutex<Ends>,
 }
 
 impl Lockdowns {
@@ -125,11 +131,11 @@ impl Lockdowns {
         };
         let lockdowns = Lockdowns {
             folder: state.dir("lockdowns")?,
+            ends: Mutex::new(Ends::open(&state, clock.now_ms())),
             state,
             clock,
-            configured: Mutex::new(Vec::new()),
+            configured: Mutex::default(),
             current: watch::channel(Arc::new(Denied { set })).0,
-            ended: Mutex::default(),
         };
         lockdowns.refresh()?;
         Ok(lockdowns)
@@ -147,7 +153,7 @@ impl Lockdowns {
 
     /// Takes the Lockdowns of a newly accepted configuration.
     pub fn configure(&self, lockdowns: Vec<Lockdown>) -> Result<(), StateError> {
-        *self.configured.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = lockdowns;
+        *self.configured.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(lockdowns);
         self.refresh().map(|_| ())
     }
 
@@ -194,44 +200,53 @@ impl Lockdowns {
     /// Reads the files again, drops what has passed, and publishes the set if it changed. Gives the revision.
     pub fn refresh(&self) -> Result<u64, StateError> {
         let configured = self.configured.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let mut lockdowns = self.read_folder()?;
-        lockdowns.extend(configured.iter().cloned());
+        let folder = self.read_folder()?;
         let now_ms = self.clock.now_ms();
-        let entries: Vec<DenyEntry> = lockdowns
-            .iter()
-            .flat_map(|lockdown| entries(lockdown, now_ms))
-            .collect();
+        let told = configured.is_some() && folder.is_ok();
+        let mut lockdowns = folder.unwrap_or_else(|everything| vec![everything]);
+        lockdowns.extend(configured.iter().flatten().cloned());
+        let entries = lockdowns.iter().flat_map(|lockdown| entries(lockdown, now_ms));
+        let revision = self.publish(entries.collect())?;
+        // What is not all there yet, or cannot be read, has not ended.
+        if told {
+            self.ends().update(&ends_of(&lockdowns), now_ms);
+        }
+        Ok(revision)
+    }
+
+    fn publish(&self, entries: Vec<DenyEntry>) -> Result<u64, StateError> {
         let present = self.now();
         if present.set.entries == entries {
             return Ok(present.set.revision);
         }
         let revision = self.state.count("deny")?;
-        self.note_ended(&present.set.entries, &entries, now_ms);
         self.current.send_replace(Arc::new(Denied {
             set: DenySet { revision, entries },
         }));
         Ok(revision)
     }
 
-    fn note_ended(&self, before: &[DenyEntry], after: &[DenyEntry], now_ms: i64) {
-        let mut ended = self.ended.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let passed = before
-            .iter()
-            .filter(|entry| entry.until_ms.is_some_and(|until| until <= now_ms));
-        for DenyEntry { lockdown, .. } in passed {
-            if after.iter().all(|entry| entry.lockdown != *lockdown) && !ended.contains(lockdown) {
-                ended.push(lockdown.clone());
-            }
-        }
+    /// Those that their time ended since this was asked last: while this broker ran, or before it started.
+    pub fn take_ended(&self) -> Vec<Ended> {
+        self.ends().take()
     }
 
-    /// Names of those that their time ended since this was asked last. What passes while no broker runs is not told.
-    pub fn take_ended(&self) -> Vec<String> {
-        std::mem::take(&mut *self.ended.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    /// Whether an end that was taken may not be on record yet.
+    pub fn end_waits(&self) -> bool {
+        self.ends().waits()
+    }
+
+    /// Every end that was taken is on record, and needs no more telling.
+    pub fn ends_recorded(&self) {
+        self.ends().recorded();
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        self.ends.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// A file that cannot be read freezes everything: a kill switch never fails open.
-    fn read_folder(&self) -> Result<Vec<Lockdown>, StateError> {
+    fn read_folder(&self) -> Result<Result<Vec<Lockdown>, Lockdown>, StateError> {
         let mut sources = Vec::new();
         let listed = std::fs::read_dir(&self.folder).map_err(|source| StateError::Io {
             path: self.folder.display().to_string(),
@@ -250,7 +265,7 @@ impl Lockdowns {
                 Ok(None) => {}
                 Err(error) => {
                     tracing::error!(%error, "a lockdown file cannot be read: everything is frozen");
-                    return Ok(vec![everything(&error.to_string())]);
+                    return Ok(Err(everything(&error.to_string())));
                 }
             }
         }
@@ -258,10 +273,10 @@ impl Lockdowns {
         let loaded = yaml::load(&sources);
         if let Some(problem) = loaded.problems.first() {
             tracing::error!(%problem, "a lockdown file cannot be read: everything is frozen");
-            return Ok(vec![everything(&problem.to_string())]);
+            return Ok(Err(everything(&problem.to_string())));
         }
         let lockdowns = loaded.objects.lockdowns.into_iter();
-        Ok(lockdowns.map(|located| located.object).collect())
+        Ok(Ok(lockdowns.map(|located| located.object).collect()))
     }
 
     fn file(&self, name: &str) -> Result<PathBuf, LockdownError> {
@@ -292,9 +307,25 @@ pub(crate) fn everything(why: &str) -> Lockdown {
     }
 }
 
-/// The entries of one Lockdown that still hold. An `until` that cannot be read holds for ever.
+/// When a Lockdown ends. An `until` that cannot be read holds for ever.
+fn until_ms(lockdown: &Lockdown) -> Option<i64> {
+    lockdown.spec.until.as_deref().and_then(parse_rfc3339)
+}
+
+/// When the Lockdowns of each name have all ended.
+fn ends_of(lockdowns: &[Lockdown]) -> BTreeMap<String, Option<i64>> {
+    let mut ends: BTreeMap<String, Option<i64>> = BTreeMap::new();
+    for lockdown in lockdowns {
+        let until = until_ms(lockdown);
+        let latest = ends.entry(lockdown.metadata.name.clone()).or_insert(until);
+        *latest = latest.zip(until).map(|(one, other)| one.max(other));
+    }
+    ends
+}
+
+/// The entries of one Lockdown that still hold.
 fn entries(lockdown: &Lockdown, now_ms: i64) -> Vec<DenyEntry> {
-    let until_ms = lockdown.spec.until.as_deref().and_then(parse_rfc3339);
+    let until_ms = until_ms(lockdown);
     if until_ms.is_some_and(|until| until <= now_ms) {
         return Vec::new();
     }

@@ -6,7 +6,8 @@ use sidegate_policies::api::lockdown::LockdownSpec;
 use sidegate_policies::record::Kind;
 
 use crate::audit::{Audit, Event, Unrecorded};
-use crate::lockdown::{LockdownError, Lockdowns};
+use crate::clock::rfc3339;
+use crate::lockdown::{Ended, LockdownError, Lockdowns};
 
 /// Freezes: on record first. Where that fails it freezes all the same, because refusing to would fail open; the
 /// person is told, and the event is written as soon as the log takes it. Answers the deny set's revision.
@@ -53,13 +54,30 @@ pub fn thaw(audit: &Audit, lockdowns: &Lockdowns, uid: u32, name: &str) -> Resul
     })
 }
 
-/// Says which lockdowns their own time ended.
+/// Says which lockdowns their own time ended, also before this start. An end is told until it is on record: twice
+/// rather than never.
 pub fn say_ended(audit: &Audit, lockdowns: &Lockdowns) {
-    for name in lockdowns.take_ended() {
+    for Ended {
+        name,
+        at_ms,
+        late,
+        defined,
+    } in lockdowns.take_ended()
+    {
+        let at = rfc3339(at_ms);
+        let detail = match (late, defined) {
+            (false, _) => format!("at {at}"),
+            (true, true) => format!("at {at}; noticed only when the broker started"),
+            (true, false) => format!("at {at} or earlier: it was no longer there when the broker started"),
+        };
         audit.note(Event {
             object: &name,
+            detail: &detail,
             ..Event::new(Kind::Lockdown, "lockdown.ended")
         });
+    }
+    if lockdowns.end_waits() && audit.flush().is_ok() {
+        lockdowns.ends_recorded();
     }
 }
 
@@ -72,7 +90,7 @@ mod tests {
 
     use super::*;
     use crate::audit::tests::{audit, told, Obstacle};
-    use crate::clock::{rfc3339, Clock, ManualClock};
+    use crate::clock::{Clock, ManualClock};
     use crate::lockdown::tests::spec;
     use crate::lockdown::About;
     use crate::state::StateDir;
@@ -91,10 +109,40 @@ mod tests {
         let clock = Arc::new(ManualClock::starting_now());
         Desk {
             audit: audit(&state, clock.clone()),
-            lockdowns: Lockdowns::open(state.clone(), clock.clone()).unwrap(),
+            lockdowns: opened(&state, &clock),
             _temp: temp,
             state,
             clock,
+        }
+    }
+
+    /// The lockdowns as a start of the broker opens them.
+    fn opened(state: &Arc<StateDir>, clock: &Arc<ManualClock>) -> Lockdowns {
+        let lockdowns = Lockdowns::open(state.clone(), clock.clone()).unwrap();
+        lockdowns.configure(Vec::new()).unwrap();
+        lockdowns
+    }
+
+    /// What is on record about ends.
+    fn ends(desk: &Desk) -> Vec<String> {
+        let mut said = said(desk);
+        said.retain(|event| event.starts_with("ended"));
+        said
+    }
+
+    /// Locks for a second and answers when that ends.
+    fn locked_for_a_second(desk: &Desk, name: &str) -> String {
+        let at = rfc3339(desk.clock.now_ms().saturating_add(1000));
+        let until = Some(at.clone());
+        let short = LockdownSpec { until, ..everything() };
+        freeze(&desk.audit, &desk.lockdowns, 7, name, short).unwrap();
+        at
+    }
+
+    impl Desk {
+        fn restart(&mut self) {
+            self.lockdowns = opened(&self.state, &self.clock);
+            say_ended(&self.audit, &self.lockdowns);
         }
     }
 
@@ -133,20 +181,101 @@ mod tests {
 
     #[test]
     fn a_lockdown_that_its_time_ends_is_said_to_have_ended_once() {
-        let desk = desk();
-        let until = Some(rfc3339(desk.clock.now_ms().saturating_add(1000)));
-        let short = LockdownSpec { until, ..everything() };
-        freeze(&desk.audit, &desk.lockdowns, 7, "short", short).unwrap();
+        let mut desk = desk();
+        let at = locked_for_a_second(&desk, "short");
         for _ in 0..2 {
             desk.clock.advance_ms(1001);
             desk.lockdowns.refresh().unwrap();
             say_ended(&desk.audit, &desk.lockdowns);
         }
-        let ended = said(&desk).iter().filter(|event| event.starts_with("ended")).count();
-        assert_eq!(ended, 1);
+        desk.restart();
+        assert_eq!(ends(&desk), [format!("ended: at {at}")]);
         // One that a person lifts ends by that person's word.
         freeze(&desk.audit, &desk.lockdowns, 7, "long", everything()).unwrap();
         thaw(&desk.audit, &desk.lockdowns, 7, "long").unwrap();
-        assert_eq!(desk.lockdowns.take_ended(), Vec::<String>::new());
+        locked_for_a_second(&desk, "lifted");
+        thaw(&desk.audit, &desk.lockdowns, 7, "lifted").unwrap();
+        desk.clock.advance_ms(1001);
+        desk.restart();
+        assert_eq!(ends(&desk).len(), 1);
+    }
+
+    #[test]
+    fn a_lockdown_that_ends_while_no_broker_runs_is_said_late_and_once_with_its_true_time() {
+        let mut desk = desk();
+        let at = locked_for_a_second(&desk, "short");
+        desk.clock.advance_ms(1_000_000);
+        for _ in 0..3 {
+            desk.restart();
+        }
+        assert_eq!(
+            ends(&desk),
+            [format!("ended: at {at}; noticed only when the broker started")]
+        );
+        // One whose file went as well may have been lifted before its time.
+        let at = locked_for_a_second(&desk, "gone");
+        std::fs::remove_file(desk.state.path("lockdowns/gone.yaml")).unwrap();
+        desk.clock.advance_ms(1_000_000);
+        desk.restart();
+        let late = format!("ended: at {at} or earlier: it was no longer there when the broker started");
+        assert_eq!(ends(&desk).last(), Some(&late));
+    }
+
+    #[test]
+    fn a_lockdown_that_never_was_in_force_never_ends() {
+        let mut desk = desk();
+        let until = Some(rfc3339(desk.clock.now_ms().saturating_sub(1)));
+        let past = LockdownSpec { until, ..everything() };
+        freeze(&desk.audit, &desk.lockdowns, 7, "past", past).unwrap();
+        desk.clock.advance_ms(1001);
+        desk.restart();
+        assert_eq!(ends(&desk), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_end_that_was_not_on_record_when_the_broker_died_is_said_by_the_next() {
+        let mut desk = desk();
+        let at = locked_for_a_second(&desk, "short");
+        desk.clock.advance_ms(1001);
+        let obstacle = Obstacle::new(&desk.audit, &desk.state);
+        desk.lockdowns.refresh().unwrap();
+        say_ended(&desk.audit, &desk.lockdowns);
+        assert!(desk.lockdowns.end_waits());
+        drop(obstacle);
+        desk.restart();
+        let late = format!("ended: at {at}; noticed only when the broker started");
+        assert_eq!(ends(&desk), [format!("ended: at {at}"), late]);
+        assert!(!desk.lockdowns.end_waits());
+    }
+
+    #[test]
+    fn a_lockdown_of_the_configuration_that_ends_meanwhile_is_told_too_and_an_unreadable_file_ends_none() {
+        let mut desk = desk();
+        let at = rfc3339(desk.clock.now_ms().saturating_add(1000));
+        let yaml = format!(
+            "apiVersion: sidegate.dev/v1alpha1\nkind: Lockdown\nmetadata: {{name: planned}}\n\
+             spec: {{reason: r, until: \"{at}\", freeze: [{{everything: {{}}}}]}}\n"
+        );
+        let source = sidegate_policies::yaml::Source {
+            name: "x.yaml".to_owned(),
+            text: yaml,
+        };
+        let loaded = sidegate_policies::yaml::load(&[source]);
+        assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
+        let planned: Vec<_> = loaded.objects.lockdowns.into_iter().map(|one| one.object).collect();
+        desk.lockdowns.configure(planned.clone()).unwrap();
+        locked_for_a_second(&desk, "written");
+        let broken = desk.state.path("lockdowns/broken.yaml");
+        std::fs::write(&broken, "kind: [").unwrap();
+        desk.lockdowns.refresh().unwrap();
+        std::fs::remove_file(&broken).unwrap();
+        desk.clock.advance_ms(1001);
+        desk.lockdowns = Lockdowns::open(desk.state.clone(), desk.clock.clone()).unwrap();
+        say_ended(&desk.audit, &desk.lockdowns);
+        assert_eq!(ends(&desk), Vec::<String>::new(), "the configuration is not read yet");
+        desk.lockdowns.configure(planned).unwrap();
+        say_ended(&desk.audit, &desk.lockdowns);
+        let late = format!("ended: at {at}; noticed only when the broker started");
+        assert_eq!(ends(&desk), [late.clone(), late]);
     }
 }
