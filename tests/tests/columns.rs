@@ -1,4 +1,5 @@
-//! Replay names the columns of each answer, whichever way the agent asked for it, and shows no value under a mask.
+//! Replay names the columns of each answer, whichever way the agent asked for it, numbers those that nobody had described,
+//! and shows no value under a mask.
 
 use sidegate_broker::records::SessionKeys;
 use sidegate_policies::record::replay::{replay, sessions, Transcript};
@@ -56,7 +57,20 @@ fn ask(port: u16) -> usize {
     for format in [0, 0, 1] {
         ask(&[bind("", "again", &[], format), execute("", 0), sync()]);
     }
-    asked
+    // Nothing of these is masked, so the gate needs no description either, and nobody has one.
+    ask(&[
+        parse("", "SELECT id, 'x' FROM app.people WHERE id = 1"),
+        bind("", "", &[], 0),
+        execute("", 0),
+        sync(),
+    ]);
+    ask(&[
+        parse("n", "SELECT 7, 8, 9"),
+        bind("", "n", &[], 1),
+        execute("", 0),
+        sync(),
+    ]);
+    asked - 2
 }
 
 async fn named(major: Major) {
@@ -67,6 +81,17 @@ async fn named(major: Major) {
     let told = told(&state.path().join("state"));
     for line in ["id | name | number", ROWS[0], ROWS[1]] {
         assert_eq!(told.matches(line).count(), asked, "{line} in\n{told}");
+    }
+    for lines in [
+        ["column 1 | column 2\n", "| 1 | x\n"],
+        [
+            "column 1 | column 2 | column 3\n",
+            "| \\x00000007 | \\x00000008 | \\x00000009\n",
+        ],
+    ] {
+        for line in lines {
+            assert_eq!(told.matches(line).count(), 1, "{line} in\n{told}");
+        }
     }
     assert!(!told.contains("531-22-8841") && !told.contains("531-22"), "{told}");
 }

@@ -1,7 +1,8 @@
 //! Recorded PostgreSQL replies as rows: the masked values, as the agent saw them.
 //!
 //! Reads backend messages from what was kept of a reply; what was not kept is told as such. It only shows: text
-//! cells as they are, common binary types as text, anything else in hex. Refused: lengths beyond the bytes.
+//! cells as they are, common binary types as text, anything else in hex. A client that never had its statement described
+//! learned no names, and neither did the record: columns are numbered then. Refused: lengths beyond the bytes.
 //! Invariant: bounded output, whatever the bytes say.
 
 use crate::record::replay::escape::escape;
@@ -32,7 +33,7 @@ enum Item {
 
 fn items(bytes: &[u8]) -> Vec<Item> {
     let mut items = Vec::new();
-    let mut columns: Vec<Column> = Vec::new();
+    let mut columns: Option<Vec<Column>> = None;
     let mut shown = 0usize;
     let mut more = 0u64;
     let mut left = bytes;
@@ -40,12 +41,18 @@ fn items(bytes: &[u8]) -> Vec<Item> {
         left = rest;
         match kind {
             b'T' => {
-                columns = describe(body).unwrap_or_default();
-                items.push(Item::Names(columns.iter().map(|column| escape(&column.name)).collect()));
+                let described = describe(body).unwrap_or_default();
+                items.push(Item::Names(
+                    described.iter().map(|column| escape(&column.name)).collect(),
+                ));
+                columns = Some(described);
             }
             b'D' if shown < ROWS => {
                 shown = shown.saturating_add(1);
-                items.push(match row(body, &columns) {
+                if columns.is_none() {
+                    items.push(Item::Names(numbered(body)));
+                }
+                items.push(match row(body, columns.get_or_insert_default()) {
                     Some(cells) => Item::Cells(cells),
                     None => Item::Line("(a row that cannot be read)".into()),
                 });
@@ -145,6 +152,14 @@ fn describe(body: &[u8]) -> Option<Vec<Column>> {
     Some(columns)
 }
 
+/// What can be said of columns that nobody named: how many there are.
+fn numbered(row: &[u8]) -> Vec<String> {
+    let count = row
+        .split_first_chunk::<2>()
+        .map_or(0, |(count, _)| u16::from_be_bytes(*count));
+    (1..=count).map(|number| format!("column {number}")).collect()
+}
+
 fn row(body: &[u8], columns: &[Column]) -> Option<Vec<String>> {
     let (count, mut left) = body.split_first_chunk::<2>()?;
     let mut cells = Vec::new();
@@ -164,9 +179,14 @@ fn row(body: &[u8], columns: &[Column]) -> Option<Vec<String>> {
 }
 
 fn show(cell: &[u8], column: Option<&Column>) -> String {
-    let binary = column.filter(|column| column.binary);
-    let Some(column) = binary else {
-        return String::from_utf8_lossy(cell).into_owned();
+    let Some(column) = column.filter(|column| column.binary) else {
+        // Without a description nobody knows the format; a text in text form holds no zero byte.
+        let text = (column.is_some() || !cell.contains(&0)).then(|| std::str::from_utf8(cell).ok());
+        return match text.flatten() {
+            Some(text) => text.to_owned(),
+            None if column.is_some() => String::from_utf8_lossy(cell).into_owned(),
+            None => format!("\\x{}", crate::record::frame::hex(cell)),
+        };
     };
     let number = match (column.type_oid, cell) {
         (16, [flag]) => Some(if *flag == 0 { "f" } else { "t" }.to_owned()),
@@ -202,6 +222,28 @@ mod tests {
     fn framed(kind: u8, body: &[u8]) -> Vec<u8> {
         let length = u32::try_from(body.len()).unwrap_or(0).saturating_add(4);
         [&[kind][..], &length.to_be_bytes(), body].concat()
+    }
+
+    #[test]
+    fn columns_that_nobody_named_are_numbered_once_and_binary_cells_are_hex() {
+        let row = |cells: &[&[u8]]| {
+            let mut body = u16::try_from(cells.len()).unwrap_or(0).to_be_bytes().to_vec();
+            for cell in cells {
+                body.extend_from_slice(&u32::try_from(cell.len()).unwrap_or(0).to_be_bytes());
+                body.extend_from_slice(cell);
+            }
+            framed(b'D', &body)
+        };
+        let reply = [
+            row(&[b"7", b"Ada"]),
+            row(&[&[0, 0, 0, 8], b"\xc3\xa9"]),
+            row(&[b"9", b"\xff"]),
+        ]
+        .concat();
+        let told = ["column 1 | column 2", "7 | Ada", "\\x00000008 | é", "9 | \\xff"];
+        assert_eq!(tell(&reply), told);
+        assert_eq!(table(&reply)[0], " column 1   | column 2");
+        assert!(tell(&framed(b'C', b"UPDATE 1\0")).is_empty(), "no row, no columns");
     }
 
     #[test]
