@@ -117,6 +117,61 @@ async fn nowhere(major: Major) {
     }
 }
 
+/// What detectors find in a statement of plain columns, and in its values: nobody is shown it, the server gets it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_detector_finds_in_texts_and_values_is_shown_to_nobody() {
+    let rules = "    - {name: ask, effect: Ask, sql: {commands: [Insert], tables: [app.items]}, ask: {approvers: [{anyone: {}}], holdFor: 1s}}";
+    let detect = "    - {detect: [Email, CreditCard], as: {keepLast: {count: 4}}}";
+    let shop = Shop::with(Major::V15, rules, detect).await.unwrap();
+    let people = People::at(&shop.world.broker.control_socket);
+    let shop = tokio::task::spawn_blocking(move || {
+        let mut wire = Wire::login(shop.port, DATABASE).unwrap();
+        let values = [
+            Some("canary-1@example.org"),
+            Some("Shown Vera, 4111 1111 1111 1111"),
+            None,
+        ];
+        let bound = |name: &str| [bind("", name, &values, 0), execute("", 0), sync()];
+        let parsed = parse("s", "SELECT $1::text AS one, $2::text AS two, $3::text AS three");
+        wire.ask(&[vec![parsed], bound("s").to_vec()].concat()).unwrap();
+        let again = shape(&wire.ask(&bound("s")).unwrap());
+        let got: Vec<&String> = again.iter().filter(|line| *line == "D").collect();
+        assert_eq!(got.len(), 1, "{again:?}");
+        wire.ask(&[query("SELECT 'canary-2@example.org', 'Shown Walt'")])
+            .unwrap();
+        let asked = [
+            parse(
+                "",
+                "INSERT INTO app.items (id, label) VALUES (71, $1 || 'canary-3@example.org')",
+            ),
+            bind("", "", &[Some("canary-4@example.org")], 0),
+            execute("", 0),
+            sync(),
+        ];
+        wire.ask(&asked).unwrap();
+        let request = people.only().unwrap();
+        let operation = &request["spec"]["operation"];
+        assert_eq!(
+            operation["text"],
+            "INSERT INTO app.items (id, label) VALUES (71, $1 || '***')"
+        );
+        assert_eq!(operation["parameters"][0], "***", "{operation}");
+        assert_eq!(operation["hiddenValues"], 2);
+        shop
+    });
+    let shop = shop.await.unwrap();
+    let folder = shop.world.stop().await;
+    let told = told(&folder.path().join("state/records"));
+    let lines: Vec<&str> = told
+        .lines()
+        .filter(|line| line.contains("canary-") || line.contains("4111"))
+        .collect();
+    assert!(lines.is_empty(), "{}", lines.join("\n"));
+    for shown in ["Shown Vera, ***", "Shown Walt", "'***'"] {
+        assert!(told.contains(shown), "{shown} is not in\n{told}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_secret_in_a_statement_is_shown_to_nobody_on_15() {
     nowhere(Major::V15).await;

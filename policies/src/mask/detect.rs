@@ -10,6 +10,8 @@ mod email;
 mod numbers;
 mod secrets;
 
+use std::borrow::Cow;
+
 use super::text::{fit, masked, TextMask};
 use super::types::{class, element, Class, TextLimits};
 use super::{array, Format, Keys, MaskedCell};
@@ -86,6 +88,18 @@ impl Detectors {
         }
     }
 
+    /// Detectors that hide all of what they find: for texts that are kept, or that people read who are not the agent.
+    pub fn redacting(wanted: &[(Detector, MaskAs)]) -> Self {
+        Detectors {
+            enabled: wanted
+                .iter()
+                .map(|(detector, _)| (*detector, TextMask::Redact))
+                .collect(),
+            // Nothing of what is hidden depends on them.
+            keys: Keys::from_bytes(&[0; 32]),
+        }
+    }
+
     /// Whether nothing is looked for.
     pub fn is_empty(&self) -> bool {
         self.enabled.is_empty()
@@ -123,6 +137,30 @@ impl Detectors {
         if finds.is_empty() {
             return false;
         }
+        self.replace(text, finds, out);
+        true
+    }
+
+    /// Whether a find in any part of the text is possible; true whenever in doubt.
+    pub fn may_find(&self, text: &str) -> bool {
+        let census = Census::of(text.as_bytes());
+        let mut enabled = self.enabled.iter();
+        enabled.any(|(detector, _)| census.may_hold(*detector, text.len()))
+    }
+
+    /// A text with its finds masked, and how many there are.
+    pub fn shown<'t>(&self, text: Cow<'t, str>) -> (Cow<'t, str>, u32) {
+        let finds = self.finds(text.as_bytes());
+        if finds.is_empty() {
+            return (text, 0);
+        }
+        let count = u32::try_from(finds.len()).unwrap_or(u32::MAX);
+        let mut out = Vec::with_capacity(text.len());
+        self.replace(text.as_bytes(), finds, &mut out);
+        (String::from_utf8_lossy(&out).into_owned().into(), count)
+    }
+
+    fn replace(&self, text: &[u8], finds: Vec<Find>, out: &mut Vec<u8>) {
         let mut passed = 0;
         for find in finds {
             out.extend_from_slice(text.get(passed..find.start).unwrap_or_default());
@@ -132,7 +170,6 @@ impl Detectors {
             passed = find.end;
         }
         out.extend_from_slice(text.get(passed..).unwrap_or_default());
-        true
     }
 
     /// Everything found, in order and without overlaps.

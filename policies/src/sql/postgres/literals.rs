@@ -18,6 +18,7 @@ use super::plan::touches_masked;
 use super::walk::{SecretKind, SecretRef};
 use crate::engine::decision::MaskSet;
 use crate::engine::operation::Completeness;
+use crate::mask::Detectors;
 use crate::sql::names::ColumnName;
 
 #[cfg(test)]
@@ -259,22 +260,22 @@ impl Hidden {
         self.secrets || self.all
     }
 
-    /// The text as it is shown, and how many constants are hidden in it.
-    pub fn shown<'t>(&self, text: &'t str) -> (Cow<'t, str>, u32) {
-        if self.is_empty() {
+    /// The text as it is shown, and how many constants are hidden in it. Detectors, where there are any, look through what
+    /// is not hidden by its place: constants, names and comments, but never what SQL itself is written with.
+    pub fn shown<'t>(&self, text: &'t str, detectors: Option<&Detectors>) -> (Cow<'t, str>, u32) {
+        let detectors = detectors.filter(|detectors| detectors.may_find(text));
+        if self.is_empty() && detectors.is_none() {
             return (Cow::Borrowed(text), 0);
         }
         let Ok(tokens) = parse::tokens(text) else {
             return unreadable(text);
         };
-        let mut shown = Shown::new(text);
-        if self.all {
-            tokens.iter().for_each(|token| shown.token(token, How::Swept, 0));
-        }
-        for (at, how) in &self.tokens {
-            if let Some(token) = tokens.get(*at) {
-                shown.token(token, *how, 0);
-            }
+        let mut shown = Shown::new(text, detectors);
+        let mut marks = self.tokens.iter().peekable();
+        for (at, token) in tokens.iter().enumerate() {
+            let swept = self.all.then_some(How::Swept);
+            let marked = marks.next_if(|(mark, _)| *mark == at).map(|(_, how)| *how);
+            shown.token(token, marked.or(swept), 0);
         }
         shown.finish()
     }
@@ -282,7 +283,7 @@ impl Hidden {
 
 /// A text of which nothing is known, as it is shown.
 pub fn unknown(text: &str) -> Cow<'_, str> {
-    Hidden::ALL.shown(text).0
+    Hidden::ALL.shown(text, None).0
 }
 
 /// A text in which not even tokens can be told: what stands before its first quote, without longer numbers.
@@ -448,45 +449,52 @@ fn arguments(text: &str, tokens: &[Token], name: usize, which: Arguments) -> Fou
 }
 
 /// A text on its way to be shown.
-struct Shown<'t> {
+struct Shown<'t, 'd> {
     text: &'t str,
+    detectors: Option<&'d Detectors>,
     out: String,
     copied: usize,
     hidden: u32,
 }
 
-impl<'t> Shown<'t> {
-    fn new(text: &'t str) -> Self {
+impl<'t, 'd> Shown<'t, 'd> {
+    fn new(text: &'t str, detectors: Option<&'d Detectors>) -> Self {
         Shown {
             text,
+            detectors,
             out: String::with_capacity(text.len()),
             copied: 0,
             hidden: 0,
         }
     }
 
-    fn token(&mut self, token: &Token, how: How, depth: u32) {
+    fn token(&mut self, token: &Token, how: Option<How>, depth: u32) {
         let Some(word) = self.text.get(token.start..token.end) else {
             return;
         };
-        let mark = match (how, token.kind) {
-            (How::Code, TokenKind::Text) => {
+        let (shown, hidden) = match (how, token.kind) {
+            (None, _) => (Cow::Borrowed(word), 0),
+            (Some(How::Code), TokenKind::Text) => {
                 let (code, hidden) = code(word, depth);
-                if hidden > 0 {
-                    self.hidden = self.hidden.saturating_add(hidden);
-                    self.replace(token, &code);
-                }
-                return;
+                (code.into(), hidden)
             }
-            (How::Swept, TokenKind::Integer | TokenKind::Constant) if is_short_number(word) => return,
-            (How::Swept, TokenKind::Name) if is_plain_name(word) => return,
-            (How::Swept, TokenKind::Name) => NAME_MARK,
-            (How::Whole, TokenKind::Name) => MARK,
-            (_, kind) if is_constant(kind) => MARK,
-            _ => return,
+            (Some(How::Swept), TokenKind::Integer | TokenKind::Constant) if is_short_number(word) => return,
+            (Some(How::Swept), TokenKind::Name) if is_plain_name(word) => return,
+            (Some(How::Swept), TokenKind::Name) => (NAME_MARK.into(), 1),
+            (Some(How::Whole), TokenKind::Name) => (MARK.into(), 1),
+            (Some(_), kind) if is_constant(kind) => (MARK.into(), 1),
+            (Some(_), _) => (Cow::Borrowed(word), 0),
         };
-        self.hidden = self.hidden.saturating_add(1);
-        self.replace(token, mark);
+        let looked = may_hide(token.kind) || token.kind == TokenKind::Comment;
+        let (shown, found) = match self.detectors.filter(|_| looked) {
+            Some(detectors) => detectors.shown(shown),
+            None => (shown, 0),
+        };
+        let hidden = hidden.saturating_add(found);
+        if hidden > 0 {
+            self.hidden = self.hidden.saturating_add(hidden);
+            self.replace(token, &shown);
+        }
     }
 
     fn replace(&mut self, token: &Token, with: &str) {
@@ -561,11 +569,11 @@ fn code(word: &str, depth: u32) -> (String, u32) {
             secret.get_mut(at).into_iter().for_each(|slot| *slot = true);
         }
     }
-    let mut shown = Shown::new(inner);
+    let mut shown = Shown::new(inner, None);
     for (token, secret) in tokens.iter().zip(secret) {
         match secret {
-            true => shown.token(token, How::Whole, depth),
-            false if token.kind == TokenKind::Text => shown.token(token, How::Code, depth.saturating_add(1)),
+            true => shown.token(token, Some(How::Whole), depth),
+            false if token.kind == TokenKind::Text => shown.token(token, Some(How::Code), depth.saturating_add(1)),
             false => {}
         }
     }

@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
 use sidegate_policies::engine::{Decision, MaskSet};
+use sidegate_policies::mask::Detectors;
 use sidegate_policies::sql::facts::PartRelation;
 use sidegate_policies::sql::postgres::catalog::Catalog;
 use sidegate_policies::sql::postgres::literals::Hidden;
@@ -58,11 +59,12 @@ impl Planned {
     /// The text as records and people see it, and how many of its constants are hidden. What is sent and what approvals
     /// bind to is the text itself.
     pub fn shown(&self) -> (&str, u32) {
-        if self.plan.hidden.is_empty() {
+        let detectors = self.plan.detectors();
+        if self.plan.hidden.is_empty() && detectors.is_none() {
             return (&self.text, 0);
         }
         let (text, count) = self.shown.get_or_init(|| {
-            let (text, count) = self.plan.hidden.shown(&self.text);
+            let (text, count) = self.plan.hidden.shown(&self.text, detectors);
             (text.into(), count)
         });
         (text, *count)
@@ -110,6 +112,7 @@ pub struct Plan {
 /// Words that hold for every operation of a plan.
 #[derive(Default)]
 pub struct Words {
+    detectors: OnceLock<Detectors>,
     masks: OnceLock<Box<[Box<str>]>>,
     resources: OnceLock<Box<[Box<str>]>>,
 }
@@ -118,6 +121,12 @@ pub struct Words {
 const MAX_RESOURCES: usize = 256;
 
 impl Plan {
+    /// What looks through its text and values where they are recorded and shown; none where no policy asks for that.
+    pub fn detectors(&self) -> Option<&Detectors> {
+        let wanted = &self.masks.detectors;
+        (!wanted.is_empty()).then(|| self.words.detectors.get_or_init(|| Detectors::redacting(wanted)))
+    }
+
     /// The masks it applies, such as `app.customers.email redact`: what records and approvers are told.
     pub fn mask_words(&self) -> &[Box<str>] {
         self.words.masks.get_or_init(|| {

@@ -223,7 +223,9 @@ where
             Err(refused) => {
                 let refusal = facts::mask_refusal(&refused, &plan.analysis);
                 self.count_unparsable(&plan);
-                Err(self.gate.refused(refusal, Some(&plan.hidden.shown(text).0)))
+                Err(self
+                    .gate
+                    .refused(refusal, Some(&plan.hidden.shown(text, plan.detectors()).0)))
             }
         }
     }

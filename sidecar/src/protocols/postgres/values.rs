@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 
+use sidegate_policies::mask::Detectors;
 use sidegate_policies::sql::ParamValue;
 
 use super::codec::bind::Bind;
@@ -81,16 +82,26 @@ pub fn all_typed(prepared: &Prepared, bind: &Bind) -> Vec<ParamValue> {
     bind.values().enumerate().map(one).collect()
 }
 
-/// One value for people.
-pub fn shown(value: &[u8], oid: u32, binary: bool) -> Cow<'_, str> {
+/// One value for people, and how much of it the detectors hid.
+pub fn shown<'v>(value: &'v [u8], oid: u32, binary: bool, detectors: Option<&Detectors>) -> (Cow<'v, str>, u32) {
+    let text = whole(value, oid, binary);
+    // Before it is cut: half a card number is found by nobody.
+    let (text, found) = match detectors {
+        Some(detectors) => detectors.shown(text),
+        None => (text, 0),
+    };
+    (cut(text), found)
+}
+
+fn whole(value: &[u8], oid: u32, binary: bool) -> Cow<'_, str> {
     if !binary {
-        return cut(String::from_utf8_lossy(value));
+        return String::from_utf8_lossy(value);
     }
     match binary_value(value, oid) {
         ParamValue::Bool(value) => value.to_string().into(),
         ParamValue::Int(value) => value.to_string().into(),
         ParamValue::Float(value) => value.to_string().into(),
-        ParamValue::Text(_) if oid != UUID => cut(String::from_utf8_lossy(value)),
+        ParamValue::Text(_) if oid != UUID => String::from_utf8_lossy(value),
         ParamValue::Text(text) => text.to_string().into(),
         _ => format!("({} bytes)", value.len()).into(),
     }
@@ -124,6 +135,29 @@ mod tests {
         assert_eq!(typed(b"x", INT4, false), ParamValue::Opaque);
         assert_eq!(typed(&[1, 2, 3], INT4, true), ParamValue::Opaque);
         assert_eq!(typed(&[1, 2, 3], 1700, true), ParamValue::Opaque);
-        assert_eq!(shown(&[1, 2, 3], 1700, true), "(3 bytes)");
+        assert_eq!(shown(&[1, 2, 3], 1700, true, None).0, "(3 bytes)");
+    }
+
+    #[test]
+    fn what_detectors_find_in_a_value_is_shown_to_nobody_however_long_it_is() {
+        use sidegate_policies::api::access_policy::{Detector, MaskAs};
+        let wanted =
+            [Detector::Email, Detector::CreditCard].map(|detector| (detector, MaskAs::Null(Default::default())));
+        let detectors = Detectors::redacting(&wanted);
+        let shown = |value: &[u8], oid, binary| {
+            let (text, found) = shown(value, oid, binary, Some(&detectors));
+            (text.into_owned(), found)
+        };
+        let plain = |text: &str, found| (text.to_owned(), found);
+        assert_eq!(shown(b"to ann@example.org now", TEXT, false), plain("to *** now", 1));
+        assert_eq!(shown(b"to ann@example.org now", TEXT, true), plain("to *** now", 1));
+        assert_eq!(
+            shown(&4_111_111_111_111_111_i64.to_be_bytes(), INT8, true),
+            plain("***", 1)
+        );
+        assert_eq!(shown(b"ann and ben", TEXT, false), plain("ann and ben", 0));
+        // Cut within what it hides.
+        let long = format!("{}ann.somebody@example.org", " ".repeat(SHOWN - 8));
+        assert!(!shown(long.as_bytes(), TEXT, false).0.contains("ann"));
     }
 }

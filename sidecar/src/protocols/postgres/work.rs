@@ -89,6 +89,26 @@ impl Work {
     fn hides_values(&self) -> bool {
         self.plan.scrubs() || self.plan.hidden.hides_values()
     }
+
+    /// How many bind values are not shown as they are: all of them, NULL too, or those in which a detector found something.
+    fn hidden_values(&self) -> usize {
+        let Some((prepared, bind)) = &self.values else {
+            return 0;
+        };
+        if self.hides_values() {
+            return bind.values().len();
+        }
+        let Some(detectors) = self.plan.detectors() else {
+            return 0;
+        };
+        let hides = |(index, value): &(usize, Option<&[u8]>)| {
+            value.is_some_and(|value| {
+                let oid = prepared.parameter_type(*index);
+                values::shown(value, oid, bind.binary(*index), Some(detectors)).1 > 0
+            })
+        };
+        bind.values().enumerate().filter(hides).count()
+    }
 }
 
 fn borrowed(words: &[Box<str>]) -> Vec<Cow<'_, str>> {
@@ -116,10 +136,8 @@ impl crate::gate::Frame for Work {
             masks: borrowed(self.plan.mask_words()),
             hidden_values: i32::try_from(hidden_constants).unwrap_or(i32::MAX),
         };
-        if let (true, Some((_, bind))) = (self.hides_values(), &self.values) {
-            let values = i32::try_from(bind.values().len()).unwrap_or(i32::MAX);
-            described.hidden_values = described.hidden_values.saturating_add(values);
-        }
+        let found = i32::try_from(self.hidden_values()).unwrap_or(i32::MAX);
+        described.hidden_values = described.hidden_values.saturating_add(found);
         described
     }
 
@@ -127,13 +145,14 @@ impl crate::gate::Frame for Work {
         let Some((prepared, bind)) = &self.values else {
             return;
         };
-        let hidden = self.hides_values();
+        let (hidden, detectors) = (self.hides_values(), self.plan.detectors());
         for (index, value) in bind.values().enumerate() {
             match value {
                 None => show(None),
                 Some(_) if hidden => show(Some("***")),
                 Some(value) => {
-                    let shown = values::shown(value, prepared.parameter_type(index), bind.binary(index));
+                    let oid = prepared.parameter_type(index);
+                    let (shown, _) = values::shown(value, oid, bind.binary(index), detectors);
                     show(Some(&shown));
                 }
             }
