@@ -87,8 +87,23 @@ need_clients18() {
   rm -rf "$folder" && touch "$target/$version"
 }
 
-# Stock clients, each pinned: psycopg with libpq 18, asyncpg, SQLAlchemy, Django, node-postgres, pgx, pgjdbc, psql and pgbench 18. Those in
-# Rust are built with the tests.
+# Prisma's client, generated for the schema of the tests. Nothing but the client is kept: the CLI brings 300 MB. Its schema
+# engine is a download from elsewhere that generating does not need; naming any program keeps it from fetching one.
+need_prisma() {
+  local target="$CACHE/clients/prisma" here; here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../clients/prisma" && pwd)
+  [ -e "$target/ready" ] && diff -q "$here" "$target/ready" >/dev/null && return
+  echo "Installing and generating Prisma's client"
+  rm -rf "$target" "$target.new" && mkdir -p "$target.new"
+  cp -r "$here/." "$target.new/"
+  (cd "$target.new" && npm ci --silent --ignore-scripts --no-audit --no-fund \
+    && PRISMA_SCHEMA_ENGINE_BINARY=/bin/true PRISMA_HIDE_UPDATE_MESSAGE=1 CHECKPOINT_DISABLE=1 npx prisma generate >generate.log 2>&1 \
+    && npm prune --silent --omit=dev --ignore-scripts --no-audit --no-fund) || { cat "$target.new/generate.log" >&2; exit 1; }
+  cp -r "$here" "$target.new/ready"
+  mv "$target.new" "$target"
+}
+
+# Stock clients, each pinned: psycopg with libpq 18, asyncpg, SQLAlchemy, Django, node-postgres, Prisma, pgx, pgjdbc, Hibernate, psql and
+# pgbench 18; ActiveRecord is Debian's. Those in Rust are built with the tests.
 need_drivers() {
   local clients="$CACHE/clients" here; here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../clients" && pwd)
   mkdir -p "$clients"
@@ -96,6 +111,8 @@ need_drivers() {
   for tool in python3 node npm go java mvn; do
     command -v $tool >/dev/null || packages python3-venv nodejs npm golang default-jdk-headless maven
   done
+  packages ruby ruby-activerecord ruby-pg
+  need_prisma
   if [ ! -e "$clients/venv/ready" ]; then
     echo "Installing psycopg and asyncpg"
     rm -rf "$clients/venv" && python3 -m venv "$clients/venv"
@@ -119,6 +136,12 @@ need_drivers() {
   if [ ! -e "$clients/postgresql-42.7.8.jar" ]; then
     echo "Fetching pgjdbc"
     mvn -q -B dependency:copy -Dartifact=org.postgresql:postgresql:42.7.8 -DoutputDirectory="$clients"
+  fi
+  if ! cmp -s "$here/java/pom.xml" "$clients/hibernate/pom.xml"; then
+    echo "Fetching Hibernate"
+    rm -rf "$clients/hibernate" && mkdir -p "$clients/hibernate"
+    mvn -q -B -f "$here/java/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$clients/hibernate"
+    cp "$here/java/pom.xml" "$clients/hibernate/"
   fi
 }
 

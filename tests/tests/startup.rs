@@ -1,5 +1,9 @@
 //! What clients ask on their own at start-up and when they look at a schema must be understood: `psql`'s `\d` family,
-//! pgjdbc's metadata, psycopg's and asyncpg's type look-ups, and what SQLAlchemy and Django reflect.
+//! pgjdbc's metadata, psycopg's and asyncpg's type look-ups, what SQLAlchemy and Django reflect, how Hibernate validates and
+//! updates a schema, how ActiveRecord learns, dumps and migrates one, and what they and Prisma's client then send.
+//!
+//! Of Prisma only the client (`engineType = "client"`, over node-postgres) is here: `prisma migrate` and `prisma db pull` need
+//! its schema engine, a binary that the CLI fetches from binaries.prisma.sh and npm does not carry.
 //!
 //! Nothing is kept of their statements: each run lets the real clients loose on a real server that logs what it is
 //! sent, and analyses that.
@@ -79,16 +83,30 @@ fn clients() -> Result<Vec<Client>> {
         command.arg("-B").arg(here.join("python").join(script));
         Ok(command)
     };
-    let mut java = Command::new("java");
-    java.arg("-cp").arg(path("clients/postgresql-42.7.8.jar")?);
-    java.arg(here.join("java/Metadata.java"));
+    let java = |class_path: PathBuf, source: &str| {
+        let mut command = Command::new("java");
+        command.arg("-cp").arg(class_path).arg(here.join("java").join(source));
+        command
+    };
+    let driver = path("clients/postgresql-42.7.8.jar")?;
+    let mut ruby = Command::new("ruby");
+    ruby.arg(here.join("ruby/reflect.rb"));
+    let mut node = Command::new("node");
+    node.arg(path("clients/prisma/start.mjs")?);
     let client = |name, least, command| Client { name, least, command };
     Ok(vec![
         client("psql-15", 60, psql("/usr/lib/postgresql/15/bin/psql".into())),
         client("psql-18", 60, psql(path("postgres-18-clients/bin/psql")?)),
-        client("pgjdbc", 25, java),
+        client("pgjdbc", 25, java(driver, "Metadata.java")),
         client("drivers in Python", 10, python("type_lookups.py")?),
         client("SQLAlchemy and Django", 40, python("reflect.py")?),
+        client(
+            "Hibernate",
+            25,
+            java(path("clients/hibernate")?.join("*"), "Hibernate.java"),
+        ),
+        client("ActiveRecord", 90, ruby),
+        client("Prisma", 20, node),
     ])
 }
 
@@ -135,12 +153,6 @@ fn understood(major: Major) -> Result<()> {
     };
     let server = Postgres::with(major, options)?;
     server.sql("postgres", SCHEMA)?;
-    let catalog = read_snapshot(&server.sql("postgres", &snapshot_query())?)?;
-    let setting = Setting {
-        catalog: catalog.into(),
-        has_schema: true,
-        ..Setting::bare(major.number())
-    };
     let mut wrong: BTreeMap<String, String> = BTreeMap::new();
     for Client {
         name,
@@ -167,6 +179,13 @@ fn understood(major: Major) -> Result<()> {
             "{name} asked {} statements: {errors}",
             asked.len()
         );
+        // What it made is there by now.
+        let catalog = read_snapshot(&server.sql("postgres", &snapshot_query())?)?;
+        let setting = Setting {
+            catalog: catalog.into(),
+            has_schema: true,
+            ..Setting::bare(major.number())
+        };
         for text in asked {
             let analysis = setting.analyse(&text);
             let why = match (&analysis.problem, analysis.completeness) {
