@@ -192,6 +192,7 @@ fn understood(major: Major) -> Result<()> {
                 (Some(problem), _) => problem.clone(),
                 (None, Completeness::Opaque) => "opaque".to_owned(),
                 _ if analysis.is_unresolved() => "a name is not resolved".to_owned(),
+                (None, Completeness::Partial) => "not all of it is known".to_owned(),
                 _ => continue,
             };
             wrong.insert(text, format!("{name}: {why}"));

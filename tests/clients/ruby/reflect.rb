@@ -82,7 +82,8 @@ Item.create!(name: "a", tags: %w[x y], doc: { k: 1 })
 Item.insert_all([{ name: "b" }, { name: "c" }])
 Item.upsert({ id: 1, name: "d" }, unique_by: :id)
 Item.where(name: %w[a b]).exists?
-Item.find_by(name: "a")&.with_lock { nil }
+Item.find_by(name: "q")
+Item.first!.with_lock { nil }
 Item.where(id: 0).delete_all
 Item.pluck(:id, :name)
 Item.all.explain
