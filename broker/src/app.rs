@@ -23,6 +23,7 @@ use crate::authority::Authority;
 use crate::back;
 use crate::config::{BrokerConfig, StartError};
 use crate::control::server::{bind, run as run_control, Control};
+use crate::control::switch;
 use crate::dpop::Dpop;
 use crate::front::budget::Budget;
 use crate::front::{self, Front, Leases, Streams};
@@ -131,6 +132,7 @@ impl Broker {
             tasks: tasks.clone(),
         });
         front.lockdowns.configure(ground.lockdowns)?;
+        switch::say_ended(&front.audit, &front.lockdowns);
         accepted(&front.audit, front.index().revision()).map_err(|error| StartError::Records(error.to_string()))?;
         let reporter = Arc::new(Reporter {
             front: Arc::clone(&front),

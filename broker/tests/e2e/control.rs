@@ -8,6 +8,7 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::{json, Value};
+use sidegate_broker::clock::{rfc3339, Clock};
 use sidegate_broker::control::{Locked, Status, Unlocked};
 use sidegate_policies::record::audit::read;
 use sidegate_policies::record::layout::DirectoryStore;
@@ -93,6 +94,27 @@ async fn lock_and_unlock_write_lockdowns_that_survive_a_restart() {
     world.running.shutdown().await;
     let report = verify_store(&store, &Options::default()).unwrap();
     assert_eq!((report.exit_code(), report.logs.len()), (0, 2), "{report:?}");
+}
+
+#[tokio::test]
+async fn a_lockdown_whose_time_passed_while_the_broker_was_down_is_told_at_its_start() {
+    let world = World::start().await;
+    let until = rfc3339(world.clock.now_ms() + 60_000);
+    let freeze = json!({"freeze": [{"everything": {}}], "reason": "drill", "action": "Close", "forSeconds": 60});
+    let (code, body) = control(&world.running.control_socket, Method::POST, "/lock", Some(freeze)).await;
+    assert_eq!(code, StatusCode::OK, "{body}");
+    let store = world.path("state/records");
+    let world = world.restart_after(3_600_000).await;
+    assert!(world.running.status().lockdowns.is_empty());
+    let world = world.restart().await;
+    let _folder = world.temp;
+    world.running.shutdown().await;
+    let events = read(&DirectoryStore::new(&store)).unwrap().into_iter();
+    let ended: Vec<String> = events
+        .filter(|event| event.says.event == "lockdown.ended")
+        .map(|event| event.says.detail.into_owned())
+        .collect();
+    assert_eq!(ended, [format!("at {until}; noticed only when the broker started")]);
 }
 
 /// What people did, from the broker's own log: event and object.

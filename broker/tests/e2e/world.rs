@@ -78,8 +78,14 @@ impl World {
 
     /// Stops the broker and starts another one over the same folders.
     pub async fn restart(self) -> Self {
+        self.restart_after(0).await
+    }
+
+    /// The same, with so many milliseconds in between.
+    pub async fn restart_after(self, ms: i64) -> Self {
         let World { temp, clock, running } = self;
         running.shutdown().await;
+        clock.advance_ms(ms);
         let running = Broker::start(configuration(temp.path(), clock.clone())).await.unwrap();
         World { temp, clock, running }
     }
