@@ -141,6 +141,11 @@ impl Index {
             .collect()
     }
 
+    /// What was accepted.
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
     /// Every Target with the reason why nobody gets it, if nobody does.
     pub fn targets(&self) -> impl Iterator<Item = (&Target, Option<String>)> {
         let targets = self.objects.targets.iter().map(|located| &located.object);
@@ -319,6 +324,9 @@ impl Index {
         if let Some(why) = self.withheld.why(target) {
             return Err(why.to_owned());
         }
+        self.objects
+            .issuer_of(target)
+            .map_err(|unresolved| unresolved.to_string())?;
         let ca_pem = self.ca_pem(target)?;
         let mut target = target.clone();
         target.status = None;

@@ -4,10 +4,11 @@
 //! conditions, terms of an Ask) is added with its place, so that one call tells everything. Refuses nothing by
 //! itself: it lists. Invariant: a configuration without problems compiles, and what compiles can be enforced.
 
-mod hosts;
+pub(crate) mod hosts;
 mod lockdowns;
 mod policies;
 mod targets;
+mod token_issuers;
 
 use std::collections::HashSet;
 
@@ -15,6 +16,7 @@ use crate::api::meta::{LabelOperator, LabelSelector, Metadata};
 use crate::bundle::{Bundle, BundledTarget};
 use crate::compile::Problem;
 use crate::objects::{Located, Objects, Origin};
+pub use token_issuers::OWN;
 
 /// What the checker found.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +41,7 @@ pub fn check_apart(objects: &Objects) -> Checked {
     targets::check(objects, &mut checked);
     policies::check(objects, &mut checked);
     lockdowns::check(objects, &mut checked);
+    token_issuers::check(objects, &mut checked);
     for map in &objects.config_maps {
         let label = format!("ConfigMap {}/{}", map.object.namespace, map.object.name);
         let mut report = Report::new(&map.origin, label, &mut checked);

@@ -15,6 +15,7 @@ pub mod explanation;
 pub mod mask;
 pub mod objects;
 pub mod pod;
+pub mod presets;
 pub mod quantity;
 pub mod reason;
 pub mod record;

@@ -7,8 +7,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::api::{AccessPolicy, ClusterAccessPolicy, Lockdown, Target};
+use crate::api::target::Credential;
+use crate::api::{AccessPolicy, ClusterAccessPolicy, Lockdown, Target, TokenIssuer};
+use crate::check::OWN;
 use crate::compile::Problem;
+use crate::presets::{self, Gives, Scopes};
 use crate::yaml::Node;
 
 /// Everything one configuration says.
@@ -22,6 +25,8 @@ pub struct Objects {
     pub cluster_policies: Vec<Located<ClusterAccessPolicy>>,
     /// Lockdowns.
     pub lockdowns: Vec<Located<Lockdown>>,
+    /// TokenIssuers.
+    pub token_issuers: Vec<Located<TokenIssuer>>,
     /// ConfigMaps, for `tls.caBundle`.
     pub config_maps: Vec<Located<ConfigMap>>,
     /// Namespaces, for `allowedNamespaces`.
@@ -44,6 +49,54 @@ impl Objects {
             .find(|map| map.namespace == namespace && map.name == name)
     }
 
+    /// The TokenIssuer that a Target takes its tokens from. Nothing: it takes none, or those of Sidegate's own issuer.
+    ///
+    /// # Errors
+    /// Where the Target cannot have them: it is offered to nobody.
+    pub fn issuer_of(&self, target: &Target) -> Result<Option<&TokenIssuer>, Unresolved> {
+        let Credential::Token(token) = &target.spec.credential else {
+            return Ok(None);
+        };
+        let name = token.issuer.as_str();
+        if name == OWN {
+            return Ok(None);
+        }
+        let all = self.token_issuers.iter().map(|located| &located.object);
+        let found = all.into_iter().find(|issuer| issuer.metadata.name == name);
+        let issuer = found.ok_or_else(|| Unresolved {
+            reason: "IssuerNotFound",
+            message: format!("there is no TokenIssuer {name} (yet)"),
+        })?;
+        let home = target.metadata.namespace.as_deref().unwrap_or_default();
+        let allowed = &issuer.spec.allowed_namespaces.selector;
+        if !allowed.matches(&self.namespace_labels(home)) {
+            return Err(Unresolved {
+                reason: "IssuerNotAllowed",
+                message: format!("TokenIssuer {name} does not admit Targets of namespace {home}"),
+            });
+        }
+        let unfit = |message| Unresolved {
+            reason: "IssuerNotUsable",
+            message,
+        };
+        let preset = presets::find(&issuer.spec.preset);
+        let preset = preset.ok_or_else(|| unfit(format!("TokenIssuer {name} has no preset that is known")))?;
+        if preset.gives == Gives::Keys {
+            let preset = &preset.name;
+            return Err(unfit(format!(
+                "not built yet: TokenIssuer {name} ({preset}) gives keys to sign with, and this Target wants a token"
+            )));
+        }
+        if preset.scopes == Scopes::Required && token.scopes.is_empty() {
+            let message = format!(
+                "TokenIssuer {name} ({}) wants scopes; name them in token.scopes",
+                preset.name
+            );
+            return Err(unfit(message));
+        }
+        Ok(Some(issuer))
+    }
+
     /// Labels of a namespace; none for one that is not described. Kubernetes' own label with the name is always there.
     pub fn namespace_labels(&self, namespace: &str) -> BTreeMap<String, String> {
         let found = self.namespaces.iter().find(|located| located.object.name == namespace);
@@ -51,6 +104,16 @@ impl Objects {
         labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
         labels
     }
+}
+
+/// Why a reference leads nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {message}")]
+pub struct Unresolved {
+    /// In one word, as in conditions.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
 }
 
 /// A `v1 ConfigMap`: named text, read for certificate bundles only.

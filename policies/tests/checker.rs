@@ -95,8 +95,14 @@ fn logins_that_cannot_work_are_refused() {
     changed(
         &token,
         "audience: a",
-        "audience: a, issuer: corp",
+        "audience: a, issuer: Corp",
         "spec.credential.token.issuer",
+    );
+    changed(
+        &token,
+        "audience: a",
+        "audience: a, scopes: [read, 'a b']",
+        "spec.credential.token.scopes[1]",
     );
     let bare = "protocol: Postgres\ntls: {mode: Disabled}";
     changed(
@@ -237,8 +243,18 @@ fn nothing_the_design_names_is_ignored() {
             "spec.rules[0].ask.grant",
         ),
         (
-            "apiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {name: x}\n".to_owned(),
+            "apiVersion: sidegate.dev/v1alpha1\nkind: InjectionProfile\nmetadata: {name: x}\n".to_owned(),
             "kind",
+        ),
+        (token_issuer("users: {}"), "spec.users"),
+        (token_issuer("publish: {directory: /x}"), "spec.publish"),
+        (
+            token_issuer("clientSecretRef: {name: a, key: b}"),
+            "spec.clientSecretRef",
+        ),
+        (
+            token_issuer("caBundle: {inline: x, configMap: {name: a, key: b}}"),
+            "spec.caBundle.configMap",
         ),
     ] {
         let problems = loaded(&text);
@@ -248,6 +264,85 @@ fn nothing_the_design_names_is_ignored() {
     }
     let floor = "apiVersion: sidegate.dev/v1alpha1\nkind: ClusterAccessPolicy\nmetadata: {name: c}\nspec: {rows: []}\n";
     assert!(loaded(floor)[0].message.starts_with("not built yet"));
+}
+
+fn token_issuer(more: &str) -> String {
+    format!(
+        "apiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {{name: corp}}\nspec:\n  preset: Keycloak\n  \
+         issuer: https://sso.example/realms/corp\n  allowedNamespaces: {{selector: {{matchLabels: {{team: a}}}}}}\n  {more}\n"
+    )
+}
+
+#[test]
+fn token_issuers_that_could_only_fail_at_an_exchange_are_refused() {
+    let good = token_issuer("");
+    assert_eq!(checked(&good).problems, []);
+    for (from, to, field) in [
+        ("name: corp", "name: sidegate", "metadata.name"),
+        ("preset: Keycloak", "preset: Keycloack", "spec.preset"),
+        ("preset: Keycloak", "preset: Entra", "spec.preset"),
+        ("https://sso", "http://sso", "spec.issuer"),
+        (
+            "https://sso.example/realms/corp",
+            "https://169.254.169.254",
+            "spec.issuer",
+        ),
+        (
+            "preset: Keycloak",
+            "preset: Vault\n  values: {mount: jwt}",
+            "spec.values.role",
+        ),
+        (
+            "preset: Keycloak",
+            "preset: Vault\n  values: {mount: '..', role: a}",
+            "spec.values.mount",
+        ),
+        (
+            "preset: Keycloak",
+            "preset: Keycloak\n  values: {realm: x}",
+            "spec.values.realm",
+        ),
+        (
+            "preset: Keycloak",
+            "preset: Generic\n  values: {tokenEndpoint: 'http://x.example'}",
+            "spec.values.tokenEndpoint",
+        ),
+        (
+            "preset: Keycloak",
+            "preset: Keycloak\n  caBundle: {inline: x}",
+            "spec.caBundle.inline",
+        ),
+    ] {
+        assert!(good.contains(from), "{from}");
+        one(&good.replace(from, to), field);
+    }
+}
+
+#[test]
+fn a_target_says_why_it_cannot_have_a_token() {
+    let spec = POSTGRES.replace(
+        "secret: {name: shop-agent}",
+        "token: {issuer: corp, audience: a, username: u}",
+    );
+    let namespace = "apiVersion: v1\nkind: Namespace\nmetadata: {name: data, labels: {team: a}}\n";
+    let why = |issuer: &str, namespace: &str| {
+        let checked = checked(&format!("{}---\n{issuer}---\n{namespace}", target(&spec)));
+        assert_eq!(checked.problems, []);
+        let warnings = checked.warnings.iter();
+        let about = warnings.filter(|warning| warning.field == "spec.credential.token.issuer");
+        about
+            .map(|warning| warning.message.clone())
+            .collect::<Vec<_>>()
+            .join("; ")
+    };
+    let keycloak = token_issuer("");
+    assert_eq!(why(&keycloak, namespace), "");
+    assert!(why("", namespace).contains("there is no TokenIssuer corp (yet)"));
+    assert!(why(&keycloak, "").contains("does not admit Targets of namespace data"));
+    let google = keycloak.replace("preset: Keycloak", "preset: Google\n  values: {provider: x}");
+    assert!(why(&google, namespace).contains("wants scopes"));
+    let aws = keycloak.replace("preset: Keycloak", "preset: AwsSts\n  values: {roleArn: x}");
+    assert!(why(&aws, namespace).starts_with("not built yet: "));
 }
 
 #[test]

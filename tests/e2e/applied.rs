@@ -241,6 +241,59 @@ pub fn what_is_wrong_says_so_and_allows_nothing(cluster: &Cluster) -> Result<()>
     Ok(())
 }
 
+/// A Target of another issuer is offered once its TokenIssuer is there, right and open to its namespace; until then it
+/// says what is missing.
+pub fn a_target_says_whether_its_issuer_is_there(cluster: &Cluster) -> Result<()> {
+    let agent = Agent::new(cluster)?;
+    let (namespace, local) = (&agent.namespace, ports::free()?);
+    let issuer = format!("corp-{namespace}");
+    let apply = |preset: &str, team: &str| {
+        let object = json!({
+            "apiVersion": "sidegate.dev/v1alpha1", "kind": "TokenIssuer", "metadata": {"name": issuer},
+            "spec": {
+                "preset": preset, "issuer": "https://sso.example/realms/corp",
+                "allowedNamespaces": {"selector": {"matchLabels": {"kubernetes.io/metadata.name": team}}},
+            },
+        });
+        agent.apply(&object.to_string())
+    };
+    let target = json!({
+        "apiVersion": "sidegate.dev/v1alpha1", "kind": "Target", "metadata": {"name": "ledger", "namespace": namespace},
+        "spec": {
+            "protocol": "Postgres", "address": {"host": "db.example", "port": 5432}, "listen": {"port": local},
+            "credential": {"token": {"issuer": issuer, "audience": "ledger", "username": "reader"}},
+        },
+    });
+    agent.apply(&target.to_string())?;
+    let says = |reason: &'static str| {
+        let what = format!("the Target says {reason}");
+        let look = || agent.condition("target", "ledger", "ResolvedRefs");
+        until(&what, look, |condition| condition["reason"] == reason)
+    };
+    says("IssuerNotFound")?;
+    apply("Keycloak", "elsewhere")?;
+    says("IssuerNotAllowed")?;
+    apply("Keycloak", namespace)?;
+    says("ResolvedRefs")?;
+    let accepted = || agent.condition("tokenissuer", &issuer, "Accepted");
+    until("it is accepted", accepted, |condition| condition["status"] == "True")?;
+    let table = agent.kubectl(&["get", "ti", &issuer])?;
+    ensure!(table.contains("Keycloak") && table.contains("True"), "{table}");
+    // What the schema cannot tell the broker can, and the Target is offered to nobody.
+    apply("Entra", namespace)?;
+    let refused = until("it is not accepted", accepted, |condition| {
+        condition["status"] == "False"
+    })?;
+    let message = refused["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("spec.preset: not built yet: RS256"), "{refused}");
+    says("IssuerNotFound")?;
+    ensure!(
+        apply("Keycloack", namespace).is_err(),
+        "the API server takes a preset that does not exist"
+    );
+    agent.kubectl(&["delete", "tokenissuer", &issuer]).map(|_| ())
+}
+
 /// A Lockdown that is applied cuts the open session, and lets it be again when it is deleted.
 pub fn a_lockdown_cuts_when_it_is_applied(cluster: &Cluster) -> Result<()> {
     let shop = Shop::start(cluster)?;

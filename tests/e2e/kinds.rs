@@ -4,12 +4,13 @@ use anyhow::{ensure, Result};
 use sidegate_tests::cluster::{Cluster, User};
 
 /// Our kinds by their plural names.
-const KINDS: [&str; 5] = [
+const KINDS: [&str; 6] = [
     "targets",
     "accesspolicies",
     "clusteraccesspolicies",
     "accessrequests",
     "lockdowns",
+    "tokenissuers",
 ];
 
 fn here(path: &str) -> String {
@@ -36,6 +37,7 @@ pub fn explain_reads_as_documented(cluster: &Cluster) -> Result<()> {
         ("accesspolicies.spec.rules", "sql"),
         ("accessrequests.spec.operation", "How many values stay hidden"),
         ("lockdowns.spec.freeze", "serviceAccount"),
+        ("tokenissuers.spec.preset", "How this provider is spoken to"),
     ] {
         let said = cluster.kubectl(&["explain", path, "--api-version=sidegate.dev/v1alpha1"], "")?;
         let one_line = said.split_whitespace().collect::<Vec<_>>().join(" ");

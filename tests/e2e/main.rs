@@ -104,6 +104,10 @@ const TESTS: &[(&str, Test)] = &[
         applied::what_is_wrong_says_so_and_allows_nothing,
     ),
     (
+        "applied::a_target_says_whether_its_issuer_is_there",
+        applied::a_target_says_whether_its_issuer_is_there,
+    ),
+    (
         "applied::a_lockdown_cuts_when_it_is_applied",
         applied::a_lockdown_cuts_when_it_is_applied,
     ),

@@ -38,16 +38,19 @@ pub enum Kind {
     ClusterAccessPolicy,
     /// `Lockdown`.
     Lockdown,
+    /// `TokenIssuer`.
+    TokenIssuer,
 }
 
 impl Kind {
     /// Every kind that is followed.
-    pub const ALL: [Kind; 5] = [
+    pub const ALL: [Kind; 6] = [
         Kind::Namespace,
         Kind::Target,
         Kind::AccessPolicy,
         Kind::ClusterAccessPolicy,
         Kind::Lockdown,
+        Kind::TokenIssuer,
     ];
 
     /// As in `kind:`.
@@ -59,6 +62,7 @@ impl Kind {
             Kind::AccessPolicy => "AccessPolicy",
             Kind::ClusterAccessPolicy => "ClusterAccessPolicy",
             Kind::Lockdown => "Lockdown",
+            Kind::TokenIssuer => "TokenIssuer",
         }
     }
 
@@ -71,6 +75,7 @@ impl Kind {
             Kind::AccessPolicy => "accesspolicies",
             Kind::ClusterAccessPolicy => "clusteraccesspolicies",
             Kind::Lockdown => "lockdowns",
+            Kind::TokenIssuer => "tokenissuers",
         }
     }
 
@@ -240,8 +245,9 @@ fn nothing(mut reading: Reading, why: &Problem) -> Reading {
 fn withhold(withheld: &mut Withheld, key: &Key, object: &Value, why: &str) {
     let observes = object.pointer("/spec/mode").and_then(Value::as_str) == Some("Observe");
     match (key.kind, references(object)) {
-        // A Target that is left out is offered to nobody, and what only observes restricts nothing.
-        (Kind::Target | Kind::Namespace | Kind::ConfigMap | Kind::Lockdown, _) => {}
+        // A Target that is left out is offered to nobody, one whose TokenIssuer is left out too, and what only observes
+        // restricts nothing.
+        (Kind::Target | Kind::Namespace | Kind::ConfigMap | Kind::Lockdown | Kind::TokenIssuer, _) => {}
         _ if observes => {}
         (Kind::AccessPolicy, references) => {
             let namespace = key.namespace.as_deref().unwrap_or_default();

@@ -209,12 +209,15 @@ impl Conditions {
     ) -> Vec<Condition> {
         let mut wanted = vec![accepted(key, found)];
         if !found.problems.is_empty() && key.kind != Kind::Lockdown {
-            wanted.push(Condition::new("Programmed", false, "NotAccepted", "it is not in force"));
+            if key.kind != Kind::TokenIssuer {
+                wanted.push(Condition::new("Programmed", false, "NotAccepted", "it is not in force"));
+            }
             return wanted;
         }
         let reach = reach.get(key).copied().unwrap_or_default();
         match key.kind {
             Kind::Lockdown => wanted.push(reach.condition()),
+            Kind::TokenIssuer => {}
             Kind::Target => {
                 let target = index.targets().find(|(target, _)| is(target, key));
                 let Some((target, withheld)) = target else {
@@ -222,7 +225,7 @@ impl Conditions {
                 };
                 wanted.push(match self.authority(key, object) {
                     Some(unread) => unread,
-                    None => self.references(target, found).await,
+                    None => self.references(target, found, index).await,
                 });
                 wanted.push(match withheld {
                     Some(why) => Condition::new("Programmed", false, "Withheld", why),
@@ -259,7 +262,10 @@ impl Conditions {
     }
 
     /// Whether what a Target refers to is there and granted.
-    async fn references(&self, target: &Target, found: &Found) -> Condition {
+    async fn references(&self, target: &Target, found: &Found, index: &Index) -> Condition {
+        if let Err(unresolved) = index.objects().issuer_of(target) {
+            return Condition::new("ResolvedRefs", false, unresolved.reason, unresolved.message);
+        }
         let home = target.metadata.namespace.as_deref().unwrap_or_default();
         let Credential::Secret(secret) = &target.spec.credential else {
             return resolved(found);
@@ -296,7 +302,12 @@ fn accepted(key: &Key, found: &Found) -> Condition {
 /// Warnings about references.
 fn dangling(found: &Found) -> Vec<Problem> {
     let about = |problem: &&Problem| {
-        let of_references = ["spec.targetRefs", "spec.tls.caBundle", "spec.subjects"];
+        let of_references = [
+            "spec.targetRefs",
+            "spec.tls.caBundle",
+            "spec.subjects",
+            "spec.credential.token.issuer",
+        ];
         of_references.iter().any(|field| problem.field.starts_with(field))
     };
     found.warnings.iter().filter(about).cloned().collect()

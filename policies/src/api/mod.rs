@@ -11,6 +11,7 @@ pub mod lockdown;
 pub mod meta;
 pub mod not_built;
 pub mod target;
+pub mod token_issuer;
 
 pub use access_policy::{AccessPolicy, AccessPolicySpec};
 pub use access_request::{AccessRequest, AccessRequestSpec, AccessRequestStatus};
@@ -18,6 +19,7 @@ pub use cluster_access_policy::{ClusterAccessPolicy, ClusterAccessPolicySpec};
 pub use lockdown::{Lockdown, LockdownSpec};
 pub use meta::{LabelSelector, Metadata, Object};
 pub use target::{Target, TargetSpec};
+pub use token_issuer::{TokenIssuer, TokenIssuerSpec};
 
 /// The API group of every Sidegate kind.
 pub const GROUP: &str = "sidegate.dev";

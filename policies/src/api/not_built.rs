@@ -18,7 +18,6 @@ pub struct NotBuilt {
 
 /// Everything that is refused as "not built yet".
 pub const NOT_BUILT: &[NotBuilt] = &[
-    entry("TokenIssuer", "an external identity provider to exchange tokens with"),
     entry("InjectionProfile", "how the sidecar is added to pods"),
     entry("Target.spec.protocol=MySQL", "MySQL and MariaDB"),
     entry("Target.spec.protocol=Redis", "Redis and Valkey"),
@@ -31,6 +30,27 @@ pub const NOT_BUILT: &[NotBuilt] = &[
     ),
     entry("Target.spec.protocol=MCP", "Model Context Protocol servers"),
     entry("Target.spec.protocol=LLM", "OpenAI and Anthropic APIs"),
+    entry(
+        "TokenIssuer.spec.users",
+        "tokens of users exchanged together with the agent's (delegation)",
+    ),
+    entry(
+        "TokenIssuer.spec.publish",
+        "the issuer's keys written where vendors fetch them",
+    ),
+    entry(
+        "TokenIssuer.spec.clientSecretRef",
+        "a client secret or Basic login, where a provider insists on one",
+    ),
+    entry(
+        "TokenIssuer.spec.caBundle.configMap",
+        "authorities from a ConfigMap; `inline` works",
+    ),
+    entry(
+        "TokenIssuer.spec.preset=GitHubApp",
+        "installation tokens of a GitHub App",
+    ),
+    entry("TokenIssuer.spec.preset=OpenRouter", "OpenRouter's keys by exchange"),
     entry("Target.spec.credential.vault", "database users from Vault or OpenBao"),
     entry("Target.spec.credential.awsIam", "AWS IAM logins and request signing"),
     entry("Target.spec.credential.sshCertificate", "short-lived SSH certificates"),

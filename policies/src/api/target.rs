@@ -193,7 +193,7 @@ fn password() -> String {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub struct TokenCredential {
-    /// Who issues it. `sidegate` (default) is the broker itself.
+    /// Who issues it: the name of a TokenIssuer. `sidegate` (default) is the broker itself.
     #[serde(default = "sidegate")]
     pub issuer: String,
     /// The token's audience, as the target expects it.

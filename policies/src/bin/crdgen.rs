@@ -16,6 +16,8 @@ use sidegate_policies::api::access_request::AccessRequestResource;
 use sidegate_policies::api::cluster_access_policy::ClusterAccessPolicyResource;
 use sidegate_policies::api::lockdown::LockdownResource;
 use sidegate_policies::api::target::TargetResource;
+use sidegate_policies::api::token_issuer::TokenIssuerResource;
+use sidegate_policies::presets;
 
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +155,16 @@ fn definitions() -> Result<Vec<(&'static str, Value)>, CrdError> {
                 AGE,
             ],
         ),
+        (
+            "tokenissuers",
+            serde_json::to_value(TokenIssuerResource::crd())?,
+            vec![
+                ("Preset", "string", ".spec.preset"),
+                ("Issuer", "string", ".spec.issuer"),
+                ACCEPTED,
+                AGE,
+            ],
+        ),
     ];
     let mut finished = Vec::with_capacity(kinds.len());
     for (plural, mut definition, columns) in kinds {
@@ -189,6 +201,14 @@ fn finish(plural: &str, definition: &mut Value, columns: &[Column]) -> Result<()
         .and_then(Value::as_object_mut)
         .ok_or_else(shape)?;
     schema.entry("status").or_insert_with(conditions);
+    // Presets are files: the types know nothing of their names.
+    let named = schema
+        .get_mut("spec")
+        .and_then(|spec| spec.pointer_mut("/properties/preset"));
+    if let Some(preset) = named.and_then(Value::as_object_mut) {
+        let names = presets::all().iter().map(|preset| preset.name.as_str());
+        preset.insert("enum".to_owned(), names.collect());
+    }
     for part in ["spec", "status"] {
         if let Some(part) = schema.get_mut(part) {
             bound(part, "");

@@ -7,7 +7,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 /// What is wrong with a host, if anything.
-pub(super) fn wrong(host: &str) -> Option<String> {
+pub(crate) fn wrong(host: &str) -> Option<String> {
     if host.is_empty() || host.len() > 253 {
         return Some("a host has 1 to 253 characters".to_owned());
     }

@@ -28,6 +28,10 @@ pub(super) fn check(objects: &Objects, checked: &mut Checked) {
             TargetProtocol::Tcp => raw(spec, &mut report),
         }
         authorities(objects, target, &mut report);
+        // It may still come, or be allowed later: until then the Target is offered to nobody.
+        if let Err(unresolved) = objects.issuer_of(target) {
+            report.warning("spec.credential.token.issuer", unresolved.message);
+        }
         if let Some(allowed) = &spec.allowed_namespaces {
             report.selector("spec.allowedNamespaces.selector", &allowed.selector);
         }
@@ -105,10 +109,8 @@ fn login(spec: &TargetSpec, report: &mut Report<'_>) {
             }
         }
         Credential::Token(token) => {
-            if token.issuer != "sidegate" {
-                let message = "not built yet: issuers other than `sidegate` come with TokenIssuer";
-                report.problem("spec.credential.token.issuer", message);
-            }
+            report.reference("spec.credential.token.issuer".to_owned(), &token.issuer);
+            scopes(&token.scopes, report);
             if token.audience.trim().is_empty() {
                 report.problem("spec.credential.token.audience", "name the audience the target expects");
             }
@@ -122,6 +124,17 @@ fn login(spec: &TargetSpec, report: &mut Report<'_>) {
     if spec.weak_login == WeakLogin::InsideTls && spec.tls.mode == TlsMode::Disabled {
         let message = "InsideTLS says nothing where tls.mode is Disabled; use VerifyFull, or Refuse for SCRAM";
         report.problem("spec.weakLogin", message);
+    }
+}
+
+/// RFC 6749 section 3.3: a scope has no space in it.
+fn scopes(scopes: &[String], report: &mut Report<'_>) {
+    let formed = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'\\');
+    for (at, scope) in scopes.iter().enumerate() {
+        if scope.is_empty() || !scope.bytes().all(formed) {
+            let message = format!("`{scope}` is not a scope: no spaces, quotes or backslashes; one in each entry");
+            report.problem(format!("spec.credential.token.scopes[{at}]"), message);
+        }
     }
 }
 

@@ -163,6 +163,11 @@ impl Loader {
                     self.loaded.objects.lockdowns.push(found);
                 }
             }
+            (API_VERSION, "TokenIssuer") => {
+                if let Some(found) = self.object(&known("TokenIssuer"), false) {
+                    self.loaded.objects.token_issuers.push(found);
+                }
+            }
             ("v1", "ConfigMap") => self.config_map(&known("ConfigMap")),
             ("v1", "Namespace") => self.namespace(&known("Namespace")),
             (api_version, kind) => {
@@ -304,8 +309,8 @@ fn foreign(api_version: &str, kind: &str) -> (&'static str, String) {
         }
         (API_VERSION, kind) => match not_built::kind(kind) {
             Some(message) => message,
-            None => "no such kind; known are Target, AccessPolicy, ClusterAccessPolicy, Lockdown, and of v1 \
-                ConfigMap and Namespace"
+            None => "no such kind; known are Target, AccessPolicy, ClusterAccessPolicy, Lockdown, TokenIssuer, and of \
+                v1 ConfigMap and Namespace"
                 .to_owned(),
         },
         _ if group == GROUP => return ("apiVersion", format!("this release reads {API_VERSION} only")),

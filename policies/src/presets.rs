@@ -1,0 +1,390 @@
+//! Presets: how each kind of identity provider is spoken to, as data. A new provider is one file in `presets/` and
+//! its line below.
+//!
+//! Owns the form of a preset and the closed set of placeholders. Refuses, before anything is sent, a placeholder that
+//! does not exist, one that is only a part of a value, a value nobody asks for, and an algorithm that nothing signs
+//! with. Invariants: code knows encodings and classes and never a provider's name; what a placeholder stands for
+//! becomes a whole value of a form or a JSON text, or one segment of a path, never text pasted into either.
+
+mod template;
+pub mod url;
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+
+use crate::quantity::Span;
+pub use template::{Endpoint, Field, Piece, Placeholder};
+
+/// Every preset: the name, which is its file's in CamelCase, and its text.
+const FILES: &[(&str, &str)] = &[
+    ("Anthropic", include_str!("presets/anthropic.yaml")),
+    ("AwsSts", include_str!("presets/aws-sts.yaml")),
+    ("Dex", include_str!("presets/dex.yaml")),
+    ("Entra", include_str!("presets/entra.yaml")),
+    ("Generic", include_str!("presets/generic.yaml")),
+    ("GenericAssertion", include_str!("presets/generic-assertion.yaml")),
+    ("Google", include_str!("presets/google.yaml")),
+    ("Keycloak", include_str!("presets/keycloak.yaml")),
+    ("Okta", include_str!("presets/okta.yaml")),
+    ("OpenAI", include_str!("presets/openai.yaml")),
+    ("Vault", include_str!("presets/vault.yaml")),
+];
+
+/// Requests of one exchange, at most.
+const MAX_STEPS: usize = 3;
+/// The longest life of an assertion.
+const MAX_LIFE: std::time::Duration = std::time::Duration::from_secs(5 * 60);
+
+static ALL: LazyLock<Vec<Preset>> = LazyLock::new(|| {
+    // One that does not read is not known, so that nothing can refer to it; a test reads them all.
+    let read = FILES.iter().filter_map(|(name, text)| Preset::read(name, text).ok());
+    read.collect()
+});
+
+/// Every preset.
+pub fn all() -> &'static [Preset] {
+    &ALL
+}
+
+/// The preset of this name.
+pub fn find(name: &str) -> Option<&'static Preset> {
+    ALL.iter().find(|preset| preset.name == name)
+}
+
+/// How one kind of provider is spoken to.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Preset {
+    /// As in `spec.preset`.
+    #[serde(skip)]
+    pub name: String,
+    /// What it does, for people.
+    pub about: String,
+    /// What the last step gives.
+    #[serde(default)]
+    pub gives: Gives,
+    /// Whether a Target must name scopes.
+    #[serde(default)]
+    pub scopes: Scopes,
+    /// What `spec.values` may hold.
+    #[serde(default)]
+    pub values: BTreeMap<String, Need>,
+    /// One to three requests, in order.
+    pub steps: Vec<Step>,
+}
+
+/// What an exchange gives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub enum Gives {
+    /// A token that is shown as it is.
+    #[default]
+    Bearer,
+    /// Keys that requests are signed with.
+    Keys,
+}
+
+/// Whether a Target must name scopes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub enum Scopes {
+    /// It may.
+    #[default]
+    Optional,
+    /// It must: the provider has no default.
+    Required,
+}
+
+/// What one of `spec.values` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Need {
+    /// A text that must be there.
+    Required,
+    /// A text that may be left out, and its field with it.
+    Optional,
+    /// A whole URL to send a request to, which must be there.
+    Endpoint,
+}
+
+/// One request and what to make of its reply.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Step {
+    /// Where it is posted to.
+    pub post: Endpoint,
+    /// How its fields are written.
+    pub encoding: Encoding,
+    /// The fields.
+    pub fields: BTreeMap<String, Field>,
+    /// The assertion that `{assertion}` stands for.
+    #[serde(default)]
+    pub assertion: Option<AssertionSpec>,
+    /// Where the reply has what.
+    pub reply: Reply,
+    /// What errors mean; the first that fits. Without one, the status decides.
+    #[serde(default)]
+    pub errors: Vec<ErrorRule>,
+}
+
+/// How the fields of a request are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Encoding {
+    /// `application/x-www-form-urlencoded`.
+    Form,
+    /// One JSON object of texts.
+    Json,
+    /// A form for AWS's query protocol, with its reply asked for as JSON.
+    AwsQuery,
+}
+
+/// The assertion of a step: a JWT of ours.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AssertionSpec {
+    /// Its sole audience.
+    pub audience: Field,
+    /// What it is signed with.
+    #[serde(default)]
+    pub alg: AssertionAlg,
+    /// How long it lives.
+    #[serde(default = "minute")]
+    pub life: Span,
+    /// `iss`, where it is not our own issuer URL.
+    #[serde(default)]
+    pub issuer: Option<Field>,
+    /// `sub`, where it is not the agent.
+    #[serde(default)]
+    pub subject: Option<Field>,
+}
+
+impl AssertionSpec {
+    /// The claims that are filled in.
+    fn claims(&self) -> impl Iterator<Item = &Field> {
+        let more = self.issuer.iter().chain(self.subject.iter());
+        std::iter::once(&self.audience).chain(more)
+    }
+}
+
+fn minute() -> Span {
+    Span(std::time::Duration::from_secs(60))
+}
+
+/// What an assertion is signed with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub enum AssertionAlg {
+    /// ECDSA on P-256.
+    #[default]
+    #[serde(rename = "ES256")]
+    Es256,
+    /// RSA: no ring holds such a key yet.
+    #[serde(rename = "RS256")]
+    Rs256,
+}
+
+/// Where a reply has what, as JSON pointers.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Reply {
+    /// The token.
+    pub token: String,
+    /// Its life in seconds.
+    #[serde(default)]
+    pub expires_in: Option<String>,
+    /// Its end: RFC 3339, or seconds since 1970.
+    #[serde(default)]
+    pub expires_at: Option<String>,
+    /// What must stand there, or the reply is not the one that was asked for.
+    #[serde(default)]
+    pub expect: Vec<Expect>,
+    /// A token that is a JWT and names audiences must name the Target's.
+    #[serde(default)]
+    pub audience: Audience,
+}
+
+/// Whether the audience of a JWT is looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub enum Audience {
+    /// It is the Target's business.
+    #[default]
+    Unchecked,
+    /// It must hold the one that was asked for.
+    Checked,
+}
+
+/// One thing a good reply says.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Expect {
+    /// Where.
+    pub at: String,
+    /// One of these texts.
+    #[serde(rename = "in")]
+    pub any: Vec<String>,
+}
+
+/// What one error means.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ErrorRule {
+    /// Where.
+    pub at: String,
+    /// Exactly this text or number; never a part of prose.
+    pub is: serde_json::Value,
+    /// What it means.
+    pub class: Class,
+}
+
+/// What to make of a failed request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+pub enum Class {
+    /// The provider says no.
+    Final,
+    /// It may say otherwise in a moment.
+    Retry,
+    /// It does not know of this trust yet.
+    Propagation,
+    /// It takes the assertion for too old or used: a new one, once.
+    Reassert,
+    /// It is not the reply of such a provider.
+    Broken,
+}
+
+impl Class {
+    /// As in the audit.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Class::Final => "Final",
+            Class::Retry => "Retry",
+            Class::Propagation => "Propagation",
+            Class::Reassert => "Reassert",
+            Class::Broken => "Broken",
+        }
+    }
+}
+
+impl Preset {
+    /// Reads a preset, or says what is wrong with it.
+    pub fn read(name: &str, text: &str) -> Result<Preset, String> {
+        let read = crate::yaml::read::<Preset>(text);
+        let mut preset = read.map_err(|mistakes| {
+            let told = mistakes
+                .iter()
+                .map(|mistake| format!("{}: {}", mistake.field, mistake.message));
+            told.collect::<Vec<_>>().join("; ")
+        })?;
+        preset.name = name.to_owned();
+        preset.sound()?;
+        Ok(preset)
+    }
+
+    /// Why nothing can be exchanged by it yet, if so.
+    pub fn not_built(&self) -> Option<String> {
+        let rsa = self.steps.iter().filter_map(|step| step.assertion.as_ref());
+        let rsa = rsa.into_iter().any(|assertion| assertion.alg == AssertionAlg::Rs256);
+        rsa.then(|| format!("not built yet: RS256 assertions, and {} takes no others", self.name))
+    }
+
+    fn sound(&self) -> Result<(), String> {
+        if self.steps.is_empty() || self.steps.len() > MAX_STEPS {
+            return Err(format!("steps: one to {MAX_STEPS}"));
+        }
+        let mut unused: Vec<&String> = self.values.keys().collect();
+        for (at, step) in self.steps.iter().enumerate() {
+            let place = format!("steps[{at}]");
+            for placeholder in step.placeholders() {
+                self.known(placeholder, at, step)
+                    .map_err(|why| format!("{place}: {why}"))?;
+                unused.retain(|name| placeholder != &Placeholder::Value((*name).clone()));
+            }
+            self.fits(step).map_err(|why| format!("{place}: {why}"))?;
+            step.sound().map_err(|why| format!("{place}: {why}"))?;
+        }
+        match unused.first() {
+            Some(name) => Err(format!("values.{name}: no step asks for it")),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether what is filled in has the form its place wants, and cannot be missing there.
+    fn fits(&self, step: &Step) -> Result<(), String> {
+        if let Placeholder::Value(name) = &step.post.base {
+            if self.values.get(name) != Some(&Need::Endpoint) {
+                return Err(format!("post: `{name}` is no endpoint"));
+            }
+        }
+        let claims = step.assertion.iter().flat_map(AssertionSpec::claims);
+        for field in step.fields.values().chain(claims) {
+            let Field::Filled { from, optional } = field else {
+                continue;
+            };
+            let may_lack = match from {
+                Placeholder::Scope => self.scopes == Scopes::Optional,
+                Placeholder::Value(name) => self.values.get(name) == Some(&Need::Optional),
+                _ => false,
+            };
+            if may_lack != *optional {
+                return Err(format!(
+                    "{from:?}: `?` stands where there may be nothing, and only there"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a placeholder means something in this step.
+    fn known(&self, placeholder: &Placeholder, at: usize, step: &Step) -> Result<(), String> {
+        match placeholder {
+            Placeholder::Assertion if step.assertion.is_none() => Err("{assertion} without an assertion".to_owned()),
+            Placeholder::Previous if at == 0 => Err("{previous} in the first step".to_owned()),
+            Placeholder::Value(name) if !self.values.contains_key(name) => {
+                Err(format!("no such placeholder: {{{name}}}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Step {
+    fn placeholders(&self) -> Vec<&Placeholder> {
+        let claims = self.assertion.iter().flat_map(AssertionSpec::claims);
+        let fields = self.fields.values().chain(claims);
+        let fields = fields.filter_map(Field::placeholder);
+        self.post.placeholders().chain(fields).collect()
+    }
+
+    fn sound(&self) -> Result<(), String> {
+        let reply = &self.reply;
+        let pointers = [Some(&reply.token), reply.expires_in.as_ref(), reply.expires_at.as_ref()];
+        let pointers = pointers.into_iter().flatten();
+        let pointers = pointers.chain(reply.expect.iter().map(|expect| &expect.at));
+        let mut pointers = pointers.chain(self.errors.iter().map(|rule| &rule.at));
+        if let Some(wrong) = pointers.find(|pointer| !pointer.starts_with('/')) {
+            return Err(format!("`{wrong}` is no JSON pointer"));
+        }
+        if let Some(assertion) = &self.assertion {
+            if assertion.life.0 > MAX_LIFE || assertion.life.0.is_zero() {
+                return Err("assertion.life: at most 5m".to_owned());
+            }
+            // Whoever writes Targets does not choose whom we sign what for.
+            let mut inside = assertion.claims().filter_map(Field::placeholder);
+            let administrators = |from: &Placeholder| {
+                matches!(
+                    from,
+                    Placeholder::Issuer | Placeholder::IssuerOrigin | Placeholder::Value(_)
+                )
+            };
+            if !inside.all(administrators) {
+                return Err("assertion: a claim holds what the TokenIssuer says, and nothing else".to_owned());
+            }
+        }
+        let scalar = |rule: &ErrorRule| rule.is.is_string() || rule.is.is_i64();
+        if !self.errors.iter().all(scalar) {
+            return Err("errors: `is` is a text or an integer".to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "presets/tests.rs"]
+mod tests;
