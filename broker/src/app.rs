@@ -24,6 +24,7 @@ use crate::back;
 use crate::config::{BrokerConfig, StartError};
 use crate::control::server::{bind, run as run_control, Control};
 use crate::control::switch;
+use crate::credentials::{Exchanges, Outbound};
 use crate::dpop::Dpop;
 use crate::front::budget::Budget;
 use crate::front::{self, Front, Leases, Streams};
@@ -113,16 +114,19 @@ impl Broker {
         let digest_key = digest_key(&state)?;
         let (cluster_name, objects, withheld) = (config.cluster.clone(), ground.objects, ground.withheld);
         let (in_force, index) = InForce::first(Arc::clone(&state), cluster_name, digest_key, objects, withheld)?;
+        let lockdowns = Arc::new(Lockdowns::open(Arc::clone(&state), Arc::clone(&config.clock))?);
+        let exchanges = exchanges(&config, &issuer, &lockdowns, &audit, &tasks);
         let front = Arc::new(Front {
             issuer,
             attestor: ground.attestor,
             dpop: Dpop::new(listeners.front_url.clone(), Arc::clone(&config.clock))
                 .map_err(|error| StartError::crypto("the nonce key", error))?,
             index,
-            lockdowns: Arc::new(Lockdowns::open(Arc::clone(&state), Arc::clone(&config.clock))?),
+            lockdowns,
             approvals: Arc::new(open_approvals(&state, &config, &audit)?),
             audit,
             secrets: ground.secrets,
+            exchanges,
             leases: Leases::default(),
             revoked: Revoked::open(Arc::clone(&state))?,
             metrics: Metrics::new().map_err(|error| StartError::crypto("metrics", error))?,
@@ -348,6 +352,22 @@ fn open_records(state: &StateDir, issuer: &Issuer, cluster: &str) -> Result<Arc<
     let records = Records::open(options).map_err(fail)?;
     records.set_ring(&issuer.record_ring()).map_err(fail)?;
     Ok(records)
+}
+
+fn exchanges(
+    config: &BrokerConfig,
+    issuer: &Arc<Issuer>,
+    lockdowns: &Arc<Lockdowns>,
+    audit: &Arc<Audit>,
+    tasks: &Tasks,
+) -> Arc<Exchanges> {
+    Arc::new(Exchanges::new(
+        Arc::clone(issuer),
+        Arc::clone(lockdowns),
+        Arc::clone(audit),
+        Arc::clone(&config.clock),
+        Outbound::new(config.loopback_providers, tasks.clone()),
+    ))
 }
 
 /// The key of approval digests, made once.

@@ -38,6 +38,9 @@ pub struct BrokerConfig {
     pub cluster: String,
     /// How often callers may call.
     pub limits: Limits,
+    /// Whether an identity provider may live on this machine. Only a composition root says so, in local mode and in
+    /// tests; no argument or variable does.
+    pub loopback_providers: bool,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
 }
@@ -56,6 +59,7 @@ impl BrokerConfig {
             issuer_url: None,
             cluster: "local".to_owned(),
             limits: Limits::default(),
+            loopback_providers: false,
             clock: Arc::new(SystemClock),
         }
     }

@@ -30,6 +30,7 @@ use crate::approvals::Approvals;
 use crate::attest::Attestor;
 use crate::audit::Audit;
 use crate::clock::Clock;
+use crate::credentials::Exchanges;
 use crate::dpop::Dpop;
 use crate::index::Index;
 use crate::issuer::Issuer;
@@ -61,6 +62,8 @@ pub struct Front {
     pub approvals: Arc<Approvals>,
     /// Where secrets are.
     pub secrets: Secrets,
+    /// Tokens of other issuers.
+    pub exchanges: Arc<Exchanges>,
     /// Leases given out.
     pub leases: Leases,
     /// Tokens of ours revoked before their time.

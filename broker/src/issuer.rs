@@ -65,6 +65,22 @@ pub struct Issued {
     pub id: String,
 }
 
+/// What an assertion to an identity provider says; nothing besides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assertion {
+    /// `iss`, where it is not our own URL.
+    pub issuer: Option<String>,
+    /// `sub`.
+    pub subject: String,
+    /// `aud`, its sole one.
+    pub audience: String,
+    /// Seconds it lives.
+    pub life: i64,
+}
+
+/// The longest life of an assertion, seconds.
+pub const MAX_ASSERTION_LIFE: i64 = 300;
+
 /// The issuer of one cluster.
 pub struct Issuer {
     url: String,
@@ -158,6 +174,21 @@ impl Issuer {
             "sidegate": self.workload_claim(who),
         });
         self.record.sign("sidegate-record-key+jwt", &claims, now)
+    }
+
+    /// An assertion to an identity provider, for one use. `ends` is when the caller's own token does.
+    pub fn assertion(&self, asked: &Assertion, ends: i64, now: i64) -> Result<String, SigningFailed> {
+        let life = asked.life.clamp(1, MAX_ASSERTION_LIFE);
+        let expires = now.saturating_add(life).min(ends);
+        // Ours opens every door of ours: it is never for ourselves.
+        if asked.audience == self.url || expires <= now {
+            return Err(SigningFailed);
+        }
+        let claims = json!({
+            "iss": asked.issuer.as_deref().unwrap_or(&self.url), "sub": asked.subject, "aud": asked.audience,
+            "iat": now, "exp": expires, "jti": random_id()?,
+        });
+        self.federation.sign("JWT", &claims, now)
     }
 
     /// `sg:<cluster>:<service account UID>`.

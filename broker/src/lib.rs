@@ -12,6 +12,7 @@ pub mod back;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod credentials;
 pub mod dpop;
 pub mod folder;
 pub mod front;

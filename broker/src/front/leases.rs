@@ -1,8 +1,8 @@
 //! Leases: one credential for one target of the caller's own bundle, for a few minutes.
 //!
 //! Refuses targets outside the bundle, whatever a Lockdown freezes, and secrets that are missing or readable by
-//! others; never falls back to an older or broader credential. The invariant: the source is read anew for every
-//! lease, and nothing is kept but ids.
+//! others; never falls back to an older or broader credential. The invariants: a Secret is read anew for every lease,
+//! and nothing is kept here but ids; what was fetched for one configuration is not given out under another.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -12,6 +12,8 @@ use axum::{Extension, Json};
 use http::StatusCode;
 use sidegate_policies::api::target::{Credential, SecretCredential};
 use sidegate_policies::bundle::BundledTarget;
+use sidegate_policies::check::OWN;
+use sidegate_policies::presets::Class;
 use sidegate_policies::record::Kind;
 use sidegate_policies::wire::{Lease, LeaseMaterial, LeaseRequest};
 
@@ -19,7 +21,8 @@ use super::caller::Caller;
 use super::token::mint;
 use super::{json, Front, Refusal, MAX_BODY};
 use crate::audit::Event;
-use crate::index::Offer;
+use crate::credentials::{Exchanged, Failure, Wanted};
+use crate::index::{Index, Offer};
 use crate::issuer::{random_id, Workload};
 use crate::lockdown::About;
 use crate::secrets::SecretError;
@@ -70,10 +73,10 @@ pub async fn create(
 ) -> Result<Json<Lease>, Refusal> {
     let asked: LeaseRequest = json(request, MAX_BODY).await?;
     let tasks = front.tasks.clone();
-    let secret = read_secret(&front, &caller, &asked.target).await;
+    let fetched = fetch(&front, &caller, &asked).await;
     let lease = tasks.blocking(move || {
         let client = caller.workload.client_id();
-        let outcome = grant(&front, &caller.workload, &asked.target, secret);
+        let outcome = grant(&front, &caller.workload, &asked.target, fetched);
         let told = Event {
             subject: &client,
             pod_uid: &caller.workload.subject.pod_uid,
@@ -126,31 +129,45 @@ pub async fn end(
 /// Why nothing is given out: outward, and precisely.
 type Refused = (Refusal, String);
 
-/// What was read for a lease, where its Target logs in with a Secret.
-type SecretRead = Option<Result<LeaseMaterial, SecretError>>;
+/// What was fetched for a lease, where its Target logs in with something that takes time.
+enum Fetched {
+    /// Nothing had to be, or could be: it is judged again anyway.
+    Nothing,
+    /// Read from a Secret.
+    Secret(Result<LeaseMaterial, SecretError>),
+    /// A token of another issuer, under this revision of the configuration.
+    Token {
+        outcome: Result<Arc<Exchanged>, Failure>,
+        revision: u64,
+    },
+}
 
 /// A Target the caller may have a lease for now.
 struct Grantable {
+    index: Arc<Index>,
     offer: Arc<Offer>,
     target: String,
 }
 
 impl Grantable {
     fn check(front: &Front, who: &Workload, target: &str) -> Result<Grantable, Refused> {
+        let index = front.index();
         let granted = Grantable {
-            offer: front.index().offer(&who.subject),
+            offer: index.offer(&who.subject),
+            index,
             target: target.to_owned(),
         };
         let bundled = granted.bundled()?;
-        let secret = match &bundled.target.spec.credential {
-            Credential::Secret(secret) => Some(format!("{}/{}", namespace(bundled), secret.name)),
-            _ => None,
+        let (secret, issuer) = match &bundled.target.spec.credential {
+            Credential::Secret(secret) => (Some(format!("{}/{}", namespace(bundled), secret.name)), None),
+            Credential::Token(token) => (None, Some(token.issuer.as_str())),
+            Credential::None(_) => (None, None),
         };
         let about = About {
             subject: Some(&who.subject),
             target: Some(target),
             secret: secret.as_deref(),
-            issuer: None,
+            issuer,
         };
         if let Some(lockdown) = front.lockdowns.now().frozen(about, front.clock.now_ms()) {
             return Err((Refusal::locked(), format!("frozen by lockdown `{lockdown}`")));
@@ -164,18 +181,48 @@ impl Grantable {
     }
 }
 
-/// Reads the Secret of a Target, if it logs in with one and the caller may have it.
-async fn read_secret(front: &Arc<Front>, caller: &Caller, target: &str) -> SecretRead {
-    let (checked, who, name) = (Arc::clone(front), caller.workload.clone(), target.to_owned());
-    let granted = front
+/// Fetches what a Target logs in with, if that takes time and the caller may have it.
+async fn fetch(front: &Arc<Front>, caller: &Caller, asked: &LeaseRequest) -> Fetched {
+    let (checked, who, name) = (Arc::clone(front), caller.workload.clone(), asked.target.clone());
+    let checked = front
         .tasks
         .blocking(move || Grantable::check(&checked, &who, &name))
-        .await?
-        .ok()?;
-    let bundled = granted.bundled().ok()?;
-    let Credential::Secret(secret) = &bundled.target.spec.credential else {
-        return None;
+        .await;
+    let Some(Ok(granted)) = checked else {
+        return Fetched::Nothing;
     };
+    let Ok(bundled) = granted.bundled() else {
+        return Fetched::Nothing;
+    };
+    match &bundled.target.spec.credential {
+        Credential::Secret(secret) => Fetched::Secret(read_secret(front, bundled, secret).await),
+        Credential::Token(token) => {
+            let Ok(Some(issuer)) = granted.index.objects().issuer_of(&bundled.target) else {
+                return Fetched::Nothing;
+            };
+            let wanted = Wanted {
+                who: &caller.workload,
+                thumbprint: &caller.thumbprint,
+                bundle: &granted.offer.version,
+                token,
+                issuer,
+                anew: asked.refused.is_some(),
+            };
+            Fetched::Token {
+                outcome: front.exchanges.token(wanted).await,
+                revision: granted.index.revision(),
+            }
+        }
+        Credential::None(_) => Fetched::Nothing,
+    }
+}
+
+/// Reads the Secret of a Target.
+async fn read_secret(
+    front: &Front,
+    bundled: &BundledTarget,
+    secret: &SecretCredential,
+) -> Result<LeaseMaterial, SecretError> {
     let SecretCredential {
         name,
         username_key,
@@ -184,20 +231,18 @@ async fn read_secret(front: &Arc<Front>, caller: &Caller, target: &str) -> Secre
     let read = front
         .secrets
         .read(namespace(bundled), name, &[username_key, password_key])
-        .await;
-    Some(read.map(|read| {
-        let mut values = read.iter().map(|value| value.to_string());
-        LeaseMaterial::Password {
-            user: values.next().unwrap_or_default(),
-            password: values.next().unwrap_or_default(),
-        }
-    }))
+        .await?;
+    let mut values = read.iter().map(|value| value.to_string());
+    Ok(LeaseMaterial::Password {
+        user: values.next().unwrap_or_default(),
+        password: values.next().unwrap_or_default(),
+    })
 }
 
-/// The grant, or the refusal. What may be granted is asked again: a Lockdown may have come while the Secret was read.
-fn grant(front: &Front, who: &Workload, target: &str, secret: SecretRead) -> Result<Lease, Refused> {
+/// The grant, or the refusal. What may be granted is asked again: a Lockdown may have come while something was fetched.
+fn grant(front: &Front, who: &Workload, target: &str, fetched: Fetched) -> Result<Lease, Refused> {
     let granted = Grantable::check(front, who, target)?;
-    let (material, expires_in) = material(front, who, target, granted.bundled()?, secret)?;
+    let (material, expires_in) = material(front, who, &granted, fetched)?;
     let id = random_id().map_err(|error| (Refusal::unavailable(), error.to_string()))?;
     let now_ms = front.clock.now_ms();
     let life_ms = i64::try_from(expires_in).unwrap_or(0).saturating_mul(1000);
@@ -219,18 +264,23 @@ fn grant(front: &Front, who: &Workload, target: &str, secret: SecretRead) -> Res
 fn material(
     front: &Front,
     who: &Workload,
-    target: &str,
-    bundled: &BundledTarget,
-    secret: SecretRead,
+    granted: &Grantable,
+    fetched: Fetched,
 ) -> Result<(LeaseMaterial, u64), Refused> {
-    match &bundled.target.spec.credential {
-        Credential::Secret(_) => {
-            // Nothing was read for another Target, as this one was a moment ago.
-            let read = secret.ok_or_else(|| (Refusal::unavailable(), "the Target changed meanwhile".to_owned()))?;
-            Ok((read.map_err(secret_refused)?, SECRET_LIFE))
+    match (&granted.bundled()?.target.spec.credential, fetched) {
+        (Credential::Secret(_), Fetched::Secret(read)) => Ok((read.map_err(secret_refused)?, SECRET_LIFE)),
+        (Credential::Token(token), Fetched::Token { outcome, revision }) if revision == granted.index.revision() => {
+            let held = outcome.map_err(exchange_refused)?;
+            let life = held.life(who.ends, front.clock.now_ms());
+            let life = life.ok_or_else(|| (Refusal::unavailable(), "the token is over already".to_owned()))?;
+            let material = LeaseMaterial::Bearer {
+                user: token.username.clone(),
+                token: held.expose().to_owned(),
+            };
+            Ok((material, life))
         }
-        Credential::Token(token) => {
-            let minted = mint(front, who, target, token, None);
+        (Credential::Token(token), Fetched::Nothing) if token.issuer == OWN => {
+            let minted = mint(front, who, &granted.target, token, None);
             let (issued, _) = minted.map_err(|refusal| (refusal, refusal.error.to_owned()))?;
             let material = LeaseMaterial::Bearer {
                 user: token.username.clone(),
@@ -238,13 +288,23 @@ fn material(
             };
             Ok((material, issued.expires_in))
         }
-        Credential::None(none) => {
+        (Credential::None(none), Fetched::Nothing) => {
             let material = LeaseMaterial::None {
                 user: none.username.clone(),
             };
             Ok((material, SECRET_LIFE))
         }
+        // What was fetched is of another Target or configuration, as this one was a moment ago.
+        _ => Err((Refusal::unavailable(), "the configuration changed meanwhile".to_owned())),
     }
+}
+
+fn exchange_refused(failure: Failure) -> Refused {
+    let refusal = match failure.class {
+        Class::Final | Class::Broken | Class::Reassert => Refusal::credential_refused(),
+        Class::Retry | Class::Propagation => Refusal::unavailable(),
+    };
+    (refusal, failure.to_string())
 }
 
 fn secret_refused(error: SecretError) -> Refused {

@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::Json;
 use http::header::CONTENT_TYPE;
 use sidegate_policies::api::target::{Credential, TokenCredential};
+use sidegate_policies::check::OWN;
 use sidegate_policies::record::Kind;
 use sidegate_policies::wire::TokenResponse;
 
@@ -169,7 +170,10 @@ fn target_token(
         .targets
         .iter()
         .find_map(|bundled| match &bundled.target.spec.credential {
-            Credential::Token(token) if token.audience == audience => Some((bundled.target.full_name(), token)),
+            // Tokens of other issuers are leased, not handed on from here.
+            Credential::Token(token) if token.audience == audience && token.issuer == OWN => {
+                Some((bundled.target.full_name(), token))
+            }
             _ => None,
         });
     let (name, token) = found.ok_or_else(Refusal::invalid_target)?;
@@ -207,13 +211,8 @@ pub fn mint(
         );
         return Err(Refusal::locked());
     }
-    if token.issuer != "sidegate" {
-        refused(
-            front,
-            "token.refused",
-            &who.client_id(),
-            "exchanges with other issuers are not built yet",
-        );
+    if token.issuer != OWN {
+        refused(front, "token.refused", &who.client_id(), "a token of another issuer");
         return Err(Refusal::credential_refused());
     }
     let scope = match asked {

@@ -198,7 +198,10 @@ fn broker_config(args: &UpArgs, state: &Path, run_as: Option<&RunAs>) -> Result<
             separation,
         },
     };
-    Ok(BrokerConfig::new(machine.into(), state.to_owned()))
+    let mut config = BrokerConfig::new(machine.into(), state.to_owned());
+    // Local mode is the one place where a provider may live on this machine.
+    config.loopback_providers = true;
+    Ok(config)
 }
 
 fn sidecar_config(

@@ -1,0 +1,186 @@
+//! One exchange: an assertion and a request per step, and once more where the class of a failure allows it.
+//!
+//! Refuses to wait longer than [`OVERALL`] in all. Invariants: every request carries an assertion of its own; a no is
+//! never asked twice; what is retried is counted against the provider's budget.
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use sidegate_policies::api::token_issuer::SubjectForm;
+use sidegate_policies::presets::{AssertionSpec, Class, Field};
+use tokio::time::Instant;
+
+use super::reply::{judge, Given};
+use super::request::{Facts, Missing};
+use super::{Exchanged, Exchanges, Failure, Job};
+use crate::issuer::{random, Assertion};
+
+/// Calls of one exchange that failed in passing, at most.
+const ATTEMPTS: u32 = 3;
+/// No new call after so long.
+const OVERALL: Duration = Duration::from_secs(8);
+/// The first pause, doubled with each call, of which a random part is waited.
+const PAUSE_MS: u64 = 100;
+/// A provider that wants to be left alone for longer is not waited for.
+const MAX_WAIT: u64 = 2;
+
+/// What was tried already.
+#[derive(Default)]
+struct Tries {
+    failed: u32,
+    reasserted: bool,
+}
+
+impl Tries {
+    /// Whether a failure is worth another call. `budget` is asked last: it is spent by the asking.
+    fn again(&mut self, failure: &Failure, budget: impl FnOnce() -> bool) -> bool {
+        match failure.class {
+            // A new assertion is what it asks for, and each call carries one.
+            Class::Reassert => !std::mem::replace(&mut self.reasserted, true),
+            Class::Retry => {
+                self.failed = self.failed.saturating_add(1);
+                let patient = failure.retry_after.is_none_or(|wait| wait <= MAX_WAIT);
+                patient && self.failed < ATTEMPTS && budget()
+            }
+            Class::Final | Class::Propagation | Class::Broken => false,
+        }
+    }
+}
+
+impl Exchanges {
+    /// One exchange, whose outcome is not kept yet.
+    pub(super) async fn run(&self, job: &Job) -> Result<Exchanged, Failure> {
+        let began = Instant::now();
+        let mut tries = Tries::default();
+        loop {
+            if !self.health(&job.provider, |health, now_ms| health.admit(now_ms)) {
+                return Err(Failure::new(Class::Retry, "the provider is left alone for now"));
+            }
+            let outcome = self.once(job).await;
+            let failure = match outcome {
+                Ok(held) => {
+                    self.health(&job.provider, |health, _| health.answered());
+                    return Ok(held);
+                }
+                Err(failure) => failure,
+            };
+            self.health(&job.provider, |health, now_ms| match failure.class {
+                Class::Retry | Class::Broken => health.failed(now_ms, failure.retry_after),
+                Class::Final | Class::Propagation | Class::Reassert => health.answered(),
+            });
+            let again = tries.again(&failure, || self.health(&job.provider, |health, _| health.retry()));
+            if !again || began.elapsed() >= OVERALL {
+                return Err(failure);
+            }
+            if failure.class == Class::Retry {
+                tokio::time::sleep(pause(tries.failed, failure.retry_after)).await;
+            }
+        }
+    }
+
+    async fn once(&self, job: &Job) -> Result<Exchanged, Failure> {
+        let from_ms = self.clock.now_ms();
+        let mut previous = SecretString::from(String::new());
+        let mut given: Option<Given> = None;
+        for step in &job.preset.steps {
+            let mut facts = Facts {
+                spec: &job.spec,
+                audience: &job.audience,
+                scope: &job.scope,
+                pod_uid: &job.who.subject.pod_uid,
+                assertion: "",
+                previous: previous.expose_secret(),
+            };
+            let assertion = match &step.assertion {
+                Some(wanted) => self.assertion(job, wanted, &facts)?,
+                None => SecretString::from(String::new()),
+            };
+            facts.assertion = assertion.expose_secret();
+            let request = facts.request(step).map_err(lacking)?;
+            let ca_pem = job.spec.ca_bundle.as_ref().map(|bundle| bundle.inline.as_str());
+            let asked_at = self.clock.now();
+            let answer = self.outbound.post(&request, ca_pem).await?;
+            let next = judge(step, &answer, &job.audience, asked_at)?;
+            previous = next.token.clone();
+            given = Some(next);
+        }
+        let given = given.ok_or_else(|| Failure::new(Class::Broken, "a preset without steps"))?;
+        // Counted from before the first request: a slow provider's token does not live longer for it.
+        let until_ms = from_ms.saturating_add(given.life.saturating_mul(1000));
+        let until_ms = until_ms.min(job.who.ends.saturating_mul(1000));
+        Ok(Exchanged {
+            token: given.token,
+            from_ms,
+            until_ms,
+            generation: job.generation,
+        })
+    }
+
+    fn assertion(&self, job: &Job, wanted: &AssertionSpec, facts: &Facts<'_>) -> Result<SecretString, Failure> {
+        let claim = |field: &Field| -> Result<String, Failure> {
+            let text = facts.fill(field).map_err(lacking)?;
+            text.map(str::to_owned)
+                .ok_or_else(|| lacking(Missing("a claim has no value".to_owned())))
+        };
+        let subject = match (&wanted.subject, &job.spec.subject) {
+            (Some(field), _) => claim(field)?,
+            (None, SubjectForm::Opaque(_)) => self.issuer.subject_of(&job.who),
+            (None, SubjectForm::Named(_)) => job.who.client_id(),
+        };
+        let assertion = Assertion {
+            issuer: wanted.issuer.as_ref().map(claim).transpose()?,
+            subject,
+            audience: claim(&wanted.audience)?,
+            life: i64::try_from(wanted.life.0.as_secs()).unwrap_or(0),
+        };
+        let signed = self.issuer.assertion(&assertion, job.who.ends, self.clock.now());
+        let signed = signed.map_err(|_| Failure::new(Class::Retry, "no assertion can be signed now"))?;
+        Ok(SecretString::from(signed))
+    }
+}
+
+fn lacking(missing: Missing) -> Failure {
+    Failure::new(Class::Broken, missing.0)
+}
+
+/// A random part of a pause that doubles, or what the provider asked for.
+fn pause(attempt: u32, retry_after: Option<u64>) -> Duration {
+    if let Some(seconds) = retry_after {
+        return Duration::from_secs(seconds.min(MAX_WAIT));
+    }
+    let most = PAUSE_MS.saturating_mul(2_u64.saturating_pow(attempt)).max(1);
+    let part = random::<8>().map(u64::from_be_bytes).unwrap_or_default();
+    Duration::from_millis(part.checked_rem(most).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_no_is_never_asked_twice_and_a_new_assertion_is_sent_once() {
+        let failure = |class, retry_after| Failure {
+            class,
+            why: String::new(),
+            retry_after,
+        };
+        for class in [Class::Final, Class::Propagation, Class::Broken] {
+            assert!(!Tries::default().again(&failure(class, None), || panic!("no budget is asked for")));
+        }
+        let mut tries = Tries::default();
+        let mut reassert = || tries.again(&failure(Class::Reassert, None), || panic!("it costs nothing"));
+        assert!(reassert() && !reassert());
+        let mut tries = Tries::default();
+        let mut retry = |budget| tries.again(&failure(Class::Retry, None), || budget);
+        assert!(retry(true) && retry(true) && !retry(true), "three calls in all");
+        assert!(
+            !Tries::default().again(&failure(Class::Retry, None), || false),
+            "no budget"
+        );
+        assert!(Tries::default().again(&failure(Class::Retry, Some(2)), || true));
+        assert!(
+            !Tries::default().again(&failure(Class::Retry, Some(3)), || true),
+            "it wants to be left alone"
+        );
+    }
+}

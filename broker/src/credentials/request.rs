@@ -1,0 +1,105 @@
+//! One request of a preset, filled in: URL, headers' kind and body.
+//!
+//! Refuses a placeholder that stands for nothing. Invariant: what is filled in becomes one whole value, percent-encoded
+//! in a form and quoted in JSON; it can add no field and change no other.
+
+use std::collections::BTreeMap;
+
+use sidegate_policies::api::TokenIssuerSpec;
+use sidegate_policies::presets::{url, Encoding, Field, Placeholder, Step};
+use zeroize::Zeroizing;
+
+/// What placeholders stand for.
+pub(super) struct Facts<'a> {
+    pub(super) spec: &'a TokenIssuerSpec,
+    pub(super) audience: &'a str,
+    pub(super) scope: &'a str,
+    pub(super) pod_uid: &'a str,
+    /// The assertion of this step; empty while its own claims are filled in.
+    pub(super) assertion: &'a str,
+    /// The token of the step before; empty in the first one.
+    pub(super) previous: &'a str,
+}
+
+/// A request to post. No Debug: it carries the assertion.
+pub(super) struct Request {
+    pub(super) url: String,
+    pub(super) content_type: &'static str,
+    pub(super) body: Zeroizing<String>,
+}
+
+/// A placeholder with nothing behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Missing(pub(super) String);
+
+impl Facts<'_> {
+    /// What a field holds; nothing where it is left out.
+    pub(super) fn fill<'f>(&'f self, field: &'f Field) -> Result<Option<&'f str>, Missing> {
+        let (from, optional) = match field {
+            Field::Literal(text) => return Ok(Some(text)),
+            Field::Filled { from, optional } => (from, *optional),
+        };
+        let text = match from {
+            Placeholder::Issuer => self.spec.issuer.as_str(),
+            Placeholder::IssuerOrigin => url::read(&self.spec.issuer).map_or("", |url| url.origin),
+            Placeholder::Audience => self.audience,
+            Placeholder::Scope => self.scope,
+            Placeholder::Assertion => self.assertion,
+            Placeholder::Previous => self.previous,
+            Placeholder::PodUid => self.pod_uid,
+            Placeholder::Value(name) => self.spec.values.get(name).map_or("", String::as_str),
+        };
+        match text {
+            "" if optional => Ok(None),
+            "" => Err(Missing(format!("{from:?} has no value"))),
+            text => Ok(Some(text)),
+        }
+    }
+
+    /// The request of a step.
+    pub(super) fn request(&self, step: &Step) -> Result<Request, Missing> {
+        let url = step.post.url(&self.spec.issuer, &self.spec.values);
+        let url = url.ok_or_else(|| Missing("the URL lacks something".to_owned()))?;
+        let mut fields = BTreeMap::new();
+        for (name, field) in &step.fields {
+            if let Some(text) = self.fill(field)? {
+                fields.insert(name.as_str(), text);
+            }
+        }
+        let (content_type, body) = match step.encoding {
+            Encoding::Json => {
+                let body = serde_json::to_string(&fields).map_err(|error| Missing(error.to_string()))?;
+                ("application/json", body)
+            }
+            Encoding::Form | Encoding::AwsQuery => ("application/x-www-form-urlencoded", form(&fields)),
+        };
+        Ok(Request {
+            url,
+            content_type,
+            body: Zeroizing::new(body),
+        })
+    }
+}
+
+fn form(fields: &BTreeMap<&str, &str>) -> String {
+    let mut body = String::new();
+    for (name, value) in fields {
+        if !body.is_empty() {
+            body.push('&');
+        }
+        encode(name, &mut body);
+        body.push('=');
+        encode(value, &mut body);
+    }
+    body
+}
+
+fn encode(text: &str, into: &mut String) {
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            into.push(char::from(byte));
+        } else {
+            into.push_str(&format!("%{byte:02X}"));
+        }
+    }
+}
