@@ -60,6 +60,12 @@ generate: ## Write generated files: CRDs
 	@$(SETUP) build
 	$(CARGO) run --locked --quiet --profile $(PROFILE) -p sidegate-policies --features crd --bin crdgen
 
+.PHONY: interop
+interop: ## Test the exchange of tokens with a real Keycloak (fetched from Maven once; it takes a minute to start)
+	@$(SETUP) build nextest keycloak
+	@SIDEGATE_KEYCLOAK="$${SIDEGATE_CACHE:-$$HOME/.cache/sidegate}/keycloak" $(CARGO) nextest run --locked \
+		--cargo-profile $(PROFILE) --workspace --success-output=final -E 'package(sidegate-broker) and test(keycloak)'
+
 .PHONY: bench
 bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=pg-simple,bulk ROUNDS=3 runs a part)
 	@$(SETUP) build postgres bench

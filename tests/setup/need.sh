@@ -102,12 +102,37 @@ need_prisma() {
   mv "$target.new" "$target"
 }
 
+# A stock OpenID provider, for the exchange of tokens.
+need_oidc() {
+  local target="$CACHE/clients/oidc" here; here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../clients/oidc" && pwd)
+  cmp -s "$here/package-lock.json" "$target/package-lock.json" && return
+  command -v npm >/dev/null || packages nodejs npm
+  echo "Installing oidc-provider"
+  mkdir -p "$target" && cp "$here/package.json" "$target/"
+  (cd "$target" && cp "$here/package-lock.json" . && npm ci --silent --no-audit --no-fund) || { rm -f "$target/package-lock.json"; exit 1; }
+}
+
+# Keycloak, built once for a database in memory.
+need_keycloak() {
+  local version=26.7.3 target="$CACHE/keycloak"
+  [ -e "$target/$version" ] && return
+  packages unzip maven default-jdk-headless
+  echo "Fetching Keycloak $version"
+  local folder; folder=$(mktemp -d)
+  mvn -q -B dependency:copy -Dartifact="org.keycloak:keycloak-quarkus-dist:$version:zip" -DoutputDirectory="$folder"
+  (cd "$folder" && unzip -q ./*.zip)
+  rm -rf "$target" && mv "$folder/keycloak-$version" "$target"
+  rm -rf "$folder"
+  "$target/bin/kc.sh" build --db=dev-mem >/dev/null && touch "$target/$version"
+}
+
 # Stock clients, each pinned: psycopg with libpq 18, asyncpg, SQLAlchemy, Django, node-postgres, Prisma, pgx, pgjdbc, Hibernate, psql and
 # pgbench 18; ActiveRecord is Debian's. Those in Rust are built with the tests.
 need_drivers() {
   local clients="$CACHE/clients" here; here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../clients" && pwd)
   mkdir -p "$clients"
   need_clients18
+  need_oidc
   for tool in python3 node npm go java mvn; do
     command -v $tool >/dev/null || packages python3-venv nodejs npm golang default-jdk-headless maven
   done

@@ -64,6 +64,11 @@ impl World {
     }
 
     pub async fn try_start(config: &str) -> Result<Self, StartError> {
+        Self::start_with(config, |_| {}).await
+    }
+
+    /// With a configuration that is changed before it starts.
+    pub async fn start_with(config: &str, change: impl FnOnce(&mut BrokerConfig)) -> Result<Self, StartError> {
         let temp = tempfile::tempdir().unwrap();
         fs::create_dir_all(temp.path().join("config")).unwrap();
         fs::write(temp.path().join("config/all.yaml"), config).unwrap();
@@ -72,7 +77,9 @@ impl World {
         fs::create_dir_all(&secret).unwrap();
         put_secret(&secret.join("username"), "agent_ro");
         put_secret(&secret.join("password"), "canary-4711");
-        let running = Broker::start(configuration(temp.path(), clock.clone())).await?;
+        let mut config = configuration(temp.path(), clock.clone());
+        change(&mut config);
+        let running = Broker::start(config).await?;
         Ok(World { temp, clock, running })
     }
 
@@ -127,5 +134,6 @@ fn configuration(root: &Path, clock: Arc<ManualClock>) -> BrokerConfig {
     let mut config = BrokerConfig::new(machine.into(), root.join("state"));
     config.health_listen = Some(([127, 0, 0, 1], 0).into());
     config.clock = clock;
+    config.loopback_providers = true;
     config
 }

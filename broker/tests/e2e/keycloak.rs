@@ -1,0 +1,129 @@
+//! A real Keycloak over real TLS: it fetches our keys itself, finds its client by who the assertion is from and about
+//! (federated client authentication), and its own token is what the caller gets. `make interop` runs it.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::Engine as _;
+use http::StatusCode;
+use serde_json::{json, Value};
+use sidegate_broker::clock::{Clock, SystemClock};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::exchanges::config;
+use crate::provider::certificates;
+use crate::world::World;
+
+/// The realm: our broker as an identity provider whose assertions count, and one client per agent.
+fn realm(issuer: &str, subject: &str) -> Value {
+    json!({
+        "realm": "corp", "enabled": true,
+        "identityProviders": [{
+            "alias": "sidegate", "providerId": "oidc", "enabled": true,
+            "config": {
+                "issuer": issuer, "useJwksUrl": "true", "jwksUrl": format!("{issuer}/jwks"), "validateSignature": "true",
+                "supportsClientAssertions": "true", "clientId": "unused", "clientSecret": "unused",
+                "authorizationUrl": format!("{issuer}/none"), "tokenUrl": format!("{issuer}/none"),
+            },
+        }],
+        "clients": [{
+            "clientId": "ledger-agent", "enabled": true, "publicClient": false, "serviceAccountsEnabled": true,
+            "standardFlowEnabled": false, "clientAuthenticatorType": "federated-jwt",
+            "attributes": {"jwt.credential.issuer": "sidegate", "jwt.credential.sub": subject},
+            "protocolMappers": [{
+                "name": "ledger", "protocol": "openid-connect", "protocolMapper": "oidc-audience-mapper",
+                "config": {"included.custom.audience": "ledger", "access.token.claim": "true"},
+            }],
+        }],
+    })
+}
+
+/// Starts it, and returns once it listens.
+async fn start(home: &Path, folder: &Path, port: u16, realm: &Value) -> Child {
+    let import = home.join("data/import");
+    std::fs::create_dir_all(&import).unwrap();
+    std::fs::write(import.join("corp.json"), realm.to_string()).unwrap();
+    let file = |name: &str| folder.join(name).display().to_string();
+    let mut child = Command::new(home.join("bin/kc.sh"))
+        .args(["start", "--optimized", "--import-realm", "--http-host=127.0.0.1"])
+        .arg(format!("--https-port={port}"))
+        .arg(format!("--hostname=https://127.0.0.1:{port}"))
+        .arg(format!("--https-certificate-file={}", file("kc.pem")))
+        .arg(format!("--https-certificate-key-file={}", file("kc.key")))
+        .arg(format!("--truststore-paths={}", file("broker.pem")))
+        .env("JAVA_OPTS_KC_HEAP", "-Xmx512m")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let listens = async {
+        let mut said = Vec::new();
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains("Listening on:") {
+                return lines;
+            }
+            said.push(line);
+        }
+        panic!("Keycloak ended: {}", said.join("\n"));
+    };
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(300), listens).await;
+    let mut lines = waited.expect("Keycloak does not come up");
+    // What it says later is shown with a failure, and never fills its pipe.
+    #[allow(clippy::disallowed_methods)] // ends with the test's runtime
+    tokio::spawn(async move {
+        while let Ok(Some(line)) = lines.next_line().await {
+            println!("{line}");
+        }
+    });
+    child
+}
+
+#[tokio::test]
+async fn keycloak_takes_our_assertion_and_its_token_is_leased() {
+    let Some(home) = std::env::var_os("SIDEGATE_KEYCLOAK").map(PathBuf::from) else {
+        println!("SKIPPED: SIDEGATE_KEYCLOAK names no Keycloak; `make interop` fetches one");
+        return;
+    };
+    let (port, (ca, cert, key)) = (crate::oidc::free(), certificates());
+    let pem = ca.trim_end().replace('\n', "\n      ");
+    let issuer = format!(
+        "---\napiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {{name: corp}}\nspec:\n  \
+         preset: Keycloak\n  issuer: https://127.0.0.1:{port}/realms/corp\n  subject: {{named: {{}}}}\n  \
+         allowedNamespaces: {{selector: {{}}}}\n  caBundle:\n    inline: |\n      {pem}\n"
+    );
+    // Keycloak knows of no scope `read`.
+    let config = config(&issuer).replace("audience: ledger, scopes: [read]", "audience: ledger");
+    let world = World::try_start(&config)
+        .await
+        .unwrap_or_else(|error| panic!("{error:?}"));
+    let folder = world.path("keycloak");
+    std::fs::create_dir_all(&folder).unwrap();
+    for (name, text) in [
+        ("kc.pem", cert),
+        ("kc.key", key.serialize_pem()),
+        ("broker.pem", world.running.ca_pem.clone()),
+    ] {
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+    let realm = realm(&world.running.issuer_url, "system:serviceaccount:local:agent");
+    let _keycloak = start(&home, &folder, port, &realm).await;
+    // The broker's clock stood still meanwhile.
+    world.clock.advance_ms(SystemClock.now_ms() - world.clock.now_ms());
+    let mut sidecar = world.sidecar().await;
+    let leased = sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await;
+    assert_eq!(leased.status, StatusCode::OK, "{}", leased.body);
+    let token = leased.body["material"]["token"].as_str().unwrap();
+    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+    let claims: Value = serde_json::from_slice(&payload).unwrap();
+    assert_eq!(claims["iss"], format!("https://127.0.0.1:{port}/realms/corp"));
+    assert_eq!(claims["azp"], "ledger-agent");
+    assert!(
+        claims["aud"] == "ledger" || claims["aud"].as_array().unwrap().contains(&json!("ledger")),
+        "{claims}"
+    );
+    println!("Keycloak's token: {claims}, leased for {} s", leased.body["expiresIn"]);
+}
