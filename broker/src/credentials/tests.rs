@@ -316,6 +316,26 @@ fn errors_have_the_class_the_preset_gives_them_and_else_that_of_their_status() {
     }
 }
 
+proptest::proptest! {
+    /// Whatever a provider sends: it ends in a token that can stand in a header, or in a class.
+    #[test]
+    fn no_answer_gives_what_cannot_be_shown(status in 0_u16..700, token in ".{0,40}", body in proptest::collection::vec(0_u8..=255, 0..200)) {
+        let good = json!({"access_token": token, "token_type": "Bearer", "expires_in": 60}).to_string().into_bytes();
+        for preset in presets::all() {
+            for step in &preset.steps {
+                for body in [&body, &good] {
+                    let answer = Answer { status, retry_after: None, body: body.clone() };
+                    if let Ok(given) = judge(step, &answer, "orders-db", NOW) {
+                        let token = given.token.expose_secret();
+                        proptest::prop_assert!(matches!(status, 200 | 201) && given.life > 0);
+                        proptest::prop_assert!(!token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()));
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn held(until_ms: i64, generation: u64) -> Arc<Exchanged> {
     Arc::new(Exchanged {
         token: SecretString::from("t".to_owned()),

@@ -571,6 +571,30 @@ async fn a_lockdown_of_the_issuer_refuses_and_what_was_under_way_is_thrown_away(
 }
 
 #[tokio::test]
+async fn what_was_asked_for_under_another_configuration_is_not_leased() {
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let provider = Provider::start(move |_, _| Reply::Held(Arc::clone(&held), good())).await;
+    let world = world(&provider, "").await;
+    let mut sidecar = world.sidecar().await;
+    let mut index = world.running.front().index.clone();
+    let named = config(&provider.issuer("subject: {named: {}}"));
+    let meanwhile = async {
+        provider.asked(1).await;
+        index.borrow_and_update();
+        std::fs::write(world.path("config/all.yaml"), named).unwrap();
+        let changed = tokio::time::timeout(std::time::Duration::from_secs(9), index.changed());
+        changed.await.expect("the configuration is not taken up").unwrap();
+        gate.add_permits(100);
+    };
+    let (answer, ()) = tokio::join!(lease(&mut sidecar), meanwhile);
+    refused(&answer, StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable");
+    // The bundle is the same; the issuer is not, so nothing from before is given again.
+    assert_eq!(lease(&mut sidecar).await.status, StatusCode::OK);
+    assert_eq!(provider.seen().len(), 2);
+}
+
+#[tokio::test]
 async fn a_broker_that_may_not_loop_reaches_no_provider_on_its_machine() {
     let provider = Provider::start(|_, _| Reply::Json(200, good())).await;
     let issuer = provider.issuer("");

@@ -40,8 +40,19 @@ fn realm(issuer: &str, subject: &str) -> Value {
     })
 }
 
+/// A Keycloak that runs: its script and the program the script starts, which end together.
+struct Keycloak(Child);
+
+impl Drop for Keycloak {
+    fn drop(&mut self) {
+        if let Some(group) = self.0.id().and_then(|id| i32::try_from(id).ok()) {
+            let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(group), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
 /// Starts it, and returns once it listens.
-async fn start(home: &Path, folder: &Path, port: u16, realm: &Value) -> Child {
+async fn start(home: &Path, folder: &Path, port: u16, realm: &Value) -> Keycloak {
     let import = home.join("data/import");
     std::fs::create_dir_all(&import).unwrap();
     std::fs::write(import.join("corp.json"), realm.to_string()).unwrap();
@@ -56,10 +67,11 @@ async fn start(home: &Path, folder: &Path, port: u16, realm: &Value) -> Child {
         .env("JAVA_OPTS_KC_HEAP", "-Xmx512m")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .kill_on_drop(true)
+        .process_group(0)
         .spawn()
+        .map(Keycloak)
         .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
     let listens = async {
         let mut said = Vec::new();
         while let Some(line) = lines.next_line().await.unwrap() {
