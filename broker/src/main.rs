@@ -201,3 +201,23 @@ fn fail(message: &str) -> ExitCode {
     let _ = writeln!(std::io::stderr().lock(), "sidegate-broker: {message}");
     ExitCode::from(2)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_argument_lets_a_provider_live_on_this_machine() {
+        use clap::CommandFactory as _;
+        for place in ["--kubernetes", "--config=/c"] {
+            let arguments = Arguments::parse_from(["sidegate-broker", place, "--state=/s"]);
+            let config = configuration(arguments).unwrap_or_else(|message| panic!("{message}"));
+            assert!(!config.loopback_providers);
+        }
+        let named = Arguments::command();
+        let named = named.get_arguments().map(|argument| argument.get_id().to_string());
+        assert!(!named
+            .into_iter()
+            .any(|name| name.contains("loop") || name.contains("provider")));
+    }
+}
