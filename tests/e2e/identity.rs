@@ -210,6 +210,8 @@ pub fn the_broker_may_no_more_than_it_needs(cluster: &Cluster) -> Result<()> {
     for (verb, resource) in [
         ("list", "targets"),
         ("watch", "lockdowns"),
+        ("watch", "tokenissuers"),
+        ("patch", "tokenissuers/status"),
         ("get", "pods"),
         ("create", "tokenreviews"),
     ] {
@@ -229,6 +231,8 @@ pub fn the_broker_may_no_more_than_it_needs(cluster: &Cluster) -> Result<()> {
         ("update", "targets"),
         ("create", "lockdowns"),
         ("delete", "lockdowns"),
+        ("create", "tokenissuers"),
+        ("update", "tokenissuers"),
         ("list", "configmaps"),
         ("create", "clusterrolebindings"),
     ] {

@@ -1,6 +1,8 @@
 //! A real Keycloak over real TLS: it fetches our keys itself, finds its client by who the assertion is from and about
 //! (federated client authentication), and its own token is what the caller gets. `make interop` runs it.
 
+#![allow(clippy::print_stdout)] // what a real server said, and why it was not asked
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
