@@ -457,7 +457,7 @@ async fn a_provider_that_never_answers_is_given_up() {
         .await
         .unwrap_err();
     assert_eq!(failure.to_string(), "Retry: no whole answer within 10 s");
-    assert!(began.elapsed().as_secs() < 20);
+    assert!(began.elapsed().as_secs() < 12);
     assert_eq!(provider.seen().len(), 1, "nobody waits for a second one");
 }
 
