@@ -211,6 +211,8 @@ pub fn the_broker_may_no_more_than_it_needs(cluster: &Cluster) -> Result<()> {
         ("list", "targets"),
         ("watch", "lockdowns"),
         ("watch", "tokenissuers"),
+        ("patch", "tokenissuers/status"),
+        ("patch", "targets/status"),
         ("get", "pods"),
         ("create", "tokenreviews"),
     ] {

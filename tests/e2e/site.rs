@@ -349,8 +349,14 @@ pub fn until<T: std::fmt::Debug>(
 
 /// What an account may do, as the API server answers.
 pub fn may(cluster: &Cluster, account: &str, arguments: &[&str]) -> Result<bool> {
+    // kubectl takes `pods/exec` for a pod called exec.
+    let asked = arguments.iter().flat_map(|argument| match argument.split_once('/') {
+        Some((resource, part)) => vec![resource.to_owned(), format!("--subresource={part}")],
+        None => vec![(*argument).to_owned()],
+    });
+    let asked: Vec<String> = asked.collect();
     let mut all = vec!["auth", "can-i", "--as", account];
-    all.extend(arguments);
+    all.extend(asked.iter().map(String::as_str));
     let Output { stdout, .. } = cluster.ask(User::Admin, &all, "")?;
     Ok(String::from_utf8_lossy(&stdout).trim() == "yes")
 }
