@@ -247,6 +247,36 @@ pub fn the_broker_may_no_more_than_it_needs(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// Everything the broker may do in its own namespace and everywhere, as the API server counts it: rights that every
+/// account has stand in there too. A change of the chart shows here.
+pub fn its_effective_rights_are_the_golden_ones(cluster: &Cluster) -> Result<()> {
+    let _installed = Agent::new(cluster)?;
+    let mut rights = String::new();
+    for namespace in ["sidegate-system", "default"] {
+        let list = [
+            "auth",
+            "can-i",
+            "--list",
+            "--no-headers",
+            "--as",
+            BROKER,
+            "--namespace",
+            namespace,
+        ];
+        let said = cluster.kubectl(&list, "")?;
+        let lines = said
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        let mut lines: Vec<String> = lines.filter(|line| !line.is_empty()).collect();
+        lines.sort();
+        lines.dedup();
+        rights.push_str(&format!("# {namespace}\n{}\n", lines.join("\n")));
+    }
+    let golden = include_str!("rights.txt");
+    ensure!(rights == golden, "tests/e2e/rights.txt differs from:\n{rights}");
+    Ok(())
+}
+
 /// The Target and the policy, in the agent's own namespace.
 fn shop(agent: &Agent<'_>, server: &Postgres, local: u16) -> Result<String> {
     let authority = serde_json::to_string(server.authority.pem())?;

@@ -46,6 +46,10 @@ const TESTS: &[(&str, Test)] = &[
     ),
     ("tokens::a_token_dies_with_its_pod", tokens::a_token_dies_with_its_pod),
     (
+        "identity::its_effective_rights_are_the_golden_ones",
+        identity::its_effective_rights_are_the_golden_ones,
+    ),
+    (
         "applied::a_cluster_policy_is_a_floor",
         applied::a_cluster_policy_is_a_floor,
     ),
