@@ -51,7 +51,8 @@ fn fill(wire: &mut Wire) -> Vec<String> {
     panic!("the record takes everything");
 }
 
-/// Waits until the collector holds everything: the upload that failed meanwhile is tried again some seconds later.
+/// Waits until the collector holds everything: the upload that failed meanwhile is tried again some seconds later, and a
+/// collector that heard nothing for five is a reason of its own to refuse.
 fn collected(shop: &Shop) {
     let log = shop.world.sidecar.authority().log().unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -69,8 +70,8 @@ fn extended(sql: &str) -> Vec<u8> {
     [parse("", sql), bind("", "", &[], 0), execute("", 0)].concat()
 }
 
-fn whole_life(port: u16, journal: &Journal) {
-    let mut wire = Wire::login(port, DATABASE).unwrap();
+fn whole_life(shop: &Shop, journal: &Journal) {
+    let mut wire = Wire::login(shop.port, DATABASE).unwrap();
     assert!(wire.alive().unwrap());
     journal.take();
     assert_eq!(fill(&mut wire), ["E 58000", "Z I"]);
@@ -104,6 +105,7 @@ fn whole_life(port: u16, journal: &Journal) {
     ];
     assert_eq!(shape(&wire.ask(&named).unwrap()), ["E 58000", "Z I"]);
     journal.give_back();
+    collected(shop);
     assert!(wire.alive().unwrap());
     let gone = wire.ask(&[bind("", "kept", &[], 0), sync()]).unwrap();
     assert_eq!(state(&gone).as_deref(), Some("26000"), "the server never heard of it");
@@ -114,6 +116,7 @@ fn whole_life(port: u16, journal: &Journal) {
     journal.take();
     assert_eq!(fill(&mut wire), ["E 58000", "Z E"]);
     journal.give_back();
+    collected(shop);
     let after = wire.ask(&[query(&insert(9008))]).unwrap();
     assert_eq!(shape(&after), ["E 25P02", "Z E"], "the server says so itself");
     assert_eq!(shape(&wire.ask(&[query("COMMIT")]).unwrap()), ["C ROLLBACK", "Z I"]);
@@ -125,9 +128,8 @@ async fn a_full_disk_fails_statements_and_not_the_session() {
     for major in [Major::V15, Major::V18] {
         let shop = Shop::start(major).await.unwrap();
         let journal = Journal::of(shop.world.state().parent().unwrap());
-        let port = shop.port;
         let life = tokio::task::spawn_blocking(move || {
-            whole_life(port, &journal);
+            whole_life(&shop, &journal);
             let count = "SELECT count(*) FROM app.items WHERE id > 9000";
             let ran = shop.server.sql(DATABASE, count).unwrap();
             assert_eq!(ran.trim(), "0", "something ran unrecorded");
