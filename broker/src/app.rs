@@ -81,7 +81,14 @@ impl Broker {
             Read::Machine(read) => ground::machine(read, &config, &base.state)?,
             Read::Cluster(options) => {
                 let (url, clock) = (&base.listeners.issuer_url, Arc::clone(&config.clock));
-                ground::cluster(&options, url, clock, &base.tasks).await?
+                match ground::cluster(&options, url, clock, &base.tasks).await {
+                    Ok(ground) => ground,
+                    Err(error) => {
+                        // Whatever it started already must not outlive a start that failed.
+                        base.tasks.shutdown(PATIENCE).await;
+                        return Err(error);
+                    }
+                }
             }
         };
         Broker::rise(config, base, ground)

@@ -288,6 +288,7 @@ pub fn follow(follow: Follow, in_force: InForce, reporter: &Arc<Reporter>) -> Op
                 secrets,
                 maps,
                 leader,
+                asked: Default::default(),
             };
             tasks.spawn("lockdowns", Arc::clone(&follower).lockdowns(tasks.stopping()));
             tasks.spawn("kinds", follower.rest(tasks.stopping()));

@@ -4,7 +4,7 @@
 //! changes only with its status, and nothing in it reveals more than names, fields and reasons.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kube::api::{Patch, PatchParams};
@@ -30,6 +30,11 @@ use crate::secrets::SecretError;
 const QUIET: Duration = Duration::from_millis(200);
 /// What nobody tells us of, such as a Role that was granted, is looked at again so often.
 const AGAIN: Duration = Duration::from_secs(5);
+/// A Secret that can be read is looked at again after so long, and one that cannot, milliseconds.
+const READABLE_MS: i64 = 60_000;
+const UNREADABLE_MS: i64 = 4_000;
+/// Secrets that are remembered before old answers are thrown away.
+const MAX_ASKED: usize = 10_000;
 /// So many problems are told per object; the rest is counted.
 const MAX_TOLD: usize = 5;
 /// The longest message (the definition allows no more).
@@ -51,7 +56,12 @@ pub struct Conditions {
     pub maps: Arc<ClusterMaps>,
     /// Whether this replica writes.
     pub leader: Arc<Leader>,
+    /// What is known of Secrets.
+    pub asked: Mutex<Asked>,
 }
+
+/// Secrets by namespace and name: until when it counts, and why each cannot be read, if it cannot.
+pub type Asked = HashMap<(String, String), (i64, Option<(&'static str, String)>)>;
 
 /// One condition, without its time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,7 +121,10 @@ impl Conditions {
         let mut index = self.front.index.clone();
         loop {
             if self.leader.leads() {
-                self.write().await;
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.write() => {}
+                }
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -270,17 +283,39 @@ impl Conditions {
         let Credential::Secret(secret) = &target.spec.credential else {
             return resolved(found);
         };
-        match self.secrets.readable(home, &secret.name).await {
-            Ok(()) => resolved(found),
-            Err(error) => {
-                let reason = match &error {
-                    SecretError::NotGranted { .. } => "SecretNotGranted",
-                    SecretError::Missing(_) => "SecretNotFound",
-                    _ => "SecretUnknown",
-                };
-                Condition::new("ResolvedRefs", false, reason, error.to_string())
-            }
+        match self.unreadable(home, &secret.name).await {
+            None => resolved(found),
+            Some((reason, message)) => Condition::new("ResolvedRefs", false, reason, message),
         }
+    }
+
+    /// Why a Secret cannot be read, if it cannot; asked for again after a moment, not whenever a sidecar says something.
+    async fn unreadable(&self, namespace: &str, name: &str) -> Option<(&'static str, String)> {
+        let key = (namespace.to_owned(), name.to_owned());
+        let now = self.front.clock.now_ms();
+        let known = self.asked().get(&key).filter(|(due, _)| *due > now).cloned();
+        if let Some((_, why)) = known {
+            return why;
+        }
+        let why = self.secrets.readable(namespace, name).await.err().map(|error| {
+            let reason = match &error {
+                SecretError::NotGranted { .. } => "SecretNotGranted",
+                SecretError::Missing(_) => "SecretNotFound",
+                _ => "SecretUnknown",
+            };
+            (reason, error.to_string())
+        });
+        let good_for = if why.is_none() { READABLE_MS } else { UNREADABLE_MS };
+        let mut asked = self.asked();
+        if asked.len() >= MAX_ASKED {
+            asked.retain(|_, (due, _)| *due > now);
+        }
+        asked.insert(key, (now.saturating_add(good_for), why.clone()));
+        why
+    }
+
+    fn asked(&self) -> std::sync::MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
