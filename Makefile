@@ -15,7 +15,7 @@ TARGET = $$($(CARGO) metadata --no-deps --format-version 1 --offline | sed -n 's
 help: ## Show this list
 	@echo "Sidegate: agents reach databases without ever holding a credential."
 	@echo
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: ## Watch it work: psql without a password, masks, a refusal, an approval, a kill switch, replay, verify
