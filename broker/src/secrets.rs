@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use crate::kubernetes::ClusterSecrets;
+use crate::task::blocking;
 
 /// Why a Secret cannot be used. Names paths, never contents.
 #[derive(Debug, thiserror::Error)]
@@ -84,7 +85,17 @@ impl Secrets {
         keys: &[&str],
     ) -> Result<Vec<Zeroizing<String>>, SecretError> {
         match self {
-            Secrets::Folder(folder) => keys.iter().map(|key| folder.read(namespace, name, key)).collect(),
+            Secrets::Folder(folder) => {
+                let (folder, namespace, name) = (folder.clone(), namespace.to_owned(), name.to_owned());
+                let keys: Vec<String> = keys.iter().map(|key| (*key).to_owned()).collect();
+                let path = format!("{namespace}/{name}");
+                let read = move || keys.iter().map(|key| folder.read(&namespace, &name, key)).collect();
+                let lost = || SecretError::Io {
+                    path,
+                    source: io::Error::other("the reader was lost"),
+                };
+                blocking(read).await.unwrap_or_else(|| Err(lost()))
+            }
             Secrets::Cluster(cluster) => cluster.read(namespace, name, keys).await,
         }
     }
