@@ -226,19 +226,33 @@ impl SessionRecorder {
             outcome.body_bytes = Some(total);
             outcome.body_digest = Some(digest.into());
         }
-        // Member by member: every operation has one, and a serializer of any structure takes three times as long.
+        // Member by member: every operation has one, and a serializer of any structure takes three times as long. Taken apart
+        // whole, so that a member that is new cannot be forgotten here.
+        let Outcome {
+            tag,
+            rows,
+            bytes,
+            error,
+            message,
+            reason,
+            lat_us,
+            body_bytes,
+            body_digest,
+            copied_bytes,
+            copied_digest,
+        } = outcome;
         self.write(Kind::Outcome, Some(op), |event| {
-            event.optional("tag", &outcome.tag);
-            event.optional("rows", &outcome.rows);
-            event.member("bytes", &outcome.bytes);
-            event.optional("error", &outcome.error);
-            event.optional("message", &outcome.message);
-            event.optional("reason", &outcome.reason);
-            event.member("latUs", &outcome.lat_us);
-            event.optional("bodyBytes", &outcome.body_bytes);
-            event.optional("bodyDigest", &outcome.body_digest);
-            event.optional("copiedBytes", &outcome.copied_bytes);
-            event.optional("copiedDigest", &outcome.copied_digest);
+            event.optional("tag", &tag);
+            event.optional("rows", &rows);
+            event.member("bytes", &bytes);
+            event.optional("error", &error);
+            event.optional("message", &message);
+            event.optional("reason", &reason);
+            event.member("latUs", &lat_us);
+            event.optional("bodyBytes", &body_bytes);
+            event.optional("bodyDigest", &body_digest);
+            event.optional("copiedBytes", &copied_bytes);
+            event.optional("copiedDigest", &copied_digest);
         })
     }
 
