@@ -44,8 +44,16 @@ pub enum Judged {
     Moves(Pin),
 }
 
-/// Whether this key may speak for this instance, given what is pinned for the pod.
-pub fn judge(pinned: Option<&Pin>, instance: &Instance, thumbprint: &str) -> Result<Judged, PinRefused> {
+/// Whether this key may speak for this instance, given what is pinned for the pod. A `settled` pin moves no more: only
+/// the pinned key is good.
+pub fn judge(pinned: Option<&Pin>, instance: &Instance, thumbprint: &str, settled: bool) -> Result<Judged, PinRefused> {
+    match moved(pinned, instance, thumbprint)? {
+        Judged::Moves(_) if settled => Err(PinRefused::Conflict),
+        judged => Ok(judged),
+    }
+}
+
+fn moved(pinned: Option<&Pin>, instance: &Instance, thumbprint: &str) -> Result<Judged, PinRefused> {
     let fresh = |past| Pin {
         instance: instance.clone(),
         thumbprint: thumbprint.to_owned(),
@@ -94,7 +102,7 @@ pub enum PinRefused {
 
 /// Where pins are kept.
 pub trait Pins: Send + Sync {
-    /// Pins a key to an instance of a pod, or refuses it. A `settled` pin moves no more: only the pinned key is good.
+    /// Pins a key to an instance of a pod, or refuses it; see [`judge`].
     fn pin<'a>(
         &'a self,
         pod_uid: &'a str,
@@ -131,10 +139,7 @@ impl PinFiles {
             })?),
             None => None,
         };
-        if let Judged::Moves(pin) = judge(pinned.as_ref(), instance, thumbprint)? {
-            if settled {
-                return Err(PinRefused::Conflict);
-            }
+        if let Judged::Moves(pin) = judge(pinned.as_ref(), instance, thumbprint, settled)? {
             let bytes = serde_json::to_vec(&pin).unwrap_or_default();
             write_private(&path, &bytes)?;
         }
@@ -172,7 +177,7 @@ mod tests {
         let mut pinned = None;
         let mut verdict = Ok(Judged::Holds);
         for (count, container, key) in calls {
-            verdict = judge(pinned.as_ref(), &instance(*count, container), key);
+            verdict = judge(pinned.as_ref(), &instance(*count, container), key, false);
             if let Ok(Judged::Moves(pin)) = &verdict {
                 pinned = Some(pin.clone());
             }

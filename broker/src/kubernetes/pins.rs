@@ -41,10 +41,8 @@ impl PinLeases {
         for _ in 0..ROUNDS {
             let found = answered(self.0.get_opt(pod_uid)).await.map_err(cluster)?;
             let pinned = found.as_ref().map(read).transpose()?;
-            let pin = match judge(pinned.as_ref(), instance, thumbprint)? {
-                Judged::Holds => return Ok(()),
-                Judged::Moves(_) if settled => return Err(PinRefused::Conflict),
-                Judged::Moves(pin) => pin,
+            let Judged::Moves(pin) = judge(pinned.as_ref(), instance, thumbprint, settled)? else {
+                return Ok(());
             };
             let kept = match found {
                 Some(lease) => {
