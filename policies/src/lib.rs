@@ -5,6 +5,7 @@
 //! the broker and explains in the command line, so what is admitted is what is enforced.
 //! It refuses to guess: whatever it cannot understand is an error or an unknown fact, and unknown denies.
 
+pub mod address;
 pub mod api;
 pub mod bundle;
 pub mod cases;

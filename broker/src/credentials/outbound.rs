@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
+use sidegate_policies::address;
 use sidegate_policies::presets::url::{self, Url};
 use sidegate_policies::presets::Class;
 use tokio::net::TcpStream;
@@ -133,7 +134,7 @@ impl Outbound {
         if canonical.is_loopback() {
             return self.loopback;
         }
-        !is_special(canonical)
+        !address::is_special(canonical) && !hides_another(canonical)
     }
 
     fn tls(&self, ca_pem: Option<&str>) -> Result<Arc<ClientConfig>, Failure> {
@@ -162,35 +163,11 @@ fn broken(why: &str) -> Failure {
     Failure::new(Class::Broken, why)
 }
 
-/// Addresses no provider lives at: unspecified, link-local (instance metadata), multicast, and IPv6 forms that hide
-/// another address.
-fn is_special(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => {
-            v4.octets().starts_with(&[0])
-                || v4.is_link_local()
-                || v4.is_multicast()
-                || v4.is_broadcast()
-                // Metadata outside link-local: Alibaba, Azure, Oracle.
-                || matches!(v4.octets(), [100, 100, 100, 200] | [168, 63, 129, 16] | [192, 0, 0, 192])
-        }
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, e, f, ..] = v6.segments();
-            v6.is_unspecified()
-                || v6.is_multicast()
-                || a & 0xffc0 == 0xfe80
-                || a & 0xffc0 == 0xfec0
-                // Compatible, translated, NAT64, 6to4, Teredo.
-                || (a, b, c, d) == (0, 0, 0, 0)
-                || (a, b) == (0x64, 0xff9b)
-                || a == 0x2002
-                || (a, b) == (0x2001, 0)
-                || (e, f) == (0, 0x5efe)
-                // Metadata: AWS, Google.
-                || (a, b) == (0xfd00, 0xec2)
-                || (a, b) == (0xfd20, 0xce)
-        }
-    }
+/// IPv6 forms that hide another address, and the ranges they are taken from: no provider lives there.
+fn hides_another(address: IpAddr) -> bool {
+    let IpAddr::V6(v6) = address else { return false };
+    let [a, b, c, d, ..] = v6.segments();
+    address::forms(address).len() > 1 || (a, b) == (0x64, 0xff9b) || (a, b, c, d) == (0, 0, 0, 0)
 }
 
 fn message(url: &Url<'_>, request: &Request) -> Option<http::Request<Full<Bytes>>> {

@@ -82,24 +82,7 @@ impl Facts<'_> {
 }
 
 fn form(fields: &BTreeMap<&str, &str>) -> String {
-    let mut body = String::new();
-    for (name, value) in fields {
-        if !body.is_empty() {
-            body.push('&');
-        }
-        encode(name, &mut body);
-        body.push('=');
-        encode(value, &mut body);
-    }
-    body
-}
-
-fn encode(text: &str, into: &mut String) {
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            into.push(char::from(byte));
-        } else {
-            into.push_str(&format!("%{byte:02X}"));
-        }
-    }
+    let pairs = fields.iter();
+    let pairs = pairs.map(|(name, value)| format!("{}={}", url::encoded(name), url::encoded(value)));
+    pairs.collect::<Vec<_>>().join("&")
 }

@@ -191,13 +191,5 @@ fn segment(text: &str) -> Option<String> {
     if text.is_empty() || text == "." || text == ".." {
         return None;
     }
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    let bytes = text.bytes().map(|byte| {
-        if plain(byte) {
-            char::from(byte).to_string()
-        } else {
-            format!("%{byte:02X}")
-        }
-    });
-    Some(bytes.collect())
+    Some(super::url::encoded(text))
 }

@@ -3,7 +3,9 @@
 //! Forms that hide an IPv4 address (mapped, compatible, 6to4, NAT64, Teredo) are unwrapped, and every form must pass.
 //! Refuses loopback, unspecified, link-local, multicast, broadcast, reserved, metadata and our own interfaces.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
+
+use sidegate_policies::address::{forms, is_special};
 
 /// An address that must not be dialled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -75,11 +77,7 @@ pub fn check(ip: IpAddr, may_loop: bool, own: &Option<Vec<IpAddr>>) -> Result<()
         if form.is_loopback() {
             return Err(Forbidden::Loopback(ip));
         }
-        let special = match form {
-            IpAddr::V4(v4) => special_v4(v4),
-            IpAddr::V6(v6) => special_v6(v6),
-        };
-        if special {
+        if is_special(form) {
             return Err(Forbidden::Special(ip));
         }
         if own.contains(&form) {
@@ -87,58 +85,4 @@ pub fn check(ip: IpAddr, may_loop: bool, own: &Option<Vec<IpAddr>>) -> Result<()
         }
     }
     Ok(())
-}
-
-/// The address itself and every IPv4 address that may hide in it.
-fn forms(ip: IpAddr) -> Vec<IpAddr> {
-    let mut forms = vec![ip];
-    if let IpAddr::V6(v6) = ip {
-        let [a, b, c, d, e, f, g, h] = v6.segments();
-        let v4 = |high: u16, low: u16| IpAddr::V4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
-        match (a, b, c, d, e, f) {
-            // Mapped, compatible, and translated (RFC 2765).
-            (0, 0, 0, 0, 0, 0xffff) | (0, 0, 0, 0, 0xffff, 0) => forms.push(v4(g, h)),
-            (0, 0, 0, 0, 0, 0) if !v6.is_loopback() && !v6.is_unspecified() => forms.push(v4(g, h)),
-            // 6to4.
-            (0x2002, ..) => forms.push(v4(b, c)),
-            // NAT64, well-known prefix and local-use prefix (as /96 and as /48).
-            (0x64, 0xff9b, 0, 0, 0, 0) => forms.push(v4(g, h)),
-            (0x64, 0xff9b, 1, ..) => {
-                forms.push(v4(g, h));
-                forms.push(v4(d, (e << 8) | (f >> 8)));
-            }
-            // Teredo: server, and the client with its bits turned.
-            (0x2001, 0, ..) => {
-                forms.push(v4(c, d));
-                forms.push(v4(!g, !h));
-            }
-            // ISATAP.
-            (_, _, _, _, 0 | 0x200, 0x5efe) => forms.push(v4(g, h)),
-            _ => {}
-        }
-    }
-    forms
-}
-
-fn special_v4(ip: Ipv4Addr) -> bool {
-    let [a, ..] = ip.octets();
-    a == 0
-        || ip.is_link_local()
-        || ip.is_multicast()
-        || ip.is_broadcast()
-        || a >= 240
-        // Metadata and host channels outside link-local: Alibaba, Azure, Oracle.
-        || matches!(ip.octets(), [100, 100, 100, 200] | [168, 63, 129, 16] | [192, 0, 0, 192])
-}
-
-fn special_v6(ip: Ipv6Addr) -> bool {
-    let [a, b, ..] = ip.segments();
-    ip.is_unspecified()
-        || ip.is_multicast()
-        || a & 0xffc0 == 0xfe80
-        // Site-local: never routed any more, so only ever a trick.
-        || a & 0xffc0 == 0xfec0
-        // Metadata: AWS, Google.
-        || (a == 0xfd00 && b == 0xec2)
-        || (a == 0xfd20 && b == 0xce)
 }
