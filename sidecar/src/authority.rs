@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use sidegate_policies::engine::set::PolicySet;
 use sidegate_policies::engine::{Subject, TargetId};
+use sidegate_policies::reason::Reason;
 
 use crate::approvals::Approver;
 use crate::memory::Memory;
@@ -19,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::rate::Rates;
 use crate::record::Log;
 use crate::revoke::Revocations;
-use crate::session::Sessions;
+use crate::session::{Session, Sessions};
 use crate::staleness::{Limits, Staleness};
 use crate::target::TargetState;
 use crate::task::Tasks;
@@ -202,6 +203,16 @@ impl Authority {
     /// Whether bundle and kill switch are fresh enough for a new session.
     pub fn fresh(&self) -> bool {
         self.armed.load(Ordering::Acquire) && self.staleness.judge(self.silent()) == Staleness::Fresh
+    }
+
+    /// Ends the open sessions this is true of, and counts them as cut.
+    pub fn cut(&self, reason: Reason, overdue: impl Fn(&Session) -> bool) -> Vec<Arc<Session>> {
+        let closing = self.sessions.matching(overdue);
+        for session in &closing {
+            session.end(reason);
+        }
+        self.metrics.cut.add(closing.len() as u64);
+        closing
     }
 
     /// This bundle counts no more: everything is denied until another one comes.

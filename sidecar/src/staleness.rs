@@ -91,11 +91,7 @@ pub(crate) fn look(
         tracing::warn!(?silent, staleness = ?now, "how long the broker has been silent means something else now");
     }
     if now >= Staleness::Close {
-        let overdue = authority.sessions.matching(|session| session.cut_reason().is_none());
-        for session in &overdue {
-            session.end(Reason::Stale);
-        }
-        authority.metrics.cut.add(overdue.len() as u64);
+        authority.cut(Reason::Stale, |session| session.cut_reason().is_none());
     }
     if let (Staleness::Void, Some(held)) = (now, held) {
         authority.void(&held);

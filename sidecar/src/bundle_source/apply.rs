@@ -80,12 +80,7 @@ impl Enforcer {
     pub fn gone(&self) -> impl std::future::Future<Output = Closed> + Send + 'static {
         let received = Instant::now();
         self.authority.unheard();
-        let closing = self.authority.sessions.matching(|_| true);
-        for session in &closing {
-            session.end(Reason::LeaseEnded);
-        }
-        self.authority.metrics.cut.add(closing.len() as u64);
-        gone(closing, received)
+        gone(self.authority.cut(Reason::LeaseEnded, |_| true), received)
     }
 
     /// Checks and compiles a bundle; heavy, so call it off the runtime.
@@ -132,15 +127,8 @@ impl Enforcer {
         let received = Instant::now();
         let bundle = self.authority.enforce(bundle);
         self.listeners.reconcile(&bundle.targets);
-        let closing = self
-            .authority
-            .sessions
-            .matching(|session| !still_allowed(session, &bundle));
-        for session in &closing {
-            session.end(Reason::PolicyGone);
-        }
-        self.authority.metrics.cut.add(closing.len() as u64);
-        gone(closing, received)
+        let cut = |session: &Session| !still_allowed(session, &bundle);
+        gone(self.authority.cut(Reason::PolicyGone, cut), received)
     }
 }
 
