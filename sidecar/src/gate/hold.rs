@@ -371,7 +371,7 @@ impl<F: Frame> Held<F> {
                 .map(|value| value.unwrap_or_else(|| "NULL".to_owned()))
                 .collect(),
             earlier: described.earlier.iter().map(|text| text.to_string()).collect(),
-            hidden_values: described.hidden_values,
+            hidden_values: self.frame.hidden_values(),
         };
         let sets = self.decision.asks.iter().map(|ask| ApproverSet {
             rule: events::rule_name(&ask.rule),

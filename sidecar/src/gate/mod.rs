@@ -67,6 +67,10 @@ pub trait Frame {
     fn what(&self) -> &'static str {
         "statement"
     }
+    /// How many of its constants and bind values are not shown as they are: only approvers are told, so only they cost it.
+    fn hidden_values(&self) -> i32 {
+        0
+    }
     /// Shows its bind values, in order, as record and approver see them; `None` is NULL.
     fn values(&self, _show: &mut dyn FnMut(Option<&str>)) {}
     /// The operation whose text, resources and masks this one repeats; the record then refers to it.
@@ -95,8 +99,6 @@ pub struct Described<'a> {
     pub resources: Vec<Cow<'a, str>>,
     /// Masks that the answer's plan applies, such as `app.customers.email redact`.
     pub masks: Vec<Cow<'a, str>>,
-    /// How many values masks hide from the approver.
-    pub hidden_values: i32,
 }
 
 /// The operation that another one repeats.

@@ -91,7 +91,7 @@ impl Work {
     }
 
     /// How many bind values are not shown as they are: all of them, NULL too, or those in which a detector found something.
-    fn hidden_values(&self) -> usize {
+    fn hidden_bind_values(&self) -> usize {
         let Some((prepared, bind)) = &self.values else {
             return 0;
         };
@@ -128,17 +128,18 @@ impl crate::gate::Frame for Work {
     }
 
     fn described(&self) -> Described<'_> {
-        let (text, hidden_constants) = self.plan.shown();
-        let mut described = Described {
-            text: Cow::Borrowed(text),
+        Described {
+            text: Cow::Borrowed(self.plan.shown().0),
             earlier: self.earlier.iter().map(|text| Cow::Borrowed(&**text)).collect(),
             resources: borrowed(self.plan.resources()),
             masks: borrowed(self.plan.mask_words()),
-            hidden_values: i32::try_from(hidden_constants).unwrap_or(i32::MAX),
-        };
-        let found = i32::try_from(self.hidden_values()).unwrap_or(i32::MAX);
-        described.hidden_values = described.hidden_values.saturating_add(found);
-        described
+        }
+    }
+
+    fn hidden_values(&self) -> i32 {
+        let constants = i32::try_from(self.plan.shown().1).unwrap_or(i32::MAX);
+        let values = i32::try_from(self.hidden_bind_values()).unwrap_or(i32::MAX);
+        constants.saturating_add(values)
     }
 
     fn values(&self, show: &mut dyn FnMut(Option<&str>)) {
