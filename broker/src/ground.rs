@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use sidegate_policies::api::Lockdown;
+use sidegate_policies::check::is_label;
 use sidegate_policies::compile::Problem;
 use sidegate_policies::objects::Objects;
 use tokio::sync::watch;
@@ -167,16 +168,10 @@ pub fn host(url: &str) -> Option<&str> {
         .map(|host| host.trim_matches(['[', ']']))
 }
 
-fn is_label(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    !name.is_empty() && name.len() <= 63 && name.bytes().all(plain) && !name.starts_with('-') && !name.ends_with('-')
-}
-
 /// A machine.
 pub fn machine(read: Box<MachineRead>, config: &BrokerConfig, state: &Arc<StateDir>) -> Result<Ground, StartError> {
     let (clock, identity) = (Arc::clone(&config.clock), &read.machine.identity);
     let cluster = Arc::new(LocalCluster::open(Arc::clone(state), identity, Arc::clone(&clock))?);
-    let lockdowns = read.objects.lockdowns.iter().map(|located| located.object.clone());
     Ok(Ground {
         attestor: Attestor {
             audience: AUDIENCE.to_owned(),
@@ -188,7 +183,7 @@ pub fn machine(read: Box<MachineRead>, config: &BrokerConfig, state: &Arc<StateD
             clock,
         },
         secrets: Secrets::Folder(SecretFolder::new(read.machine.secrets_dir.clone())),
-        lockdowns: lockdowns.collect(),
+        lockdowns: read.objects.lockdowns(),
         objects: read.objects,
         withheld: Withheld::default(),
         findings: Findings {

@@ -12,7 +12,7 @@ use sidegate_policies::api::access_policy::{Rule, RuleEffect, SubjectMatch};
 use sidegate_policies::api::access_request::ApproverSet;
 use sidegate_policies::api::meta::LocalRef;
 use sidegate_policies::api::target::{CaBundle, TlsMode};
-use sidegate_policies::api::{AccessPolicy, Lockdown, Target};
+use sidegate_policies::api::{AccessPolicy, Target};
 use sidegate_policies::bundle::{version, Bundle, BundledTarget};
 use sidegate_policies::engine::Subject;
 use sidegate_policies::objects::Objects;
@@ -130,15 +130,6 @@ impl Index {
     pub fn classes(&self) -> usize {
         let offers = self.offers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         offers.len()
-    }
-
-    /// Lockdowns among the objects.
-    pub fn lockdowns(&self) -> Vec<Lockdown> {
-        self.objects
-            .lockdowns
-            .iter()
-            .map(|located| located.object.clone())
-            .collect()
     }
 
     /// What was accepted.

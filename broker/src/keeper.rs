@@ -183,8 +183,7 @@ impl Watched {
 
     fn accept(&self, front: &Front, objects: Objects) -> Result<u64, NotAccepted> {
         // Lockdowns first: what a new configuration freezes is frozen before what it allows is offered.
-        let lockdowns = objects.lockdowns.iter().map(|located| located.object.clone());
-        front.lockdowns.configure(lockdowns.collect())?;
+        front.lockdowns.configure(objects.lockdowns())?;
         self.in_force.put(front, objects, Withheld::default())
     }
 }

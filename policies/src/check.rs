@@ -196,7 +196,7 @@ const LABEL: &str = "lower-case letters, digits and dashes, at most 63";
 const SUBDOMAIN: &str = "lower-case letters, digits, dashes and dots, at most 253";
 
 /// A DNS label as Kubernetes names namespaces.
-fn is_label(text: &str) -> bool {
+pub fn is_label(text: &str) -> bool {
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=63).contains(&text.len()) && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }

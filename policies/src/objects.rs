@@ -34,6 +34,11 @@ pub struct Objects {
 }
 
 impl Objects {
+    /// The Lockdowns alone.
+    pub fn lockdowns(&self) -> Vec<Lockdown> {
+        self.lockdowns.iter().map(|located| located.object.clone()).collect()
+    }
+
     /// The Target of this name, if there is one.
     pub fn target(&self, namespace: &str, name: &str) -> Option<&Located<Target>> {
         self.targets.iter().find(|located| {

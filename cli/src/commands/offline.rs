@@ -55,7 +55,7 @@ impl Offline {
             "local".to_owned(),
             DIGEST_KEY.to_owned(),
         );
-        let lockdowns = index.lockdowns();
+        let lockdowns = index.objects().lockdowns();
         let objects = configuration.objects;
         Ok((Offline { objects, index }, lockdowns))
     }
