@@ -227,20 +227,7 @@ impl<'a> Agent<'a> {
 
     /// The same for another audience.
     pub fn token_for(&self, audience: &str) -> Result<String> {
-        let said = self.kubectl(&[
-            "create",
-            "token",
-            "support",
-            "--audience",
-            audience,
-            "--duration",
-            "10m",
-            "--bound-object-kind",
-            "Pod",
-            "--bound-object-name",
-            "agent",
-        ])?;
-        Ok(said.trim().to_owned())
+        self.cluster.bound_token(&self.namespace, "support", audience, "agent")
     }
 
     /// kubectl in the agent's namespace.

@@ -21,25 +21,7 @@ fn pod(cluster: &Cluster) -> Result<(String, String)> {
 
 /// A token of the pod's service account, bound to the pod.
 fn token(cluster: &Cluster, namespace: &str) -> Result<String> {
-    let said = cluster.kubectl(
-        &[
-            "create",
-            "token",
-            "default",
-            "--namespace",
-            namespace,
-            "--audience",
-            AUDIENCE,
-            "--duration",
-            "10m",
-            "--bound-object-kind",
-            "Pod",
-            "--bound-object-name",
-            "agent",
-        ],
-        "",
-    )?;
-    Ok(said.trim().to_owned())
+    cluster.bound_token(namespace, "default", AUDIENCE, "agent")
 }
 
 /// The status of a TokenReview.

@@ -251,6 +251,29 @@ impl Cluster {
         settings::kubeconfig_of(self.folder.path(), &self.server, token)
     }
 
+    /// A token of a service account for an audience, bound to a pod as a kubelet would ask for it; it lives 10 minutes.
+    pub fn bound_token(&self, namespace: &str, account: &str, audience: &str, pod: &str) -> Result<String> {
+        let said = self.kubectl(
+            &[
+                "create",
+                "token",
+                account,
+                "--namespace",
+                namespace,
+                "--audience",
+                audience,
+                "--duration",
+                "10m",
+                "--bound-object-kind",
+                "Pod",
+                "--bound-object-name",
+                pod,
+            ],
+            "",
+        )?;
+        Ok(said.trim().to_owned())
+    }
+
     /// Makes a namespace of a name nobody else has, and waits for its service account.
     pub fn namespace(&self) -> Result<String> {
         let name = format!("t-{}", Uuid::now_v7().simple());
