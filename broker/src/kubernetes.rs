@@ -9,6 +9,7 @@ mod follow;
 mod issuers;
 mod kinds;
 mod leader;
+mod leases;
 mod maps;
 mod pins;
 mod pods;
@@ -16,6 +17,7 @@ pub mod reading;
 mod reviewer;
 mod secrets;
 mod status;
+mod watch;
 
 use std::future::Future;
 use std::path::PathBuf;

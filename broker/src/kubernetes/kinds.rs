@@ -8,11 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use kube::api::{ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde_json::Value;
 use sidegate_policies::api::{GROUP, VERSION};
@@ -20,6 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::reading::{Key, Kind, Stored};
+use super::watch::{follow, Change};
 use crate::config::StartError;
 use crate::task::Tasks;
 
@@ -117,54 +116,37 @@ impl Kinds {
 
     async fn one(&self, kind: Kind, stop: CancellationToken) {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource(kind));
-        let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
-        let mut events = std::pin::pin!(events);
-        let mut listed = Stored::new();
-        loop {
-            let event = tokio::select! {
-                () = stop.cancelled() => return,
-                event = events.next() => event,
-            };
-            match event {
-                Some(Ok(event)) => self.take(kind, event, &mut listed),
-                Some(Err(error)) => {
-                    tracing::warn!(kind = kind.as_str(), %error, "cannot be followed now");
-                    self.troubles.send_modify(|troubles| {
-                        troubles.insert(kind, error.to_string());
-                    });
-                }
-                None => return,
+        let told = |change: Result<_, watcher::Error>| match change {
+            Ok(change) => self.take(kind, change),
+            Err(error) => {
+                tracing::warn!(kind = kind.as_str(), %error, "cannot be followed now");
+                self.troubles.send_modify(|troubles| {
+                    troubles.insert(kind, error.to_string());
+                });
             }
-        }
+        };
+        follow(api, stop, |object| stored(kind, object), told).await;
     }
 
-    fn take(&self, kind: Kind, event: Event<DynamicObject>, listed: &mut Stored) {
+    fn take(&self, kind: Kind, change: Change<(Key, Arc<Value>)>) {
         {
             let mut seen = self.seen();
-            match event {
-                Event::Init => return listed.clear(),
-                Event::InitApply(object) => {
-                    let (key, object) = stored(kind, object);
-                    listed.insert(key, object);
-                    return;
-                }
-                Event::InitDone => {
+            match change {
+                Change::All(listed) => {
                     seen.stored.retain(|key, _| key.kind != kind);
-                    seen.stored.append(listed);
+                    seen.stored.extend(listed);
                     if !seen.listed.contains(&kind) {
                         seen.listed.push(kind);
                     }
                 }
-                Event::Apply(object) => {
-                    let (key, object) = stored(kind, object);
+                Change::Put((key, object)) => {
                     let before = seen.stored.insert(key, Arc::clone(&object));
                     // Our own status, or somebody's annotation, changes nothing that is read.
                     if before.is_some_and(|before| same(&before, &object)) {
                         return;
                     }
                 }
-                Event::Delete(object) => {
-                    let (key, _) = stored(kind, object);
+                Change::Gone((key, _)) => {
                     seen.stored.remove(&key);
                 }
             }

@@ -7,12 +7,13 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
 
+use super::leases::keep;
 use super::{answered, Failed};
 
 /// Name of the Lease in the broker's namespace.
@@ -76,41 +77,20 @@ impl Leader {
     async fn turn(&self, seen: &mut Seen) -> Result<(), Failed> {
         let now = Instant::now();
         let found = answered(self.leases.get_opt(NAME)).await?;
-        let kept = match found {
-            None => {
-                let fresh = Lease {
-                    metadata: ObjectMeta {
-                        name: Some(NAME.to_owned()),
-                        ..ObjectMeta::default()
-                    },
-                    spec: None,
-                };
-                answered(self.leases.create(&PostParams::default(), &self.held(fresh))).await
-            }
-            Some(lease) => {
-                if !self.may_take(&lease, seen, now) {
-                    self.set(None);
-                    return Ok(());
-                }
-                answered(self.leases.replace(NAME, &PostParams::default(), &self.held(lease))).await
-            }
-        };
-        match kept {
-            Ok(_) => {
-                if !self.leads() {
-                    tracing::info!(replica = self.name, "this replica leads");
-                }
-                // Since the call began: what took long to answer was renewed before.
-                self.set(Some(now));
-                Ok(())
-            }
-            // Another replica was first.
-            Err(error) if error.is(409) => {
-                self.set(None);
-                Ok(())
-            }
-            Err(error) => Err(error),
+        if found.as_ref().is_some_and(|lease| !self.may_take(lease, seen, now)) {
+            self.set(None);
+            return Ok(());
         }
+        if keep(&self.leases, NAME, found, |lease| self.held(lease)).await? {
+            if !self.leads() {
+                tracing::info!(replica = self.name, "this replica leads");
+            }
+            // Since the call began: what took long to answer was renewed before.
+            self.set(Some(now));
+        } else {
+            self.set(None);
+        }
+        Ok(())
     }
 
     /// Ours, nobody's, or not renewed for as long as we have watched it.

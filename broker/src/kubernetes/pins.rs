@@ -7,10 +7,9 @@ use std::collections::BTreeMap;
 
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::PostParams;
 use kube::{Api, Client};
 
+use super::leases::keep;
 use super::{answered, Failed};
 use crate::pins::{judge, Instance, Judged, Pin, PinRefused, Pins};
 
@@ -44,29 +43,11 @@ impl PinLeases {
             let Judged::Moves(pin) = judge(pinned.as_ref(), instance, thumbprint, settled)? else {
                 return Ok(());
             };
-            let kept = match found {
-                Some(lease) => {
-                    let next = written(lease, &pin, thumbprint);
-                    answered(self.0.replace(pod_uid, &PostParams::default(), &next)).await
-                }
-                None => {
-                    let fresh = Lease {
-                        metadata: ObjectMeta {
-                            name: Some(pod_uid.to_owned()),
-                            ..ObjectMeta::default()
-                        },
-                        spec: None,
-                    };
-                    let fresh = written(fresh, &pin, thumbprint);
-                    answered(self.0.create(&PostParams::default(), &fresh)).await
-                }
-            };
-            match kept {
-                Ok(_) => return Ok(()),
-                // Another replica was first: what it pinned is judged in the next round.
-                Err(error) if error.is(409) => {}
-                Err(error) => return Err(cluster(error)),
+            let kept = keep(&self.0, pod_uid, found, |lease| written(lease, &pin, thumbprint)).await;
+            if kept.map_err(cluster)? {
+                return Ok(());
             }
+            // Another replica was first: what it pinned is judged in the next round.
         }
         Err(PinRefused::Cluster("other replicas pin the same pod".to_owned()))
     }

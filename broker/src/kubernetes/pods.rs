@@ -7,15 +7,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
 use futures_util::future::BoxFuture;
-use futures_util::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher;
 use kube::{Api, Client};
 use sidegate_policies::pod::shape::{Shape, SIDECAR};
 use tokio_util::sync::CancellationToken;
 
 use super::answered;
+use super::watch::{follow, Change};
 use crate::attest::{PodView, Pods, Unavailable};
 use crate::pins::Instance;
 
@@ -43,43 +42,26 @@ impl ClusterPods {
     /// Follows every pod until told to stop.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let all: Api<Pod> = Api::all(self.client.clone());
-        let events = watcher::watcher(all, watcher::Config::default()).default_backoff();
-        let mut events = std::pin::pin!(events);
-        let mut listed = HashMap::new();
-        loop {
-            let event = tokio::select! {
-                () = stop.cancelled() => return,
-                event = events.next() => event,
-            };
-            match event {
-                Some(Ok(event)) => self.take(event, &mut listed),
-                Some(Err(error)) => tracing::warn!(%error, "pods cannot be followed now"),
-                None => return,
-            }
-        }
+        let told = |change: Result<_, watcher::Error>| match change {
+            Ok(change) => self.take(change),
+            Err(error) => tracing::warn!(%error, "pods cannot be followed now"),
+        };
+        follow(all, stop, |pod| view(pod, &self.audience), told).await;
     }
 
-    fn take(&self, event: Event<Pod>, listed: &mut HashMap<Name, PodView>) {
+    fn take(&self, change: Change<PodView>) {
+        let name = |view: &PodView| (view.namespace.clone(), view.name.clone());
         let mut known = self.known.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        match event {
-            Event::Init => listed.clear(),
-            Event::InitApply(pod) => {
-                let view = view(pod, &self.audience);
-                listed.insert((view.namespace.clone(), view.name.clone()), view);
+        match (change, known.as_mut()) {
+            (Change::All(listed), _) => *known = Some(listed.into_iter().map(|view| (name(&view), view)).collect()),
+            (Change::Put(view), Some(known)) => {
+                known.insert(name(&view), view);
             }
-            Event::InitDone => *known = Some(std::mem::take(listed)),
-            Event::Apply(pod) => {
-                let view = view(pod, &self.audience);
-                if let Some(known) = known.as_mut() {
-                    known.insert((view.namespace.clone(), view.name.clone()), view);
-                }
+            (Change::Gone(view), Some(known)) => {
+                known.remove(&name(&view));
             }
-            Event::Delete(pod) => {
-                let (namespace, name) = (pod.metadata.namespace, pod.metadata.name);
-                if let Some(known) = known.as_mut() {
-                    known.remove(&(namespace.unwrap_or_default(), name.unwrap_or_default()));
-                }
-            }
+            // Nothing is known before the first list.
+            (Change::Put(_) | Change::Gone(_), None) => {}
         }
     }
 }

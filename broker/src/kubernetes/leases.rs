@@ -1,0 +1,38 @@
+//! Leases that several replicas write.
+//!
+//! Refuses to overwrite what was not read. The invariant: a Lease is created once, and replaced only at the version it
+//! was read at.
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{ObjectMeta, PostParams};
+use kube::Api;
+
+use super::{answered, Failed};
+
+/// Writes a Lease as found, or a new one where none was. Answers whether this replica was the first to.
+pub(super) async fn keep(
+    leases: &Api<Lease>,
+    name: &str,
+    found: Option<Lease>,
+    written: impl FnOnce(Lease) -> Lease,
+) -> Result<bool, Failed> {
+    let parameters = PostParams::default();
+    let kept = match found {
+        Some(lease) => answered(leases.replace(name, &parameters, &written(lease))).await,
+        None => {
+            let fresh = Lease {
+                metadata: ObjectMeta {
+                    name: Some(name.to_owned()),
+                    ..ObjectMeta::default()
+                },
+                spec: None,
+            };
+            answered(leases.create(&parameters, &written(fresh))).await
+        }
+    };
+    match kept {
+        Ok(_) => Ok(true),
+        Err(error) if error.is(409) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

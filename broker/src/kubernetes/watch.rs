@@ -1,0 +1,49 @@
+//! Follows objects of one kind: the list first, then its changes, and the list anew whenever the watch was lost.
+//!
+//! Refuses nothing. The invariant: a list counts when it is whole, so that what was deleted unheard of goes with it.
+
+use futures_util::StreamExt as _;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::WatchStreamExt as _;
+use kube::Api;
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+/// What became of the objects.
+pub(super) enum Change<T> {
+    /// These are there, and no others.
+    All(Vec<T>),
+    /// This one is new, or another than before.
+    Put(T),
+    /// This one is gone.
+    Gone(T),
+}
+
+/// Tells every change until told to stop. Only what `kept` keeps of an object waits for its list to be whole.
+pub(super) async fn follow<K, T>(
+    api: Api<K>,
+    stop: CancellationToken,
+    kept: impl Fn(K) -> T,
+    mut told: impl FnMut(Result<Change<T>, watcher::Error>),
+) where
+    K: kube::Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
+    let mut events = std::pin::pin!(events);
+    let mut listed = Vec::new();
+    loop {
+        let event = tokio::select! {
+            () = stop.cancelled() => return,
+            event = events.next() => event,
+        };
+        match event {
+            Some(Ok(Event::Init)) => listed.clear(),
+            Some(Ok(Event::InitApply(object))) => listed.push(kept(object)),
+            Some(Ok(Event::InitDone)) => told(Ok(Change::All(std::mem::take(&mut listed)))),
+            Some(Ok(Event::Apply(object))) => told(Ok(Change::Put(kept(object)))),
+            Some(Ok(Event::Delete(object))) => told(Ok(Change::Gone(kept(object)))),
+            Some(Err(error)) => told(Err(error)),
+            None => return,
+        }
+    }
+}
