@@ -20,7 +20,7 @@ pub enum SecretError {
     #[error("no --secrets folder was given")]
     NoFolder,
     /// Not there.
-    #[error("there is no file {0}")]
+    #[error("there is no {0}")]
     Missing(String),
     /// Others may read it.
     #[error("{path}: others may read it (mode {mode:04o}); run `chmod 0600 {path}`")]
@@ -166,7 +166,7 @@ fn check_name(name: &str) -> Result<(), SecretError> {
 fn io_error(path: &Path, source: io::Error) -> SecretError {
     let path_text = path.display().to_string();
     if source.kind() == io::ErrorKind::NotFound {
-        return SecretError::Missing(path_text);
+        return SecretError::Missing(format!("file {path_text}"));
     }
     SecretError::Io {
         path: path_text,
@@ -181,7 +181,7 @@ pub fn check_folder(folder: &Path) -> Result<(), SecretError> {
         return Ok(());
     }
     Err(SecretError::Missing(format!(
-        "{} (it is not a folder)",
+        "file {} (it is not a folder)",
         folder.display()
     )))
 }
