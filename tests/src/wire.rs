@@ -156,9 +156,14 @@ impl Wire {
         Ok(wire)
     }
 
-    /// Reads to the first ReadyForQuery.
+    /// Reads to the first ReadyForQuery. A connection that ends before it, without a word, is no login: a listener that
+    /// closes resets what waits in its backlog.
     pub fn finish_login(&mut self) -> Result<()> {
-        for frame in self.until_ready()? {
+        let frames = self.until_ready()?;
+        if frames.last().is_none_or(|last| !matches!(last.kind, b'E' | b'Z')) {
+            bail!("the stream ended within the login: {:?}", shape(&frames));
+        }
+        for frame in frames {
             match frame.kind {
                 b'E' => bail!("login refused: {}", frame.field(b'M').unwrap_or_default()),
                 b'S' => {
@@ -254,4 +259,19 @@ pub fn shape(frames: &[Frame]) -> Vec<String> {
         kind => (kind as char).to_string(),
     };
     frames.iter().map(describe).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_just_ends_is_no_login() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        // In the backlog when the listener goes: the kernel resets it.
+        let mut reset = Wire::dial(port).unwrap();
+        drop(listener);
+        assert!(reset.finish_login().is_err());
+    }
 }
