@@ -73,7 +73,7 @@ bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=pg
 	@"$(TARGET)/release/sidegate-bench" $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
 
 .PHONY: bench-broker
-bench-broker: ## Measure the broker: exchanges, and bundles and lockdowns to 1,000 and 10,000 streams (some minutes)
+bench-broker: ## Measure the broker: exchanges, bundles and lockdowns, on a real API server and with 10,000 streams (some minutes)
 	@$(MAKE) --no-print-directory bench ROWS=$(or $(ROWS),broker-)
 
 .PHONY: fuzz

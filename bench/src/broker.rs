@@ -1,10 +1,11 @@
 //! The broker under load: exchanges, and what reaches many sidecars how soon.
 //!
 //! The broker runs in a process of its own (this program, started again), so that its CPU and memory are its own; its
-//! cluster is a double of many pods, its front face the real one: TLS, HTTP/2, proofs, records. The sidecars are
-//! simulated: a connection, a key and a stream each.
+//! cluster is a double of many pods (ten thousand of them) or a real API server (`cluster.rs`, a thousand), its front
+//! face the real one: TLS, HTTP/2, proofs, records. The sidecars are simulated: a connection, a key and a stream each.
 
 mod client;
+mod cluster;
 mod fleet;
 
 use std::io::{BufRead, BufReader};
@@ -36,31 +37,42 @@ const OPENING: usize = 64;
 /// Everything that must come has come within this.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Gives the token of a pod.
+type Tokens = Arc<dyn Fn(usize) -> Result<String> + Send + Sync>;
+
 /// A broker in a process of its own.
 struct Served {
     child: Child,
     folder: tempfile::TempDir,
     url: String,
+    ca: String,
+    /// The audience of service-account tokens in a cluster.
+    issuer: String,
     tls: Arc<rustls::ClientConfig>,
     /// Microseconds since 1970 at which each later index was in force.
     in_force: mpsc::Receiver<u64>,
 }
 
 impl Served {
-    /// Starts it for so many pods.
+    /// Starts it for so many pods of a double.
     fn start(pods: usize) -> Result<Served> {
         let folder = tempfile::Builder::new().prefix("sidegate-broker-bench-").tempdir()?;
         std::fs::create_dir(folder.path().join("config"))?;
         configure(folder.path(), "first")?;
+        Served::on(folder, &pods.to_string())
+    }
+
+    /// Starts it on a number of pods, or the cluster of a kubeconfig.
+    fn on(folder: tempfile::TempDir, place: &str) -> Result<Served> {
         let mut child = Command::new(std::env::current_exe()?)
-            .args([SERVE, &folder.path().to_string_lossy(), &pods.to_string()])
+            .args([SERVE, &folder.path().to_string_lossy(), place])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
         let mut lines = BufReader::new(child.stdout.take().context("its output")?).lines();
         let first: Value = serde_json::from_str(&lines.next().context("the broker ended")??)?;
         let text = |name: &str| first[name].as_str().map(str::to_owned).context("an address");
-        let (url, tls) = (text("url")?, client::tls(&text("ca")?)?);
+        let (url, ca, issuer) = (text("url")?, text("ca")?, text("issuer")?);
         let (told, in_force) = mpsc::channel();
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
@@ -74,14 +86,18 @@ impl Served {
         Ok(Served {
             child,
             folder,
+            tls: client::tls(&ca)?,
             url,
-            tls,
+            ca,
+            issuer,
             in_force,
         })
     }
 
-    fn fleet(&self) -> Result<Fleet> {
-        Fleet::open(&self.folder.path().join("state/fleet.p8"), 0)
+    /// Tokens of the double's pods.
+    fn tokens(&self) -> Result<Tokens> {
+        let fleet = Fleet::open(&self.folder.path().join("state/fleet.p8"), 0)?;
+        Ok(Arc::new(move |pod| fleet.token(pod)))
     }
 }
 
@@ -125,7 +141,11 @@ pub fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
         .enable_all()
         .build()?;
     if plan.wants("broker-exchange") {
-        runtime.block_on(exchanges(plan, report))?;
+        let served = Served::start(1_000)?;
+        runtime.block_on(exchanges("broker-exchange", plan, &served, &served.tokens()?, report))?;
+    }
+    if plan.wants("broker-cluster") {
+        cluster::measure(plan, &runtime, report)?;
     }
     for (row, streams) in [("broker-streams-1k", 1_000), ("broker-streams-10k", 10_000)] {
         if plan.wants(row) {
@@ -136,13 +156,11 @@ pub fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
 }
 
 /// Exchanges of a thousand pods, one after the other on eight connections: CPU of the broker's whole process each.
-async fn exchanges(plan: &Plan, report: &mut Report) -> Result<()> {
-    let served = Served::start(1_000)?;
-    let fleet = Arc::new(served.fleet()?);
+async fn exchanges(row: &str, plan: &Plan, served: &Served, tokens: &Tokens, report: &mut Report) -> Result<()> {
     let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut tasks = JoinSet::new();
     for first in 0..EXCHANGERS {
-        let (fleet, stop, done) = (Arc::clone(&fleet), Arc::clone(&stop), Arc::clone(&done));
+        let (tokens, stop, done) = (Arc::clone(tokens), Arc::clone(&stop), Arc::clone(&done));
         let (url, tls) = (served.url.clone(), Arc::clone(&served.tls));
         tasks.spawn(async move {
             // A pod keeps its key: another one would be refused.
@@ -153,9 +171,10 @@ async fn exchanges(plan: &Plan, report: &mut Report) -> Result<()> {
             while !stop.load(Ordering::Relaxed) {
                 let pod = turn % keys.len();
                 turn += 1;
-                let sidecar = keys[pod].get_or_insert_with(|| Sidecar::new(&url, pod * EXCHANGERS + first));
+                let sidecar = keys[pod].get_or_insert_with(|| Sidecar::new(&url));
                 sidecar.nonce = nonce.take().or(sidecar.nonce.take());
-                sidecar.exchange(&mut connection.clone(), &fleet).await?;
+                let token = tokens(pod * EXCHANGERS + first)?;
+                sidecar.exchange(&mut connection.clone(), &token).await?;
                 nonce.clone_from(&sidecar.nonce);
                 done.fetch_add(1, Ordering::Relaxed);
             }
@@ -172,14 +191,9 @@ async fn exchanges(plan: &Plan, report: &mut Report) -> Result<()> {
         tokio::time::sleep(plan.slice).await;
         let count = (done.load(Ordering::Relaxed) - before) as f64;
         let spent = (cpu::nanoseconds(&[pid])? - cpu_before) as f64;
-        report.figure(
-            &format!("broker-exchange, round {round}"),
-            "ms CPU",
-            spent / count / 1e6,
-            0.8,
-        );
+        report.figure(&format!("{row}, round {round}"), "ms CPU", spent / count / 1e6, 0.8);
         let rate = count / since.elapsed().as_secs_f64();
-        report.figure(&format!("broker-exchange rate, round {round}"), "/s", rate, None);
+        report.figure(&format!("{row} rate, round {round}"), "/s", rate, None);
     }
     stop.store(true, Ordering::Relaxed);
     while let Some(ended) = tasks.join_next().await {
@@ -196,10 +210,9 @@ async fn streams_of(row: &str, count: usize, rounds: usize, report: &mut Report)
     let served = Served::start(count)?;
     let pid = served.child.id();
     let bare = cpu::resident(pid)?;
-    let fleet = Arc::new(served.fleet()?);
     let since = Instant::now();
     let (tell, mut told) = tokio::sync::mpsc::channel::<Seen>(1 << 16);
-    let mut streams = open_all(&served, &fleet, count, tell).await?;
+    let mut streams = open_all(&served, &served.tokens()?, count, tell).await?;
     report.figure(
         &format!("{row}: all open after"),
         "s",
@@ -253,7 +266,7 @@ async fn streams_of(row: &str, count: usize, rounds: usize, report: &mut Report)
 
 async fn open_all(
     served: &Served,
-    fleet: &Arc<Fleet>,
+    tokens: &Tokens,
     count: usize,
     tell: tokio::sync::mpsc::Sender<Seen>,
 ) -> Result<JoinSet<Result<()>>> {
@@ -262,12 +275,12 @@ async fn open_all(
     let mut streams = JoinSet::new();
     for pod in 0..count {
         let turn = Arc::clone(&turns).acquire_owned().await?;
-        let (fleet, url, tls) = (Arc::clone(fleet), served.url.clone(), Arc::clone(&served.tls));
+        let (url, tls, token) = (served.url.clone(), Arc::clone(&served.tls), tokens(pod)?);
         let (tell, opened) = (tell.clone(), Arc::clone(&opened));
         streams.spawn(async move {
-            let mut sidecar = Sidecar::new(&url, pod);
+            let mut sidecar = Sidecar::new(&url);
             let mut connection = client::connect(&url, tls).await?;
-            sidecar.exchange(&mut connection, &fleet).await?;
+            sidecar.exchange(&mut connection, &token).await?;
             let mut stream = sidecar.stream(&mut connection).await?;
             opened.fetch_add(1, Ordering::Relaxed);
             drop(turn);

@@ -63,7 +63,7 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     if arguments.next().as_deref() == Some(broker::SERVE) {
         let folder = arguments.next().map(PathBuf::from).unwrap_or_default();
-        return broker::serve(&folder, arguments.next().unwrap_or_default().parse()?);
+        return broker::serve(&folder, &arguments.next().unwrap_or_default());
     }
     let plan = Plan::from_arguments(std::env::args().skip(1))?;
     println!(

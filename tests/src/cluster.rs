@@ -246,6 +246,14 @@ impl Cluster {
         Ok(serde_json::from_str(&said)?)
     }
 
+    /// What a client of the administrator's needs: the authority of the API server's certificate as PEM, and a token.
+    pub fn admin(&self) -> Result<(String, String)> {
+        let read = |name: &str| std::fs::read_to_string(self.folder.path().join(name));
+        let config: Value = serde_json::from_str(&read(settings::kubeconfig(User::Admin))?)?;
+        let token = config["users"][0]["user"]["token"].as_str().context("no token")?;
+        Ok((read("ca.pem")?, token.to_owned()))
+    }
+
     /// A kubeconfig with this bearer token.
     pub fn kubeconfig_of(&self, token: &str) -> String {
         settings::kubeconfig_of(self.folder.path(), &self.server, token)

@@ -21,8 +21,6 @@ use sidegate_policies::wire::{ToBroker, ToSidecar};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use super::fleet::Fleet;
-
 /// A connection to the front face.
 pub type Connection = http2::SendRequest<BoxBody<Bytes, std::convert::Infallible>>;
 
@@ -65,7 +63,6 @@ pub async fn connect(url: &str, tls: Arc<rustls::ClientConfig>) -> Result<Connec
 /// One pod's sidecar.
 pub struct Sidecar {
     base: String,
-    pod: usize,
     key: SigningKey,
     /// What the broker gave for the next proof.
     pub nonce: Option<String>,
@@ -74,11 +71,10 @@ pub struct Sidecar {
 
 impl Sidecar {
     /// With a key of its own.
-    pub fn new(base: &str, pod: usize) -> Sidecar {
+    pub fn new(base: &str) -> Sidecar {
         let key = SigningKey::generate().and_then(|key| SigningKey::from_pkcs8(&key));
         Sidecar {
             base: base.to_owned(),
-            pod,
             key: key.unwrap_or_else(|_| std::process::abort()),
             nonce: None,
             session: None,
@@ -101,11 +97,10 @@ impl Sidecar {
     }
 
     /// Exchanges the pod's token for a session, with one retry for the nonce.
-    pub async fn exchange(&mut self, connection: &mut Connection, fleet: &Fleet) -> Result<()> {
+    pub async fn exchange(&mut self, connection: &mut Connection, token: &str) -> Result<()> {
         let body = format!(
-            "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Atoken-exchange&subject_token={}\
-             &subject_token_type=urn%3Aietf%3Aparams%3Aoauth%3Atoken-type%3Ajwt",
-            fleet.token(self.pod)?
+            "grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Atoken-exchange&subject_token={token}\
+             &subject_token_type=urn%3Aietf%3Aparams%3Aoauth%3Atoken-type%3Ajwt"
         );
         self.session = None;
         for _ in 0..2 {

@@ -19,10 +19,11 @@ use sidegate_broker::front::budget::{Limits, Rate};
 use sidegate_broker::ground::{Follow, Ground};
 use sidegate_broker::jwt::{Alg, KeySet, SigningKey};
 use sidegate_broker::keeper::load;
+use sidegate_broker::kubernetes::ClusterOptions;
 use sidegate_broker::pins::{Instance, PinFiles};
 use sidegate_broker::report::Findings;
 use sidegate_broker::secrets::{SecretFolder, Secrets};
-use sidegate_broker::{Broker, BrokerConfig, Machine, Separation, StartError};
+use sidegate_broker::{Broker, BrokerConfig, Machine, Place, Separation, StartError};
 
 const ISSUER: &str = "https://fleet.invalid";
 const AUDIENCE: &str = "bench";
@@ -152,20 +153,35 @@ fn unlimited() -> Limits {
     }
 }
 
-/// The broker's process: says where it listens, then when each index was in force; ends with its input.
-pub fn serve(folder: &Path, pods: usize) -> Result<()> {
+/// The broker's process, on a double of so many pods or on the cluster of a kubeconfig: says where it listens, then when
+/// each index was in force; ends with its input.
+pub fn serve(folder: &Path, place: &str) -> Result<()> {
     super::client::more_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let mut config = BrokerConfig::new(Machine::default().into(), folder.join("state"));
-        config.limits = unlimited();
-        let configuration = folder.join("config");
-        let broker = Broker::start_on(config, |state, _| ground(state, configuration, pods)).await?;
+        let broker = match place.parse() {
+            Ok(pods) => {
+                let mut config = BrokerConfig::new(Machine::default().into(), folder.join("state"));
+                config.limits = unlimited();
+                let configuration = folder.join("config");
+                Broker::start_on(config, |state, _| ground(state, configuration, pods)).await?
+            }
+            Err(_) => {
+                let cluster = Place::Cluster(ClusterOptions {
+                    kubeconfig: Some(place.into()),
+                    namespace: super::cluster::NAMESPACE.to_owned(),
+                });
+                let mut config = BrokerConfig::new(cluster, folder.join("state"));
+                config.limits = unlimited();
+                Broker::start(config).await?
+            }
+        };
         let mut out = std::io::stdout();
-        writeln!(out, "{}", json!({"url": broker.front_url, "ca": broker.ca_pem}))?;
+        let said = json!({"url": broker.front_url, "ca": broker.ca_pem, "issuer": broker.issuer_url});
+        writeln!(out, "{said}")?;
         let mut index = broker.front().index.clone();
         let mut telling = tokio::task::JoinSet::new();
         telling.spawn(async move {

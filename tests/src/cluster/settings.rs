@@ -48,7 +48,8 @@ pub(super) fn write(folder: &Path, server: &str, authority: &Authority) -> Resul
     private(folder, "ca.pem", authority.pem())?;
     private(folder, "server.pem", &leaf.certificate)?;
     private(folder, "server.key", &leaf.key)?;
-    let accounts = rcgen::KeyPair::generate()?;
+    // RS256 is what most clusters sign service-account tokens with.
+    let accounts = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)?;
     private(folder, "accounts.key", &accounts.serialize_pem())?;
     private(folder, "accounts.pub", &accounts.public_key_pem())?;
     let mut tokens = String::new();
