@@ -56,7 +56,7 @@ async fn metadata(State(back): State<Back>) -> ([(HeaderName, &'static str); 1],
         "token_endpoint_auth_signing_alg_values_supported": assertions,
         "response_types_supported": [],
         "subject_types_supported": ["public"],
-        "id_token_signing_alg_values_supported": ["ES256"],
+        "id_token_signing_alg_values_supported": ["ES256", "RS256"],
         "dpop_signing_alg_values_supported": ["ES256"],
     });
     (CACHE, Json(metadata))

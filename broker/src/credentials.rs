@@ -290,7 +290,7 @@ impl Exchanges {
 fn job(wanted: &Wanted<'_>, generation: u64) -> Result<Job, Failure> {
     let broken = |why: &str| Failure::new(Class::Broken, why);
     let spec = &wanted.issuer.spec;
-    let preset = presets::find(&spec.preset).filter(|preset| preset.not_built().is_none());
+    let preset = presets::find(&spec.preset);
     let preset = preset.ok_or_else(|| broken("the preset cannot be exchanged by"))?;
     let text = serde_json::to_string(spec).map_err(|_| broken("the TokenIssuer cannot be written"))?;
     let name = &wanted.issuer.metadata.name;

@@ -1,4 +1,5 @@
-//! The issuer: three ES256 key rings in the state directory, and the tokens signed with them.
+//! The issuer: three key rings in the state directory, and the tokens signed with them: by ES256, and assertions by
+//! RS256 where a provider takes nothing else.
 //!
 //! Refuses to sign anything that outlives the caller's own service-account token, or carries a claim it did not
 //! make itself. The invariant: every token has exactly one audience, and `sub` is opaque and never reused.
@@ -76,6 +77,8 @@ pub struct Assertion {
     pub audience: String,
     /// Seconds it lives.
     pub life: i64,
+    /// What it is signed with.
+    pub alg: Alg,
 }
 
 /// The longest life of an assertion, seconds.
@@ -188,7 +191,7 @@ impl Issuer {
             "iss": asked.issuer.as_deref().unwrap_or(&self.url), "sub": asked.subject, "aud": asked.audience,
             "iat": now, "exp": expires, "jti": random_id()?,
         });
-        self.federation.sign("JWT", &claims, now)
+        self.federation.sign_by(asked.alg, "JWT", &claims, now)
     }
 
     /// `sg:<cluster>:<service account UID>`.

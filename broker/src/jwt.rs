@@ -7,6 +7,7 @@
 
 mod form;
 mod keys;
+mod rsa;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use serde_json::{Map, Value};
 
 pub use form::MAX_TOKEN;
 pub use keys::{sha256_base64url, Alg, KeySet, KeyVoid, Numbers, PublicKey};
+use rsa::RsaKey;
 
 /// Where a token is handed in; it fixes the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -420,11 +422,17 @@ fn check_service_account(claims: &Map<String, Value>) -> Result<(), Refused> {
     Ok(())
 }
 
-/// A P-256 key that signs tokens. No Debug: it is a secret.
+/// A key that signs tokens with its one algorithm. No Debug: it is a secret.
 #[derive(Clone)]
 pub struct SigningKey {
-    encoding: EncodingKey,
+    private: Private,
     public: PublicKey,
+}
+
+#[derive(Clone)]
+enum Private {
+    P256(EncodingKey),
+    Rsa(RsaKey),
 }
 
 /// A key or a signature could not be made.
@@ -433,7 +441,15 @@ pub struct SigningKey {
 pub struct SigningFailed;
 
 impl SigningKey {
-    /// Makes a new key and gives its PKCS#8 form for keeping.
+    /// Makes a new key for this algorithm and gives its PKCS#8 form for keeping.
+    pub fn generate_for(alg: Alg) -> Result<zeroize::Zeroizing<Vec<u8>>, SigningFailed> {
+        match alg {
+            Alg::Es256 => Self::generate(),
+            Alg::Rs256 => RsaKey::generate(),
+        }
+    }
+
+    /// The same for ES256.
     pub fn generate() -> Result<zeroize::Zeroizing<Vec<u8>>, SigningFailed> {
         let rng = aws_lc_rs::rand::SystemRandom::new();
         let algorithm = &aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
@@ -445,25 +461,34 @@ impl SigningKey {
     pub fn from_pkcs8(pkcs8: &[u8]) -> Result<Self, SigningFailed> {
         use aws_lc_rs::signature::KeyPair as _;
         let algorithm = &aws_lc_rs::signature::ECDSA_P256_SHA256_FIXED_SIGNING;
-        let pair = aws_lc_rs::signature::EcdsaKeyPair::from_pkcs8(algorithm, pkcs8).map_err(|_| SigningFailed)?;
+        let Ok(pair) = aws_lc_rs::signature::EcdsaKeyPair::from_pkcs8(algorithm, pkcs8) else {
+            let (key, numbers) = RsaKey::from_pkcs8(pkcs8)?;
+            return Ok(Self::of(Private::Rsa(key), Alg::Rs256, numbers));
+        };
         let point = pair.public_key().as_ref();
         let (x, y) = point
             .get(1..)
             .and_then(|xy| xy.split_at_checked(32))
             .ok_or(SigningFailed)?;
+        let numbers = Numbers::P256 {
+            x: URL_SAFE_NO_PAD.encode(x),
+            y: URL_SAFE_NO_PAD.encode(y),
+        };
+        Ok(Self::of(
+            Private::P256(EncodingKey::from_ec_der(pkcs8)),
+            Alg::Es256,
+            numbers,
+        ))
+    }
+
+    fn of(private: Private, alg: Alg, numbers: Numbers) -> Self {
         let mut public = PublicKey {
             kid: None,
-            alg: Alg::Es256,
-            numbers: Numbers::P256 {
-                x: URL_SAFE_NO_PAD.encode(x),
-                y: URL_SAFE_NO_PAD.encode(y),
-            },
+            alg,
+            numbers,
         };
         public.kid = Some(public.thumbprint());
-        Ok(SigningKey {
-            encoding: EncodingKey::from_ec_der(pkcs8),
-            public,
-        })
+        SigningKey { private, public }
     }
 
     /// The public half.
@@ -474,7 +499,7 @@ impl SigningKey {
     /// Signs claims under `typ` (none: as the API server writes service-account tokens).
     pub fn sign(&self, typ: Option<&str>, claims: &Value) -> Result<String, SigningFailed> {
         let mut header = Map::new();
-        header.insert("alg".to_owned(), Alg::Es256.as_str().into());
+        header.insert("alg".to_owned(), self.public.alg.as_str().into());
         if let Some(kid) = &self.public.kid {
             header.insert("kid".to_owned(), kid.as_str().into());
         }
@@ -488,8 +513,13 @@ impl SigningKey {
     pub fn sign_parts(&self, header: &Value, claims: &Value) -> Result<String, SigningFailed> {
         let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let message = format!("{}.{}", encode(header), encode(claims));
-        let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &self.encoding, Algorithm::ES256);
-        Ok(format!("{message}.{}", signature.map_err(|_| SigningFailed)?))
+        let signature = match &self.private {
+            Private::P256(key) => {
+                jsonwebtoken::crypto::sign(message.as_bytes(), key, Algorithm::ES256).map_err(|_| SigningFailed)?
+            }
+            Private::Rsa(key) => key.sign(message.as_bytes())?,
+        };
+        Ok(format!("{message}.{signature}"))
     }
 }
 

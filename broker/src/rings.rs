@@ -15,7 +15,7 @@ use serde_json::Value;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::config::StartError;
-use crate::jwt::{KeySet, PublicKey, SigningFailed, SigningKey};
+use crate::jwt::{Alg, KeySet, PublicKey, SigningFailed, SigningKey};
 use crate::state::{remove, write_private, StateDir, StateError};
 
 const HOUR: i64 = 3600;
@@ -57,6 +57,15 @@ impl RingName {
         }
     }
 
+    /// What its keys sign with: a ring has a key for each, and they rotate alike. Some providers take nothing but
+    /// RS256; everybody else who verifies tokens of ours takes ES256.
+    pub fn algorithms(self) -> &'static [Alg] {
+        match self {
+            RingName::Federation => &[Alg::Es256, Alg::Rs256],
+            RingName::Access | RingName::Record => &[Alg::Es256],
+        }
+    }
+
     /// Its schedule. The longest token lives 15 min; clients cache our keys for an hour at most, vendors for days.
     pub fn schedule(self) -> Schedule {
         match self {
@@ -94,8 +103,12 @@ struct Private {
 }
 
 impl Entry {
-    fn generate(usable_from: i64) -> Result<Arc<Self>, SigningFailed> {
-        Self::of(SigningKey::generate()?, usable_from, None)
+    fn generate(alg: Alg, usable_from: i64) -> Result<Arc<Self>, SigningFailed> {
+        Self::of(SigningKey::generate_for(alg)?, usable_from, None)
+    }
+
+    fn signs_by(&self, alg: Alg) -> bool {
+        self.public.alg == alg
     }
 
     fn of(pkcs8: Zeroizing<Vec<u8>>, usable_from: i64, retire_at: Option<i64>) -> Result<Arc<Self>, SigningFailed> {
@@ -161,13 +174,17 @@ impl Keys {
         self.0.iter().filter(move |entry| !entry.retired(now))
     }
 
-    fn newest(&self) -> Option<&Arc<Entry>> {
-        self.0.iter().max_by_key(|entry| entry.usable_from)
+    fn newest(&self, alg: Alg) -> Option<&Arc<Entry>> {
+        let own = self.0.iter().filter(|entry| entry.signs_by(alg));
+        own.max_by_key(|entry| entry.usable_from)
     }
 
-    /// The newest key whose time has come. If that one cannot sign, none does: never an older one instead.
-    fn signer(&self, now: i64) -> Option<&Arc<Entry>> {
-        let usable = self.kept(now).filter(|entry| entry.usable_from <= now);
+    /// The newest key whose time has come. If that one cannot sign, none does: never an older one instead, nor one of
+    /// another algorithm.
+    fn signer(&self, alg: Alg, now: i64) -> Option<&Arc<Entry>> {
+        let usable = self
+            .kept(now)
+            .filter(|entry| entry.signs_by(alg) && entry.usable_from <= now);
         usable.max_by_key(|entry| entry.usable_from)
     }
 }
@@ -225,10 +242,10 @@ impl Ring {
             Some(bytes) => read(name, &Zeroizing::new(bytes)).map_err(|why| broken(&path, why))?,
             None => {
                 let first = match state.read(&format!("keys/{}.p8", name.as_str()))? {
-                    Some(pkcs8) => Entry::of(Zeroizing::new(pkcs8), now, None),
-                    None => Entry::generate(now),
+                    Some(pkcs8) => Entry::of(Zeroizing::new(pkcs8), now, None).map(|entry| Keys(vec![entry])),
+                    None => first(name, now),
                 };
-                let keys = Keys(vec![first.map_err(|error| fail(error.into()))?]);
+                let keys = first.map_err(|error| fail(error.into()))?;
                 write(name, &path, &keys).map_err(fail)?;
                 keys
             }
@@ -248,13 +265,21 @@ impl Ring {
         self.name
     }
 
-    /// Signs claims under `typ` with the newest usable key. `now` in seconds.
+    /// Signs claims under `typ` by ES256 with the newest usable key. `now` in seconds.
     ///
     /// # Errors
     /// Where no key is usable yet: a clock that was set back signs nothing, rather than with an unpublished key.
     pub fn sign(&self, typ: &str, claims: &Value, now: i64) -> Result<String, SigningFailed> {
+        self.sign_by(Alg::Es256, typ, claims, now)
+    }
+
+    /// The same by any algorithm that the ring has keys for.
+    ///
+    /// # Errors
+    /// As [`Ring::sign`]; also where the ring has no key for it (yet).
+    pub fn sign_by(&self, alg: Alg, typ: &str, claims: &Value, now: i64) -> Result<String, SigningFailed> {
         let keys = self.keys.load();
-        let signer = keys.signer(now).and_then(|entry| entry.private.as_ref());
+        let signer = keys.signer(alg, now).and_then(|entry| entry.private.as_ref());
         signer.ok_or(SigningFailed)?.key.sign(Some(typ), claims)
     }
 
@@ -311,16 +336,20 @@ impl Ring {
         let mut next: Vec<Arc<Entry>> = keys.kept(now).cloned().collect();
         let mut changed = next.len() != keys.0.len();
         let renew = schedule.every.saturating_sub(schedule.ahead);
-        if keys
-            .newest()
-            .is_none_or(|newest| now >= newest.usable_from.saturating_add(renew))
-        {
+        for alg in self.name.algorithms() {
+            let newest = keys.newest(*alg);
+            if newest.is_some_and(|newest| now < newest.usable_from.saturating_add(renew)) {
+                continue;
+            }
             let from = now.saturating_add(schedule.ahead);
             if let Some(after) = schedule.after {
-                let until = |entry: &Arc<Entry>| entry.until(from.saturating_add(after));
+                let until = |entry: &Arc<Entry>| match entry.signs_by(*alg) {
+                    true => entry.until(from.saturating_add(after)),
+                    false => Ok(Arc::clone(entry)),
+                };
                 next = next.iter().map(until).collect::<Result<_, _>>()?;
             }
-            next.push(Entry::generate(from)?);
+            next.push(Entry::generate(*alg, from)?);
             changed = true;
         }
         if schedule.after.is_none() {
@@ -329,14 +358,14 @@ impl Ring {
         Ok(changed.then_some(Keys(next)))
     }
 
-    /// The emergency: one new key, usable at once, and no old one. Record keys alone stay, to verify what was
+    /// The emergency: new keys, usable at once, and no old one. Record keys alone stay, to verify what was
     /// recorded, and lose their private half.
     pub fn fresh(&self, _changing: &Changing<'_>, now: i64) -> Result<Keys, RingError> {
         let mut next = Vec::new();
         if self.name.schedule().after.is_none() {
             next.extend(self.keys.load().0.iter().map(|entry| Arc::new(entry.verifier())));
         }
-        next.push(Entry::generate(now)?);
+        next.extend(first(self.name, now)?.0);
         Ok(Keys(next))
     }
 
@@ -346,6 +375,12 @@ impl Ring {
         self.keys.store(Arc::new(keys));
         Ok(())
     }
+}
+
+/// One key for each algorithm of a ring, usable at once.
+fn first(name: RingName, now: i64) -> Result<Keys, SigningFailed> {
+    let made = name.algorithms().iter().map(|alg| Entry::generate(*alg, now));
+    made.collect::<Result<_, _>>().map(Keys)
 }
 
 /// Keys that verify for ever sign no more once a newer one does; true if one lost its private half.

@@ -54,7 +54,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let done: RotatedNow = client.call(Method::POST, "/rotate", Some(&rotate))?;
     let mut out = std::io::stdout().lock();
     for ring in &done.rotated {
-        writeln!(out, "{}: new key {}", ring.ring.as_str(), ring.kid)?;
+        for kid in &ring.kids {
+            writeln!(out, "{}: new key {kid}", ring.ring.as_str())?;
+        }
         for kid in &ring.removed {
             writeln!(out, "{}: removed {kid}", ring.ring.as_str())?;
         }

@@ -43,8 +43,8 @@ pub enum RotationError {
 pub struct Rotated {
     /// Which ring.
     pub ring: RingName,
-    /// The new key.
-    pub kid: String,
+    /// The new keys, one for each algorithm of the ring.
+    pub kids: Vec<String>,
     /// Keys that verify nothing any more.
     pub removed: Vec<String>,
 }
@@ -100,7 +100,8 @@ pub fn emergency(
         let ring = issuer.ring(*name);
         match replaced(ring, records, now) {
             Ok(rotated) => {
-                let detail = format!("new key {}; removed: {}", rotated.kid, rotated.removed.join(", "));
+                let (made, gone) = (rotated.kids.join(", "), rotated.removed.join(", "));
+                let detail = format!("new key {made}; removed: {gone}");
                 let event = Event {
                     subject: by,
                     object: name.as_str(),
@@ -133,7 +134,7 @@ fn replaced(ring: &Ring, records: &Records, now: i64) -> Result<Rotated, Rotatio
     put(ring, records, &changing, &next)?;
     Ok(Rotated {
         ring: ring.name(),
-        kid: next.missing_in(&before).pop().unwrap_or_default(),
+        kids: next.missing_in(&before),
         removed: before.missing_in(&next),
     })
 }

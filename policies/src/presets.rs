@@ -2,8 +2,7 @@
 //! its line below.
 //!
 //! Owns the form of a preset and the closed set of placeholders. Refuses, before anything is sent, a placeholder that
-//! does not exist, one that is only a part of a value, a value nobody asks for, and an algorithm that nothing signs
-//! with. Invariants: code knows encodings and classes and never a provider's name; what a placeholder stands for
+//! does not exist, one that is only a part of a value, and a value nobody asks for. Invariants: code knows encodings and classes and never a provider's name; what a placeholder stands for
 //! becomes a whole value of a form or a JSON text, or one segment of a path, never text pasted into either.
 
 mod template;
@@ -14,6 +13,7 @@ use std::sync::LazyLock;
 
 use serde::Deserialize;
 
+pub use crate::api::token_issuer::AssertionAlg;
 use crate::quantity::Span;
 pub use template::{Endpoint, Field, Piece, Placeholder};
 
@@ -169,18 +169,6 @@ fn minute() -> Span {
     Span(std::time::Duration::from_secs(60))
 }
 
-/// What an assertion is signed with.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-pub enum AssertionAlg {
-    /// ECDSA on P-256.
-    #[default]
-    #[serde(rename = "ES256")]
-    Es256,
-    /// RSA: no ring holds such a key yet.
-    #[serde(rename = "RS256")]
-    Rs256,
-}
-
 /// Where a reply has what, as JSON pointers.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -275,13 +263,6 @@ impl Preset {
         preset.name = name.to_owned();
         preset.sound()?;
         Ok(preset)
-    }
-
-    /// Why nothing can be exchanged by it yet, if so.
-    pub fn not_built(&self) -> Option<String> {
-        let rsa = self.steps.iter().filter_map(|step| step.assertion.as_ref());
-        let rsa = rsa.into_iter().any(|assertion| assertion.alg == AssertionAlg::Rs256);
-        rsa.then(|| format!("not built yet: RS256 assertions, and {} takes no others", self.name))
     }
 
     fn sound(&self) -> Result<(), String> {

@@ -280,7 +280,6 @@ fn token_issuers_that_could_only_fail_at_an_exchange_are_refused() {
     for (from, to, field) in [
         ("name: corp", "name: sidegate", "metadata.name"),
         ("preset: Keycloak", "preset: Keycloack", "spec.preset"),
-        ("preset: Keycloak", "preset: Entra", "spec.preset"),
         ("https://sso", "http://sso", "spec.issuer"),
         (
             "https://sso.example/realms/corp",

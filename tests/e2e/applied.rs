@@ -280,12 +280,12 @@ pub fn a_target_says_whether_its_issuer_is_there(cluster: &Cluster) -> Result<()
     let table = agent.kubectl(&["get", "ti", &issuer])?;
     ensure!(table.contains("Keycloak") && table.contains("True"), "{table}");
     // What the schema cannot tell the broker can, and the Target is offered to nobody.
-    apply("Entra", namespace)?;
+    apply("Vault", namespace)?;
     let refused = until("it is not accepted", accepted, |condition| {
         condition["status"] == "False"
     })?;
     let message = refused["message"].as_str().unwrap_or_default();
-    ensure!(message.contains("spec.preset: not built yet: RS256"), "{refused}");
+    ensure!(message.contains("spec.values.mount: preset Vault wants"), "{refused}");
     says("IssuerNotFound")?;
     ensure!(
         apply("Keycloack", namespace).is_err(),

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use sidegate_policies::api::token_issuer::SubjectForm;
-use sidegate_policies::presets::{AssertionSpec, Class, Field};
+use sidegate_policies::presets::{AssertionAlg, AssertionSpec, Class, Field};
 use tokio::time::Instant;
 
 use super::reply::{judge, Given};
 use super::request::{Facts, Missing};
 use super::{Exchanged, Exchanges, Failure, Job};
 use crate::issuer::{random, Assertion};
+use crate::jwt::Alg;
 
 /// Calls of one exchange that failed in passing, at most.
 const ATTEMPTS: u32 = 3;
@@ -132,6 +133,10 @@ impl Exchanges {
             subject,
             audience: claim(&wanted.audience)?,
             life: i64::try_from(wanted.life.0.as_secs()).unwrap_or(0),
+            alg: match job.spec.alg.unwrap_or(wanted.alg) {
+                AssertionAlg::Es256 => Alg::Es256,
+                AssertionAlg::Rs256 => Alg::Rs256,
+            },
         };
         let signed = self.issuer.assertion(&assertion, job.who.ends, self.clock.now());
         let signed = signed.map_err(|_| Failure::new(Class::Retry, "no assertion can be signed now"))?;

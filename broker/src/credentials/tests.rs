@@ -27,6 +27,7 @@ fn spec(preset: &Preset) -> TokenIssuerSpec {
         issuer: "https://idp.example:8443/realms/corp".to_owned(),
         values: preset.values.iter().map(|(name, need)| value(name, need)).collect(),
         subject: SubjectForm::default(),
+        alg: None,
         allowed_namespaces: sidegate_policies::api::target::AllowedNamespaces {
             selector: Default::default(),
         },

@@ -93,16 +93,21 @@ fn a_key_is_published_before_its_first_use_and_signs_only_once_usable() {
         let bench = Bench::new();
         let ring = bench.open(name, START);
         let Schedule { every, ahead, .. } = name.schedule();
+        let algorithms = name.algorithms();
         let first = kids(&ring, START);
+        assert_eq!(first.len(), algorithms.len());
         assert!(!tick(&ring, START + every - ahead - 1), "too early");
         assert!(tick(&ring, START + every - ahead));
         let now = START + every - ahead;
-        assert_eq!(kids(&ring, now).len(), 2, "published");
-        for now in [now, START + every - 1] {
-            assert_eq!(kid_of(&sign(&ring, now)), first[0], "not used yet");
+        let published = kids(&ring, now);
+        assert_eq!(published.len(), 2 * first.len(), "published");
+        for (at, alg) in algorithms.iter().enumerate() {
+            let signer = |now| kid_of(&ring.sign_by(*alg, "JWT", &json!({}), now).unwrap());
+            for now in [now, START + every - 1] {
+                assert_eq!(signer(now), first[at], "not used yet");
+            }
+            assert_eq!(signer(START + every), published[first.len() + at]);
         }
-        let used = kid_of(&sign(&ring, START + every));
-        assert_eq!(used, kids(&ring, now)[1]);
         assert!(!tick(&ring, START + every), "one successor at a time");
     }
 }
@@ -180,7 +185,7 @@ fn a_restart_keeps_every_key_with_its_times() {
         let ring = bench.open(name, START);
         let now = START + every - ahead;
         tick(&ring, now);
-        assert_eq!(ring.list().len(), 2);
+        assert_eq!(ring.list().len(), 2 * name.algorithms().len());
         let (before, token) = (ring.list(), sign(&ring, now));
         drop(ring);
         let again = bench.open(name, now + 1);
@@ -188,6 +193,28 @@ fn a_restart_keeps_every_key_with_its_times() {
         verify(&again, &token, now + 1).unwrap();
         assert_eq!(kid_of(&sign(&again, now + 1)), kid_of(&token));
     }
+}
+
+#[test]
+fn a_ring_without_an_rsa_key_gets_one_that_is_published_before_it_signs() {
+    let bench = Bench::new();
+    bench.state.dir("keys").unwrap();
+    let old = SigningKey::generate().unwrap();
+    bench.state.write("keys/federation.p8", &old).unwrap();
+    let ring = bench.open(RingName::Federation, START);
+    let by_rsa = |now| ring.sign_by(Alg::Rs256, "JWT", &json!({}), now);
+    assert_eq!(by_rsa(START), Err(SigningFailed), "never by a key of another algorithm");
+    let before = kid_of(&sign(&ring, START));
+    assert!(tick(&ring, START));
+    let Schedule { ahead, .. } = RingName::Federation.schedule();
+    assert_eq!(kids(&ring, START).len(), 2);
+    assert_eq!(by_rsa(START + ahead - 1), Err(SigningFailed));
+    assert!(by_rsa(START + ahead).is_ok());
+    assert_eq!(
+        kid_of(&sign(&ring, START + ahead)),
+        before,
+        "the other key stays as it was"
+    );
 }
 
 #[test]

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde_json::{json, Value};
 use sidegate_broker::clock::Clock;
 use sidegate_broker::credentials::{Failure, Wanted};
 use sidegate_broker::front::Front;
 use sidegate_broker::issuer::{Assertion, Workload};
+use sidegate_broker::jwt::Alg;
 use sidegate_broker::rings::RingName;
 use sidegate_policies::api::lockdown::{Freeze, LockdownSpec};
 use sidegate_policies::api::target::Credential;
@@ -19,6 +20,7 @@ use sidegate_policies::record::layout::DirectoryStore;
 use tokio::sync::Semaphore;
 
 use crate::client::{Answer, Client};
+use crate::control::control;
 use crate::provider::{good, Provider, Reply, Verifier};
 use crate::world::{World, CONFIG};
 
@@ -128,6 +130,7 @@ fn verifier(world: &World) -> Verifier {
         ca_pem: world.running.ca_pem.clone(),
         clock: world.clock.clone(),
         used: HashSet::new(),
+        alg: "ES256",
     }
 }
 
@@ -208,6 +211,14 @@ const USED: &[Used] = &[
         "subject_token",
         None,
     ),
+    (
+        "Entra",
+        "{tenant: t1, clientId: c1}",
+        "/t1/v2.0",
+        "/t1/oauth2/v2.0/token",
+        "client_assertion",
+        Some("api://AzureADTokenExchange"),
+    ),
 ];
 
 #[tokio::test]
@@ -241,9 +252,15 @@ async fn every_preset_brings_a_lease_by_an_assertion_for_its_provider_alone() {
         assert_eq!(seen[0].path, *first, "{preset}");
         let issuer = format!("{}{path}", provider.origin);
         let form = seen[0].form();
-        let claims = verifier(&world)
-            .verify(&form[*field], audience.unwrap_or(&issuer), 60)
-            .await;
+        let mut verifier = verifier(&world);
+        let life = if *preset == "Entra" {
+            // It promises to take nothing else.
+            verifier.alg = "RS256";
+            300
+        } else {
+            60
+        };
+        let claims = verifier.verify(&form[*field], audience.unwrap_or(&issuer), life).await;
         let claims = claims.unwrap_or_else(|why| panic!("{preset}: {why}"));
         if *preset == "GenericAssertion" {
             assert_eq!((&claims["iss"], &claims["sub"]), (&json!("c1"), &json!("c1")));
@@ -256,6 +273,29 @@ async fn every_preset_brings_a_lease_by_an_assertion_for_its_provider_alone() {
             assert_eq!(second.form()["assertion"], "first-step");
         }
     }
+}
+
+#[tokio::test]
+async fn an_issuer_that_says_rs256_gets_it_from_the_ring_of_assertions_and_after_a_rotation_too() {
+    let provider = Provider::start(|_, _| Reply::Json(200, good())).await;
+    let world = world(&provider, "alg: RS256").await;
+    let mut verifier = verifier(&world);
+    verifier.alg = "RS256";
+    let mut sidecar = world.sidecar().await;
+    assert_eq!(lease(&mut sidecar).await.status, StatusCode::OK);
+    let first = provider.seen()[0].form()["subject_token"].clone();
+    verifier.verify(&first, &provider.origin, 60).await.unwrap();
+    let socket = &world.running.control_socket;
+    let (code, body) = control(socket, Method::POST, "/rotate", Some(json!({"rings": ["federation"]}))).await;
+    assert_eq!(code, StatusCode::OK, "{body}");
+    assert!(
+        verifier.verify(&first, &provider.origin, 60).await.is_err(),
+        "of a key that is gone"
+    );
+    world.clock.advance_ms(60_000);
+    assert_eq!(lease(&mut sidecar).await.status, StatusCode::OK);
+    let second = provider.seen()[1].form()["subject_token"].clone();
+    verifier.verify(&second, &provider.origin, 60).await.unwrap();
 }
 
 #[tokio::test]
@@ -550,6 +590,7 @@ async fn an_assertion_is_for_somebody_else_and_ends_with_its_caller() {
             subject: "sg:local:uid".to_owned(),
             audience: audience.to_owned(),
             life,
+            alg: Alg::Es256,
         };
         let signed = front.issuer.assertion(&asked, ends, now).ok()?;
         let claims = signed.split('.').nth(1).unwrap();

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-use aws_lc_rs::signature::{UnparsedPublicKey, ECDSA_P256_SHA256_FIXED};
+use aws_lc_rs::signature::{
+    RsaPublicKeyComponents, UnparsedPublicKey, ECDSA_P256_SHA256_FIXED, RSA_PKCS1_2048_8192_SHA256,
+};
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
 use http::Method;
@@ -231,6 +233,8 @@ pub struct Verifier {
     pub ca_pem: String,
     pub clock: Arc<ManualClock>,
     pub used: HashSet<String>,
+    /// What assertions must be signed with.
+    pub alg: &'static str,
 }
 
 impl Verifier {
@@ -243,7 +247,7 @@ impl Verifier {
         let decode = |text: &str| URL_SAFE_NO_PAD.decode(text).map_err(|error| error.to_string());
         let read = |text: &str| serde_json::from_slice::<Value>(&decode(text)?).map_err(|error| error.to_string());
         let (head, claims) = (read(head)?, read(body)?);
-        if head["alg"] != "ES256" || head["typ"] != "JWT" || head.as_object().unwrap().len() != 3 {
+        if head["alg"] != self.alg || head["typ"] != "JWT" || head.as_object().unwrap().len() != 3 {
             return Err(format!("header {head}"));
         }
         let mut back = Client::new(&self.issuer, &self.ca_pem, self.clock.clone());
@@ -263,14 +267,22 @@ impl Verifier {
         let jwks = back.call(Method::GET, &jwks, None).await.body;
         let keys = jwks["keys"].as_array().unwrap();
         let key = keys.iter().find(|key| key["kid"] == head["kid"]).ok_or("no such key")?;
-        let mut point = vec![4];
-        for coordinate in ["x", "y"] {
-            point.extend(decode(key[coordinate].as_str().unwrap())?);
-        }
+        let number = |name: &str| decode(key[name].as_str().unwrap_or_default());
         let (message, _) = assertion.rsplit_once('.').unwrap();
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
-            .verify(message.as_bytes(), &decode(signature)?)
-            .map_err(|_| "bad signature")?;
+        let (message, signature) = (message.as_bytes(), decode(signature)?);
+        let verified = match (self.alg, key["alg"].as_str()) {
+            ("ES256", Some("ES256")) => {
+                let point = [vec![4], number("x")?, number("y")?].concat();
+                UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).verify(message, &signature)
+            }
+            ("RS256", Some("RS256")) => RsaPublicKeyComponents {
+                n: number("n")?,
+                e: number("e")?,
+            }
+            .verify(&RSA_PKCS1_2048_8192_SHA256, message, &signature),
+            other => return Err(format!("{other:?}")),
+        };
+        verified.map_err(|_| "bad signature")?;
         let members: Vec<&String> = claims.as_object().unwrap().keys().collect();
         if members != ["aud", "exp", "iat", "iss", "jti", "sub"] {
             return Err(format!("claims {members:?}"));

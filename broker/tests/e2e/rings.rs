@@ -33,11 +33,11 @@ fn kid_of(token: &str) -> String {
 async fn the_next_key_is_published_while_the_old_one_signs_and_takes_over_in_its_time() {
     let world = World::start().await;
     let first = jwks(&world).await;
-    assert_eq!(first.len(), 2, "one of the access ring, one of the federation ring");
+    assert_eq!(first.len(), 3, "one of the access ring, two of the federation ring");
     world.clock.advance_ms(24 * HOUR_MS - 60_000);
     let world = world.restart().await;
     let next = jwks(&world).await;
-    assert_eq!(next.len(), 3);
+    assert_eq!(next.len(), 4);
     assert!(first.iter().all(|kid| next.contains(kid)), "nothing was dropped");
     let sidecar = world.sidecar().await;
     assert_eq!(kid_of(sidecar.session.as_ref().unwrap()), first[0]);
@@ -75,7 +75,7 @@ async fn an_emergency_rotation_ends_sessions_and_streams_and_is_on_record() {
     );
     while stream.next().await.is_some() {}
     let new = jwks(&world).await;
-    assert!(new.len() == 2 && new.iter().all(|kid| !old.contains(kid)));
+    assert!(new.len() == 3 && new.iter().all(|kid| !old.contains(kid)));
     sidecar.session = None;
     sidecar.login(&world.token()).await;
     let ring = sidecar.call(Method::GET, "/v1/record-keys", None).await;
@@ -93,7 +93,7 @@ async fn one_ring_alone_is_rotated_where_it_is_named() {
     let socket = &world.running.control_socket;
     let (_, body) = control(socket, Method::POST, "/rotate", Some(json!({"rings": ["federation"]}))).await;
     let done: RotatedNow = serde_json::from_value(body).unwrap();
-    assert_eq!((done.rotated.len(), done.rotated[0].removed.len()), (1, 1));
+    assert_eq!((done.rotated.len(), done.rotated[0].removed.len()), (1, 2));
     let still = sidecar.call(Method::GET, "/v1/record-keys", None).await;
     assert_eq!(still.status, StatusCode::OK, "sessions are not of that ring");
     let (code, _) = control(socket, Method::POST, "/rotate", Some(json!({"rings": ["seal"]}))).await;

@@ -41,11 +41,27 @@ pub struct TokenIssuerSpec {
     /// What the assertion calls the agent. Default: `opaque: {}`.
     #[serde(default)]
     pub subject: SubjectForm,
+    /// What the assertion is signed with. Absent: as the preset says, which is ES256 wherever the provider takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alg: Option<AssertionAlg>,
     /// Whose Targets may take tokens of this issuer. An empty selector allows every namespace.
     pub allowed_namespaces: AllowedNamespaces,
     /// The authorities to trust for the provider's certificate. Absent: the system's roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_bundle: Option<InlineBundle>,
+}
+
+/// What an assertion is signed with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum AssertionAlg {
+    /// ECDSA on P-256 with SHA-256.
+    #[default]
+    #[serde(rename = "ES256")]
+    Es256,
+    /// RSASSA-PKCS1-v1_5 with SHA-256, by a key of 2048 bits.
+    #[serde(rename = "RS256")]
+    Rs256,
 }
 
 /// What an assertion calls the agent: exactly one key.

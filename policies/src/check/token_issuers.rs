@@ -41,10 +41,7 @@ pub(super) fn check(objects: &Objects, checked: &mut Checked) {
                 let message = format!("there is no preset `{}`; known are {}", spec.preset, known.join(", "));
                 report.problem("spec.preset", message);
             }
-            Some(preset) => match preset.not_built() {
-                Some(why) => report.problem("spec.preset", why),
-                None => values(spec, preset, &mut report),
-            },
+            Some(preset) => values(spec, preset, &mut report),
         }
     }
 }

@@ -103,13 +103,3 @@ fn a_segment_cannot_leave_its_place() {
     );
     assert_eq!((url(".."), url("."), url("")), (None, None, None));
 }
-
-#[test]
-fn what_nothing_can_sign_is_not_built_yet() {
-    assert!(find("Entra")
-        .unwrap()
-        .not_built()
-        .unwrap()
-        .starts_with("not built yet: RS256"));
-    assert_eq!(find("Keycloak").unwrap().not_built(), None);
-}
