@@ -24,6 +24,7 @@ use crate::back;
 use crate::config::{BrokerConfig, StartError};
 use crate::control::server::{bind, run as run_control, Control};
 use crate::control::switch;
+use crate::credentials::publish::Published;
 use crate::credentials::{Exchanges, Outbound};
 use crate::dpop::Dpop;
 use crate::front::budget::Budget;
@@ -40,6 +41,7 @@ use crate::records::{Records, RecordsError, RecordsOptions};
 use crate::report::Reporter;
 use crate::revoked::Revoked;
 use crate::rotation;
+use crate::secrets::Secrets;
 use crate::server::serve_tls;
 use crate::state::StateDir;
 use crate::task::{blocking, Tasks};
@@ -122,7 +124,9 @@ impl Broker {
         let (cluster_name, objects, withheld) = (config.cluster.clone(), ground.objects, ground.withheld);
         let (in_force, index) = InForce::first(Arc::clone(&state), cluster_name, digest_key, objects, withheld)?;
         let lockdowns = Arc::new(Lockdowns::open(Arc::clone(&state), Arc::clone(&config.clock))?);
-        let exchanges = exchanges(&config, &issuer, &lockdowns, &audit, &tasks);
+        let secrets = (ground.secrets.clone(), config.place.home().to_owned());
+        let published = Arc::new(Published::new(ground.follow.key_maps()));
+        let exchanges = exchanges(&config, &issuer, &lockdowns, &audit, &tasks, secrets, published);
         let front = Arc::new(Front {
             issuer,
             attestor: ground.attestor,
@@ -160,6 +164,9 @@ impl Broker {
             token_written: config.clock.now(),
         };
         tasks.spawn("keeper", keeper.run());
+        let published = Arc::clone(front.exchanges.published());
+        let publish = published.run(Arc::clone(&front), listeners.front_url.clone(), tasks.stopping());
+        tasks.spawn("publish", publish);
         let late = Tasks::new();
         late.spawn("records", Arc::clone(&records).run(late.stopping()));
         tasks.spawn("audit", Arc::clone(&front.audit).run(tasks.stopping()));
@@ -367,6 +374,8 @@ fn exchanges(
     lockdowns: &Arc<Lockdowns>,
     audit: &Arc<Audit>,
     tasks: &Tasks,
+    secrets: (Secrets, String),
+    published: Arc<Published>,
 ) -> Arc<Exchanges> {
     Arc::new(Exchanges::new(
         Arc::clone(issuer),
@@ -374,6 +383,8 @@ fn exchanges(
         Arc::clone(audit),
         Arc::clone(&config.clock),
         Outbound::new(config.loopback_providers, tasks.clone()),
+        secrets,
+        published,
     ))
 }
 

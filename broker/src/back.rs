@@ -31,19 +31,23 @@ pub fn router(front: Arc<Front>, front_url: &str) -> Router {
         front_url: front_url.into(),
     };
     Router::new()
-        .route("/.well-known/openid-configuration", get(metadata))
-        .route("/.well-known/oauth-authorization-server", get(metadata))
+        .route("/.well-known/openid-configuration", get(discovery))
+        .route("/.well-known/oauth-authorization-server", get(discovery))
         .route("/jwks", get(jwks))
         .fallback(|| async { Refusal::not_found() })
         .with_state(back)
 }
 
-async fn metadata(State(back): State<Back>) -> ([(HeaderName, &'static str); 1], Json<Value>) {
-    let issuer = back.front.issuer.url();
-    let front = &back.front_url;
-    let trusted = back.front.attestor.issuers.trust();
+async fn discovery(State(back): State<Back>) -> ([(HeaderName, &'static str); 1], Json<Value>) {
+    (CACHE, Json(metadata(&back.front, &back.front_url)))
+}
+
+/// What the issuer says of itself; `front` is what sidecars call the broker by.
+pub fn metadata(served: &Front, front: &str) -> Value {
+    let issuer = served.issuer.url();
+    let trusted = served.attestor.issuers.trust();
     let assertions: Vec<&str> = trusted.algorithms.iter().map(|alg| alg.as_str()).collect();
-    let metadata = json!({
+    json!({
         "issuer": issuer,
         "jwks_uri": format!("{issuer}/jwks"),
         "token_endpoint": format!("{front}/token"),
@@ -58,8 +62,7 @@ async fn metadata(State(back): State<Back>) -> ([(HeaderName, &'static str); 1],
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["ES256", "RS256"],
         "dpop_signing_alg_values_supported": ["ES256"],
-    });
-    (CACHE, Json(metadata))
+    })
 }
 
 async fn jwks(State(back): State<Back>) -> ([(HeaderName, &'static str); 1], Json<Value>) {

@@ -74,6 +74,19 @@ pub enum Place {
     Cluster(ClusterOptions),
 }
 
+impl Place {
+    /// The broker's own namespace, where its Secrets and ConfigMaps are.
+    pub fn home(&self) -> &str {
+        match self {
+            Place::Machine(_) => HOME,
+            Place::Cluster(options) => &options.namespace,
+        }
+    }
+}
+
+/// The broker's own namespace on one machine.
+pub const HOME: &str = "sidegate-system";
+
 /// One machine with one agent.
 #[derive(Debug, Clone, Default)]
 pub struct Machine {

@@ -9,6 +9,7 @@ mod cache;
 mod exchange;
 mod health;
 mod outbound;
+pub mod publish;
 mod reply;
 mod request;
 
@@ -27,10 +28,12 @@ use crate::audit::{Audit, Event};
 use crate::clock::Clock;
 use crate::issuer::{random, Issuer, Workload};
 use crate::lockdown::Lockdowns;
+use crate::secrets::Secrets;
 use crate::task::Tasks;
 use cache::{Cache, Found, Key};
 use health::Health;
 pub use outbound::Outbound;
+use publish::Published;
 
 /// A refusal is remembered so long at least, and up to twice that.
 const REMEMBERED_MS: i64 = 5_000;
@@ -132,18 +135,24 @@ pub struct Exchanges {
     clock: Arc<dyn Clock>,
     tasks: Tasks,
     outbound: Outbound,
+    /// Where clients' secrets are, and in which namespace.
+    secrets: Secrets,
+    home: String,
+    published: Arc<Published>,
     cache: Mutex<Cache>,
     health: Mutex<HashMap<Key, Health>>,
 }
 
 impl Exchanges {
-    /// None yet.
+    /// None yet. Clients' secrets are in the namespace `home`, the broker's own.
     pub fn new(
         issuer: Arc<Issuer>,
         lockdowns: Arc<Lockdowns>,
         audit: Arc<Audit>,
         clock: Arc<dyn Clock>,
         outbound: Outbound,
+        (secrets, home): (Secrets, String),
+        published: Arc<Published>,
     ) -> Self {
         Exchanges {
             issuer,
@@ -152,9 +161,17 @@ impl Exchanges {
             clock,
             tasks: outbound.tasks().clone(),
             outbound,
+            secrets,
+            home,
+            published,
             cache: Mutex::default(),
             health: Mutex::default(),
         }
+    }
+
+    /// Where our keys are published.
+    pub fn published(&self) -> &Arc<Published> {
+        &self.published
     }
 
     /// A token, from the cache or by an exchange.

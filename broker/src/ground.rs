@@ -13,7 +13,8 @@ use tokio::sync::watch;
 
 use crate::attest::{Attestor, Issuers, Logged, Pods, TokenReviewer};
 use crate::clock::Clock;
-use crate::config::{BrokerConfig, Machine, Place, Separation, StartError};
+use crate::config::{BrokerConfig, Machine, Place, Separation, StartError, HOME};
+use crate::credentials::publish::KeyMaps;
 use crate::folder::{Fingerprint, Folders};
 use crate::in_force::InForce;
 use crate::index::Withheld;
@@ -21,7 +22,7 @@ use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
     connect, findings, own_name, reading, ClusterIssuers, ClusterMaps, ClusterOptions, ClusterPods, ClusterReviewer,
-    ClusterSecrets, Conditions, Follower, Kinds, Leader, PinLeases, PodEvents,
+    ClusterSecrets, Conditions, Follower, Kinds, Leader, PinLeases, PodEvents, PublishedMaps,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
@@ -88,6 +89,16 @@ pub enum Follow {
         /// Whether this replica leads.
         leader: Arc<Leader>,
     },
+}
+
+impl Follow {
+    /// Where keys are published in a cluster.
+    pub fn key_maps(&self) -> Option<Arc<dyn KeyMaps>> {
+        match self {
+            Follow::Folders(..) => None,
+            Follow::Kinds { maps, leader, .. } => Some(Arc::new(PublishedMaps::new(maps, Arc::clone(leader)))),
+        }
+    }
 }
 
 impl Read {
@@ -171,6 +182,8 @@ pub fn host(url: &str) -> Option<&str> {
 /// A machine.
 pub fn machine(read: Box<MachineRead>, config: &BrokerConfig, state: &Arc<StateDir>) -> Result<Ground, StartError> {
     let (clock, identity) = (Arc::clone(&config.clock), &read.machine.identity);
+    let mut objects = read.objects;
+    objects.settle_authorities(HOME);
     let cluster = Arc::new(LocalCluster::open(Arc::clone(state), identity, Arc::clone(&clock))?);
     Ok(Ground {
         attestor: Attestor {
@@ -183,8 +196,8 @@ pub fn machine(read: Box<MachineRead>, config: &BrokerConfig, state: &Arc<StateD
             clock,
         },
         secrets: Secrets::Folder(SecretFolder::new(read.machine.secrets_dir.clone())),
-        lockdowns: read.objects.lockdowns(),
-        objects: read.objects,
+        lockdowns: objects.lockdowns(),
+        objects,
         withheld: Withheld::default(),
         findings: Findings {
             problems: Vec::new(),
@@ -206,7 +219,12 @@ pub async fn cluster(
     let client = connect(options).await?;
     let own_name = own_name(&client).await?;
     let secrets = ClusterSecrets::new(client.clone(), own_name.clone());
-    let maps = Arc::new(ClusterMaps::new(client.clone(), own_name, Arc::clone(&clock)));
+    let maps = Arc::new(ClusterMaps::new(
+        client.clone(),
+        own_name,
+        &options.namespace,
+        Arc::clone(&clock),
+    ));
     let issuers = Arc::new(ClusterIssuers::open(client.clone(), Arc::clone(&clock)).await?);
     tasks.spawn("issuers", Arc::clone(&issuers).run(tasks.stopping()));
     let pods = Arc::new(ClusterPods::new(client.clone(), issuer_url.to_owned()));
@@ -219,7 +237,8 @@ pub async fn cluster(
     let kinds = Kinds::follow(client.clone(), tasks).await?;
     let stored = kinds.stored();
     maps.refresh(&stored).await;
-    let read = reading::read(&stored, &maps.known());
+    let mut read = reading::read(&stored, &maps.known());
+    read.objects.settle_authorities(maps.home());
     let (lockdowns, locked) = reading::lockdowns(&stored);
     Ok(Ground {
         attestor: Attestor {

@@ -316,7 +316,7 @@ impl Index {
             return Err(why.to_owned());
         }
         self.objects
-            .issuer_of(target)
+            .trusted_issuer_of(target)
             .map_err(|unresolved| unresolved.to_string())?;
         let ca_pem = self.ca_pem(target)?;
         let mut target = target.clone();

@@ -14,6 +14,7 @@ use sidegate_policies::record::Kind;
 use sidegate_policies::yaml;
 
 use crate::audit::Event;
+use crate::config::HOME;
 use crate::control::switch;
 use crate::folder::{Fingerprint, Folders};
 use crate::front::Front;
@@ -181,7 +182,8 @@ impl Watched {
         reporter.tell(findings);
     }
 
-    fn accept(&self, front: &Front, objects: Objects) -> Result<u64, NotAccepted> {
+    fn accept(&self, front: &Front, mut objects: Objects) -> Result<u64, NotAccepted> {
+        objects.settle_authorities(HOME);
         // Lockdowns first: what a new configuration freezes is frozen before what it allows is offered.
         front.lockdowns.configure(objects.lockdowns())?;
         self.in_force.put(front, objects, Withheld::default())

@@ -1,8 +1,10 @@
-//! `sidegate-broker`: the broker by itself, on files; and `rotate --now`, the emergency rotation of its keys.
+//! `sidegate-broker`: the broker by itself, on files; `rotate --now`, the emergency rotation of its keys, and
+//! `jwks`, which prints them.
 //!
 //! Refuses to start with any problem in its configuration, prints all of them with their places, and exits 2.
 //! JSON logs go to standard error; the first line of standard output says where it listens.
 
+mod jwks;
 mod rotate;
 
 use std::collections::BTreeMap;
@@ -83,12 +85,18 @@ struct Arguments {
 enum Command {
     /// Replace the keys of a running broker at once: new keys sign, the old ones are refused.
     Rotate(rotate::Arguments),
+    /// Print the public keys of a running broker, for providers that hold an uploaded copy.
+    Jwks(jwks::Arguments),
 }
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::parse();
-    if let Some(Command::Rotate(asked)) = arguments.command.take() {
-        return rotate::run(&asked).unwrap_or_else(|error| fail(&format!("{error:#}")));
+    if let Some(command) = arguments.command.take() {
+        let done = match command {
+            Command::Rotate(asked) => rotate::run(&asked),
+            Command::Jwks(asked) => jwks::run(&asked),
+        };
+        return done.unwrap_or_else(|error| fail(&format!("{error:#}")));
     }
     let filter = tracing_subscriber::EnvFilter::try_from_env("SIDEGATE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::api::target::Credential;
+use crate::api::token_issuer::{Authorities, HomeRef};
 use crate::api::{AccessPolicy, ClusterAccessPolicy, Lockdown, Target, TokenIssuer};
 use crate::check::OWN;
 use crate::compile::Problem;
@@ -102,6 +103,39 @@ impl Objects {
         Ok(Some(issuer))
     }
 
+    /// The same, with authorities that are at hand.
+    ///
+    /// # Errors
+    /// As [`Objects::issuer_of`]; also where the issuer's ConfigMap is not there: nothing else is trusted instead.
+    pub fn trusted_issuer_of(&self, target: &Target) -> Result<Option<&TokenIssuer>, Unresolved> {
+        let issuer = self.issuer_of(target)?;
+        match issuer.and_then(|issuer| issuer.spec.ca_bundle.as_ref().map(|bundle| (issuer, bundle))) {
+            Some((issuer, Authorities::ConfigMap(reference))) => Err(Unresolved {
+                reason: "CaBundleNotFound",
+                message: format!("TokenIssuer {}: {}", issuer.metadata.name, absent(reference)),
+            }),
+            _ => Ok(issuer),
+        }
+    }
+
+    /// Puts the certificates of ConfigMaps that TokenIssuers name in their place. `home` is the broker's own namespace.
+    /// A reference that leads nowhere, or to no certificate, stays.
+    pub fn settle_authorities(&mut self, home: &str) {
+        for located in &mut self.token_issuers {
+            let Some(Authorities::ConfigMap(reference)) = &located.object.spec.ca_bundle else {
+                continue;
+            };
+            let maps = self.config_maps.iter().map(|located| &located.object);
+            let map = maps
+                .into_iter()
+                .find(|map| map.namespace == home && map.name == reference.name);
+            let pem = map.and_then(|map| map.data.get(&reference.key));
+            if let Some(pem) = pem.filter(|pem| pem.contains("-----BEGIN CERTIFICATE-----")) {
+                located.object.spec.ca_bundle = Some(Authorities::Inline(pem.clone()));
+            }
+        }
+    }
+
     /// Labels of a namespace; none for one that is not described. Kubernetes' own label with the name is always there.
     pub fn namespace_labels(&self, namespace: &str) -> BTreeMap<String, String> {
         let found = self.namespaces.iter().find(|located| located.object.name == namespace);
@@ -109,6 +143,12 @@ impl Objects {
         labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
         labels
     }
+}
+
+/// What is missing where a TokenIssuer's authorities are not in place.
+pub fn absent(reference: &HomeRef) -> String {
+    let HomeRef { name, key } = reference;
+    format!("there is no ConfigMap {name} with PEM certificates under `{key}` in the broker's namespace (yet)")
 }
 
 /// Why a reference leads nowhere.

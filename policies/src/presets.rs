@@ -119,11 +119,36 @@ pub struct Step {
     /// The assertion that `{assertion}` stands for.
     #[serde(default)]
     pub assertion: Option<AssertionSpec>,
+    /// How a client logs in with its secret, where a TokenIssuer has one.
+    #[serde(default)]
+    pub login: Option<Login>,
     /// Where the reply has what.
     pub reply: Reply,
     /// What errors mean; the first that fits. Without one, the status decides.
     #[serde(default)]
     pub errors: Vec<ErrorRule>,
+}
+
+/// A client's login by a secret (RFC 6749 section 2.3.1).
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Login {
+    /// Where the secret stands.
+    pub by: LoginBy,
+    /// Who the client is: one of `spec.values`.
+    pub id: Field,
+    /// Fields that are left out then.
+    #[serde(default)]
+    pub instead: Vec<String>,
+}
+
+/// Where a client's secret stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum LoginBy {
+    /// In the header `Authorization`.
+    Basic,
+    /// In the fields `client_id` and `client_secret`.
+    Post,
 }
 
 /// How the fields of a request are written.
@@ -265,6 +290,26 @@ impl Preset {
         Ok(preset)
     }
 
+    /// The values that say who the client is where it logs in by a secret; none: it cannot.
+    pub fn client_ids(&self) -> impl Iterator<Item = &str> {
+        let logins = self.steps.iter().filter_map(|step| step.login.as_ref());
+        logins.filter_map(|login| match login.id.placeholder() {
+            Some(Placeholder::Value(name)) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Whether a value is asked for where a client logs in by a secret, and nowhere else.
+    pub fn is_for_login_alone(&self, value: &str) -> bool {
+        let named = |placeholder: &&Placeholder| matches!(placeholder, Placeholder::Value(name) if name == value);
+        let other = self
+            .steps
+            .iter()
+            .flat_map(Step::requested)
+            .any(|placeholder| named(&placeholder));
+        !other && self.client_ids().any(|id| id == value)
+    }
+
     fn sound(&self) -> Result<(), String> {
         if self.steps.is_empty() || self.steps.len() > MAX_STEPS {
             return Err(format!("steps: one to {MAX_STEPS}"));
@@ -294,7 +339,8 @@ impl Preset {
             }
         }
         let claims = step.assertion.iter().flat_map(AssertionSpec::claims);
-        for field in step.fields.values().chain(claims) {
+        let id = step.login.iter().map(|login| &login.id);
+        for field in step.fields.values().chain(claims).chain(id) {
             let Field::Filled { from, optional } = field else {
                 continue;
             };
@@ -326,7 +372,26 @@ impl Preset {
 }
 
 impl Step {
+    /// Whether its request carries an assertion; `login` where a client logs in by a secret.
+    pub fn asserts(&self, login: bool) -> bool {
+        let instead = self.login.iter().filter(|_| login).flat_map(|login| &login.instead);
+        let instead: Vec<&String> = instead.collect();
+        let sent = self.fields.iter().filter(|(name, _)| !instead.contains(name));
+        self.assertion.is_some()
+            && sent
+                .into_iter()
+                .any(|(_, field)| field.placeholder() == Some(&Placeholder::Assertion))
+    }
+
     fn placeholders(&self) -> Vec<&Placeholder> {
+        let id = self.login.iter().filter_map(|login| login.id.placeholder());
+        let mut all = self.requested();
+        all.extend(id);
+        all
+    }
+
+    /// What is asked for whether or not a client logs in by a secret.
+    fn requested(&self) -> Vec<&Placeholder> {
         let claims = self.assertion.iter().flat_map(AssertionSpec::claims);
         let fields = self.fields.values().chain(claims);
         let fields = fields.filter_map(Field::placeholder);
@@ -356,6 +421,15 @@ impl Step {
             };
             if !inside.all(administrators) {
                 return Err("assertion: a claim holds what the TokenIssuer says, and nothing else".to_owned());
+            }
+        }
+        if let Some(login) = &self.login {
+            let known = login.instead.iter().all(|name| self.fields.contains_key(name));
+            if self.encoding != Encoding::Form
+                || !known
+                || !matches!(login.id.placeholder(), Some(Placeholder::Value(_)))
+            {
+                return Err("login: a form, an id of the values, and instead of fields that are there".to_owned());
             }
         }
         let scalar = |rule: &ErrorRule| rule.is.is_string() || rule.is.is_i64();

@@ -247,15 +247,6 @@ fn nothing_the_design_names_is_ignored() {
             "kind",
         ),
         (token_issuer("users: {}"), "spec.users"),
-        (token_issuer("publish: {directory: /x}"), "spec.publish"),
-        (
-            token_issuer("clientSecretRef: {name: a, key: b}"),
-            "spec.clientSecretRef",
-        ),
-        (
-            token_issuer("caBundle: {inline: x, configMap: {name: a, key: b}}"),
-            "spec.caBundle.configMap",
-        ),
     ] {
         let problems = loaded(&text);
         assert_eq!(problems.len(), 1, "{problems:#?}");
@@ -310,6 +301,42 @@ fn token_issuers_that_could_only_fail_at_an_exchange_are_refused() {
             "preset: Keycloak",
             "preset: Keycloak\n  caBundle: {inline: x}",
             "spec.caBundle.inline",
+        ),
+        (
+            "preset: Keycloak",
+            "preset: Keycloak\n  caBundle: {configMap: {name: A, key: ca.crt}}",
+            "spec.caBundle.configMap.name",
+        ),
+        (
+            "preset: Keycloak",
+            "preset: Keycloak\n  publish: {directory: keys}",
+            "spec.publish.directory",
+        ),
+        (
+            "preset: Keycloak",
+            "preset: Keycloak\n  publish: {configMap: {name: A}}",
+            "spec.publish.configMap.name",
+        ),
+        // A secret without a client, with a preset that has no place for it, and a client without its secret.
+        (
+            "preset: Keycloak",
+            "preset: Keycloak\n  clientSecretRef: {name: a, key: b}",
+            "spec.clientSecretRef",
+        ),
+        (
+            "preset: Keycloak",
+            "preset: OpenAI\n  values: {provider: a, serviceAccount: b}\n  clientSecretRef: {name: a, key: b}",
+            "spec.clientSecretRef",
+        ),
+        (
+            "preset: Keycloak",
+            "preset: Keycloak\n  values: {clientId: a}\n  clientSecretRef: {name: a, key: 'b/c'}",
+            "spec.clientSecretRef.key",
+        ),
+        (
+            "preset: Keycloak",
+            "preset: Keycloak\n  values: {clientId: a}",
+            "spec.values.clientId",
         ),
     ] {
         assert!(good.contains(from), "{from}");

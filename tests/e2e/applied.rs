@@ -4,14 +4,14 @@
 use std::time::Instant;
 
 use anyhow::{ensure, Result};
-use serde_json::json;
+use serde_json::{json, Value};
 use sidegate_tests::cluster::Cluster;
 use sidegate_tests::postgres::{Major, Options, Postgres};
 use sidegate_tests::psql::{psql, Said};
 use sidegate_tests::shop::{self, DATABASE, PASSWORD, ROLE};
 use sidegate_tests::{ports, wire};
 
-use crate::site::{until, Agent, BROKER};
+use crate::site::{until, Agent, BROKER, NAMESPACE};
 
 /// An agent with a sidecar, and the shop whose login is a Secret.
 pub struct Shop<'a> {
@@ -292,6 +292,123 @@ pub fn a_target_says_whether_its_issuer_is_there(cluster: &Cluster) -> Result<()
         "the API server takes a preset that does not exist"
     );
     agent.kubectl(&["delete", "tokenissuer", &issuer]).map(|_| ())
+}
+
+/// What a TokenIssuer refers to lies in the broker's own namespace and is read by name, where it was granted; until
+/// then the issuer says what to run, and its Targets are offered to nobody without the authorities.
+pub fn an_issuers_secret_and_authorities_are_granted_by_name(cluster: &Cluster) -> Result<()> {
+    let agent = Agent::new(cluster)?;
+    let (namespace, local) = (&agent.namespace, ports::free()?);
+    let name = format!("idp-{namespace}");
+    let issuer = json!({
+        "apiVersion": "sidegate.dev/v1alpha1", "kind": "TokenIssuer", "metadata": {"name": name},
+        "spec": {
+            "preset": "Keycloak", "issuer": "https://sso.example/realms/corp", "values": {"clientId": "ledger"},
+            "clientSecretRef": {"name": name, "key": "secret"},
+            "caBundle": {"configMap": {"name": name, "key": "ca.crt"}},
+            "allowedNamespaces": {"selector": {}},
+        },
+    });
+    let target = json!({
+        "apiVersion": "sidegate.dev/v1alpha1", "kind": "Target", "metadata": {"name": "ledger", "namespace": namespace},
+        "spec": {
+            "protocol": "Postgres", "address": {"host": "db.example", "port": 5432}, "listen": {"port": local},
+            "credential": {"token": {"issuer": name, "audience": "ledger", "username": "reader"}},
+        },
+    });
+    agent.apply(&issuer.to_string())?;
+    agent.apply(&target.to_string())?;
+    let says = |kind: &'static str, name: &str, reason: &'static str| {
+        let look = || agent.condition(kind, name, "ResolvedRefs");
+        let said = until(reason, look, |condition| condition["reason"] == reason)?;
+        anyhow::Ok(said["message"].as_str().unwrap_or_default().to_owned())
+    };
+    let home = |arguments: &[&str]| {
+        let all = [&["--namespace", NAMESPACE], arguments].concat();
+        cluster.kubectl(&all, "").map(|_| ())
+    };
+    let account = format!(
+        "--serviceaccount={}",
+        BROKER.trim_start_matches("system:serviceaccount:")
+    );
+    let grant = |resource: &str| {
+        let (role, resource, named) = (
+            format!("sidegate-{resource}-{name}"),
+            format!("--resource={resource}"),
+            format!("--resource-name={name}"),
+        );
+        home(&["create", "role", &role, "--verb=get", &resource, &named])?;
+        home(&["create", "rolebinding", &role, &format!("--role={role}"), &account])
+    };
+    let refused = says("tokenissuer", &name, "ConfigMapNotGranted")?;
+    let wanted =
+        format!("kubectl -n {NAMESPACE} create role sidegate-configmaps-{name} --verb=get --resource=configmaps");
+    ensure!(refused.contains(&wanted), "{refused}");
+    says("target", "ledger", "CaBundleNotFound")?;
+    grant("configmaps")?;
+    says("tokenissuer", &name, "ConfigMapNotFound")?;
+    let pem = "--from-literal=ca.crt=-----BEGIN CERTIFICATE-----";
+    home(&["create", "configmap", &name, pem])?;
+    let refused = says("tokenissuer", &name, "SecretNotGranted")?;
+    let wanted = format!("kubectl -n {NAMESPACE} create role sidegate-secrets-{name} --verb=get --resource=secrets");
+    ensure!(refused.contains(&wanted), "{refused}");
+    says("target", "ledger", "ResolvedRefs")?;
+    grant("secrets")?;
+    says("tokenissuer", &name, "SecretNotFound")?;
+    home(&["create", "secret", "generic", &name, "--from-literal=secret=x"])?;
+    says("tokenissuer", &name, "ResolvedRefs")?;
+    for kind in ["secrets", "configmaps"] {
+        home(&["delete", "rolebinding,role", &format!("sidegate-{kind}-{name}")])?;
+    }
+    home(&["delete", "secret,configmap", &name])?;
+    agent.kubectl(&["delete", "tokenissuer", &name]).map(|_| ())
+}
+
+/// Our keys are written into the ConfigMap that a TokenIssuer names, as soon as they are other ones; into one that the
+/// chart does not grant only where somebody else does.
+pub fn keys_are_published_in_the_config_map_of_the_chart(cluster: &Cluster) -> Result<()> {
+    let agent = Agent::new(cluster)?;
+    let name = format!("keys-{}", agent.namespace);
+    let apply = |map: &str| {
+        let issuer = json!({
+            "apiVersion": "sidegate.dev/v1alpha1", "kind": "TokenIssuer", "metadata": {"name": name},
+            "spec": {
+                "preset": "Keycloak", "issuer": "https://sso.example/realms/corp",
+                "publish": {"configMap": {"name": map}}, "allowedNamespaces": {"selector": {}},
+            },
+        });
+        agent.apply(&issuer.to_string())
+    };
+    let says = |reason: &'static str| {
+        let look = || agent.condition("tokenissuer", &name, "Published");
+        until(reason, look, |condition| condition["reason"] == reason)
+    };
+    apply(&name)?;
+    let refused = says("ConfigMapNotGranted")?;
+    let message = refused["message"].as_str().unwrap_or_default();
+    let wanted =
+        format!("create role sidegate-configmaps-{name} --verb=get,patch --resource=configmaps --resource-name={name}");
+    ensure!(message.contains(&wanted), "{message}");
+    apply("sidegate-broker-keys")?;
+    says("Published")?;
+    let map = [
+        "get",
+        "configmap",
+        "sidegate-broker-keys",
+        "--namespace",
+        NAMESPACE,
+        "--output=json",
+    ];
+    let map: Value = serde_json::from_str(&cluster.kubectl(&map, "")?)?;
+    let entry =
+        |name: &str| -> Result<Value> { Ok(serde_json::from_str(map["data"][name].as_str().unwrap_or_default())?) };
+    let front = agent.site.broker.front();
+    ensure!(entry("jwks")? == front.issuer.jwks(front.clock.now()), "{map}");
+    ensure!(
+        entry("openid-configuration")?["issuer"] == agent.site.audience(),
+        "{map}"
+    );
+    agent.kubectl(&["delete", "tokenissuer", &name]).map(|_| ())
 }
 
 /// A Lockdown that is applied cuts the open session, and lets it be again when it is deleted.

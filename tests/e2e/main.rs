@@ -112,6 +112,14 @@ const TESTS: &[(&str, Test)] = &[
         applied::a_target_says_whether_its_issuer_is_there,
     ),
     (
+        "applied::an_issuers_secret_and_authorities_are_granted_by_name",
+        applied::an_issuers_secret_and_authorities_are_granted_by_name,
+    ),
+    (
+        "applied::keys_are_published_in_the_config_map_of_the_chart",
+        applied::keys_are_published_in_the_config_map_of_the_chart,
+    ),
+    (
         "applied::a_lockdown_cuts_when_it_is_applied",
         applied::a_lockdown_cuts_when_it_is_applied,
     ),

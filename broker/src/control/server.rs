@@ -109,10 +109,17 @@ fn router(control: Arc<Control>) -> Router {
         .route("/lock", post(lock))
         .route("/unlock", post(unlock))
         .route("/rotate", post(rotate))
+        .route("/jwks", get(jwks))
         .route("/sidecar-restarted", post(restarted))
         .route("/shutdown", post(shutdown))
         .fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such call") })
         .with_state(control)
+}
+
+/// The keys as the public face shows them, for whoever uploads them.
+async fn jwks(State(control): State<Arc<Control>>) -> Json<serde_json::Value> {
+    let front = &control.reporter.front;
+    Json(front.issuer.jwks(front.clock.now()))
 }
 
 /// A refusal for people.

@@ -5,16 +5,22 @@
 
 use std::time::Duration;
 
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::Engine as _;
 use secrecy::{ExposeSecret as _, SecretString};
-use sidegate_policies::api::token_issuer::SubjectForm;
+use sidegate_policies::api::token_issuer::{Authorities, HomeRef, SubjectForm};
+use sidegate_policies::objects::absent;
 use sidegate_policies::presets::{AssertionAlg, AssertionSpec, Class, Field};
 use tokio::time::Instant;
+use zeroize::Zeroizing;
 
 use super::reply::{judge, Given};
 use super::request::{Facts, Missing};
 use super::{Exchanged, Exchanges, Failure, Job};
 use crate::issuer::{random, Assertion};
 use crate::jwt::Alg;
+use crate::lockdown::About;
+use crate::secrets::SecretError;
 
 /// Calls of one exchange that failed in passing, at most.
 const ATTEMPTS: u32 = 3;
@@ -81,6 +87,7 @@ impl Exchanges {
 
     async fn once(&self, job: &Job) -> Result<Exchanged, Failure> {
         let from_ms = self.clock.now_ms();
+        let secret = self.client_secret(job).await?;
         let mut previous = SecretString::from(String::new());
         let mut given: Option<Given> = None;
         for step in &job.preset.steps {
@@ -91,14 +98,15 @@ impl Exchanges {
                 pod_uid: &job.who.subject.pod_uid,
                 assertion: "",
                 previous: previous.expose_secret(),
+                secret: secret.as_ref().map(|secret| secret.as_str()),
             };
-            let assertion = match &step.assertion {
+            let assertion = match step.assertion.as_ref().filter(|_| step.asserts(secret.is_some())) {
                 Some(wanted) => self.assertion(job, wanted, &facts)?,
                 None => SecretString::from(String::new()),
             };
             facts.assertion = assertion.expose_secret();
             let request = facts.request(step).map_err(lacking)?;
-            let ca_pem = job.spec.ca_bundle.as_ref().map(|bundle| bundle.inline.as_str());
+            let ca_pem = job.authorities()?;
             let asked_at = self.clock.now();
             let answer = self.outbound.post(&request, ca_pem).await?;
             let next = judge(step, &answer, &job.audience, asked_at)?;
@@ -115,6 +123,39 @@ impl Exchanges {
             until_ms,
             generation: job.generation,
         })
+    }
+
+    /// The client's secret, read anew for every exchange, unless it is frozen.
+    async fn client_secret(&self, job: &Job) -> Result<Option<Zeroizing<String>>, Failure> {
+        let Some(reference) = &job.spec.client_secret_ref else {
+            return Ok(None);
+        };
+        let HomeRef { name, key } = reference;
+        let path = format!("{}/{name}", self.home);
+        let about = About {
+            secret: Some(&path),
+            ..About::default()
+        };
+        if let Some(lockdown) = self.lockdowns.now().frozen(about, self.clock.now_ms()) {
+            let why = format!("its client's secret is frozen by lockdown `{lockdown}`");
+            return Err(Failure::new(Class::Retry, why));
+        }
+        let read = self.secrets.read(&self.home, name, &[key]).await;
+        let read = read.map_err(|error| {
+            let class = match &error {
+                SecretError::Io { .. } | SecretError::Cluster { .. } => Class::Retry,
+                _ => Class::Final,
+            };
+            Failure::new(class, format!("its client's secret: {error}"))
+        })?;
+        let secret = read.into_iter().next().filter(|secret| !secret.is_empty());
+        let empty = || {
+            Failure::new(
+                Class::Final,
+                format!("its client's secret: Secret {path}, key {key}, is empty"),
+            )
+        };
+        secret.map(Some).ok_or_else(empty)
     }
 
     fn assertion(&self, job: &Job, wanted: &AssertionSpec, facts: &Facts<'_>) -> Result<SecretString, Failure> {
@@ -140,8 +181,31 @@ impl Exchanges {
         };
         let signed = self.issuer.assertion(&assertion, job.who.ends, self.clock.now());
         let signed = signed.map_err(|_| Failure::new(Class::Retry, "no assertion can be signed now"))?;
+        if let Some(place) = &job.spec.publish {
+            let kid = kid(&signed).unwrap_or_default();
+            let held = self.published.holds(place, &kid);
+            held.map_err(|why| Failure::new(Class::Retry, format!("our keys are not published: {why}")))?;
+        }
         Ok(SecretString::from(signed))
     }
+}
+
+impl Job {
+    /// Who vouches for the provider; nothing: the system's roots do.
+    fn authorities(&self) -> Result<Option<&str>, Failure> {
+        match &self.spec.ca_bundle {
+            None => Ok(None),
+            Some(Authorities::Inline(pem)) => Ok(Some(pem)),
+            Some(Authorities::ConfigMap(reference)) => Err(Failure::new(Class::Retry, absent(reference))),
+        }
+    }
+}
+
+/// The id of the key that signed a token of ours.
+fn kid(token: &str) -> Option<String> {
+    let header = URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
+    let header: serde_json::Value = serde_json::from_slice(&header).ok()?;
+    Some(header.get("kid")?.as_str()?.to_owned())
 }
 
 fn lacking(missing: Missing) -> Failure {

@@ -173,7 +173,7 @@ fn hides_another(address: IpAddr) -> bool {
 fn message(url: &Url<'_>, request: &Request) -> Option<http::Request<Full<Bytes>>> {
     let path = if url.path.is_empty() { "/" } else { url.path };
     let host = url.origin.strip_prefix("https://")?;
-    http::Request::post(path)
+    let mut message = http::Request::post(path)
         .header(header::HOST, host)
         .header(header::CONTENT_TYPE, request.content_type)
         .header(header::ACCEPT, HeaderValue::from_static("application/json"))
@@ -181,7 +181,13 @@ fn message(url: &Url<'_>, request: &Request) -> Option<http::Request<Full<Bytes>
         .header(header::USER_AGENT, HeaderValue::from_static("sidegate"))
         .header(header::CONNECTION, HeaderValue::from_static("close"))
         .body(Full::new(Bytes::copy_from_slice(request.body.as_bytes())))
-        .ok()
+        .ok()?;
+    if let Some(login) = &request.authorization {
+        let mut login = HeaderValue::from_str(login).ok()?;
+        login.set_sensitive(true);
+        message.headers_mut().insert(header::AUTHORIZATION, login);
+    }
+    Some(message)
 }
 
 async fn read(response: http::Response<Incoming>) -> Result<Answer, Failure> {

@@ -5,8 +5,10 @@
 
 use std::collections::BTreeMap;
 
+use base64::engine::general_purpose::STANDARD;
+use base64::Engine as _;
 use sidegate_policies::api::TokenIssuerSpec;
-use sidegate_policies::presets::{url, Encoding, Field, Placeholder, Step};
+use sidegate_policies::presets::{url, Encoding, Field, LoginBy, Placeholder, Step};
 use zeroize::Zeroizing;
 
 /// What placeholders stand for.
@@ -19,12 +21,16 @@ pub(super) struct Facts<'a> {
     pub(super) assertion: &'a str,
     /// The token of the step before; empty in the first one.
     pub(super) previous: &'a str,
+    /// The client's secret, where there is one.
+    pub(super) secret: Option<&'a str>,
 }
 
 /// A request to post. No Debug: it carries the assertion.
 pub(super) struct Request {
     pub(super) url: String,
     pub(super) content_type: &'static str,
+    /// The header `Authorization`, where a client logs in by it.
+    pub(super) authorization: Option<Zeroizing<String>>,
     pub(super) body: Zeroizing<String>,
 }
 
@@ -61,9 +67,20 @@ impl Facts<'_> {
         let url = step.post.url(&self.spec.issuer, &self.spec.values);
         let url = url.ok_or_else(|| Missing("the URL lacks something".to_owned()))?;
         let mut fields = BTreeMap::new();
-        for (name, field) in &step.fields {
+        let login = step.login.as_ref().zip(self.secret);
+        let left_out = |name: &String| login.is_some_and(|(login, _)| login.instead.contains(name));
+        for (name, field) in step.fields.iter().filter(|(name, _)| !left_out(name)) {
             if let Some(text) = self.fill(field)? {
                 fields.insert(name.as_str(), text);
+            }
+        }
+        let mut authorization = None;
+        if let Some((login, secret)) = login {
+            let id = self.fill(&login.id)?;
+            let id = id.ok_or_else(|| Missing("nobody says whose secret it is".to_owned()))?;
+            match login.by {
+                LoginBy::Basic => authorization = Some(basic(id, secret)),
+                LoginBy::Post => fields.extend([("client_id", id), ("client_secret", secret)]),
             }
         }
         let (content_type, body) = match step.encoding {
@@ -76,9 +93,16 @@ impl Facts<'_> {
         Ok(Request {
             url,
             content_type,
+            authorization,
             body: Zeroizing::new(body),
         })
     }
+}
+
+/// RFC 6749 section 2.3.1: either part is encoded as in a form before the two are put together.
+fn basic(id: &str, secret: &str) -> Zeroizing<String> {
+    let pair = Zeroizing::new(format!("{}:{}", url::encoded(id), url::encoded(secret)));
+    Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())))
 }
 
 fn form(fields: &BTreeMap<&str, &str>) -> String {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use base64::engine::general_purpose::STANDARD;
+use base64::Engine as _;
 use serde_json::{json, Value};
 use sidegate_policies::api::token_issuer::SubjectForm;
 use sidegate_policies::presets::{Field, Need};
@@ -28,6 +30,8 @@ fn spec(preset: &Preset) -> TokenIssuerSpec {
         values: preset.values.iter().map(|(name, need)| value(name, need)).collect(),
         subject: SubjectForm::default(),
         alg: None,
+        client_secret_ref: None,
+        publish: None,
         allowed_namespaces: sidegate_policies::api::target::AllowedNamespaces {
             selector: Default::default(),
         },
@@ -42,7 +46,7 @@ fn requests(preset: &Preset) -> String {
     let mut bare = full.clone();
     bare.values
         .retain(|name, _| preset.values.get(name) != Some(&Need::Optional));
-    let mut variants = vec![(&full, "read write")];
+    let mut variants = vec![(&full, "read write", None)];
     let leaves_out = |field: &Field| matches!(field, Field::Filled { optional: true, .. });
     if preset
         .steps
@@ -50,9 +54,12 @@ fn requests(preset: &Preset) -> String {
         .flat_map(|step| step.fields.values())
         .any(leaves_out)
     {
-        variants.push((&bare, ""));
+        variants.push((&bare, "", None));
     }
-    for (spec, scope) in variants {
+    if preset.client_ids().next().is_some() {
+        variants.push((&full, "read write", Some("s3:cr&t \"ö")));
+    }
+    for (spec, scope, secret) in variants {
         for step in &preset.steps {
             let facts = Facts {
                 spec,
@@ -61,18 +68,28 @@ fn requests(preset: &Preset) -> String {
                 pod_uid: "00000000-0000-4000-8000-000000000001",
                 assertion: "ASSERTION.a-b_c.SIGNATURE",
                 previous: "PREVIOUS",
+                secret,
             };
             let request = facts.request(step).unwrap();
+            if secret.is_some() {
+                text.push_str("\n(with a client's secret)");
+            }
+            let login = request.authorization.as_ref().map(|login| {
+                let pair = STANDARD.decode(login.strip_prefix("Basic ").unwrap()).unwrap();
+                format!("authorization: Basic of {}\n", String::from_utf8(pair).unwrap())
+            });
             text.push_str(&format!(
-                "\nPOST {}\ncontent-type: {}\n\n",
-                request.url, request.content_type
+                "\nPOST {}\ncontent-type: {}\n{}\n",
+                request.url,
+                request.content_type,
+                login.unwrap_or_default()
             ));
             text.push_str(&match request.content_type {
                 "application/json" => request.body.to_string(),
                 _ => request.body.replace('&', "\n&"),
             });
             text.push('\n');
-            if let Some(assertion) = &step.assertion {
+            if let Some(assertion) = step.assertion.as_ref().filter(|_| step.asserts(secret.is_some())) {
                 let claim = |field: &Field| facts.fill(field).unwrap().unwrap().to_owned();
                 let or = |field: &Option<Field>, own: &str| match field {
                     Some(field) => claim(field),
@@ -125,6 +142,7 @@ fn a_value_can_neither_add_a_field_nor_leave_its_segment() {
                 pod_uid: "p",
                 assertion: "j",
                 previous: "q",
+                secret: None,
             };
             let request = facts.request(step).unwrap();
             let named: Vec<String> = match request.content_type {
@@ -164,6 +182,7 @@ fn what_has_no_value_is_not_sent() {
             pod_uid: "p",
             assertion,
             previous: "",
+            secret: None,
         };
         facts.request(&preset.steps[0]).is_err()
     };

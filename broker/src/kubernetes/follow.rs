@@ -108,7 +108,8 @@ impl Follower {
 
     /// Answers whether what was read is in force.
     fn put(&self) -> bool {
-        let read = reading::read(&self.kinds.stored(), &self.maps.known());
+        let mut read = reading::read(&self.kinds.stored(), &self.maps.known());
+        read.objects.settle_authorities(self.maps.home());
         let put = self.in_force.put(&self.reporter.front, read.objects, read.withheld);
         self.reporter.tell(findings(&read.found));
         self.found.send_replace(Arc::new(read.found));

@@ -1,7 +1,7 @@
-//! ConfigMaps with certificate authorities, read by name where a Target refers to one.
+//! ConfigMaps with certificate authorities, read by name where a Target or TokenIssuer refers to one.
 //!
-//! Refuses a map whose owner did not grant it, and says how. The invariant: nothing but maps that Targets name is read,
-//! and only in the Target's own namespace.
+//! Refuses a map whose owner did not grant it, and says how. The invariant: nothing but maps that they name is read, and
+//! only in the Target's own namespace, or in the broker's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -37,24 +37,41 @@ pub enum MapRead {
 pub struct ClusterMaps {
     client: Client,
     own_name: String,
+    home: String,
     clock: Arc<dyn Clock>,
     read: Mutex<BTreeMap<Key, (i64, MapRead)>>,
 }
 
 impl ClusterMaps {
-    /// Over this client, as this user of the API server.
-    pub fn new(client: Client, own_name: String, clock: Arc<dyn Clock>) -> Self {
+    /// Over this client, as this user of the API server; `home` is the broker's own namespace.
+    pub fn new(client: Client, own_name: String, home: &str, clock: Arc<dyn Clock>) -> Self {
         ClusterMaps {
             client,
             own_name,
+            home: home.to_owned(),
             clock,
             read: Mutex::default(),
         }
     }
 
-    /// Reads what Targets refer to and what is due. Answers whether anything is another than before.
+    /// The client.
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Who we are to the API server.
+    pub(super) fn own_name(&self) -> &str {
+        &self.own_name
+    }
+
+    /// The broker's own namespace, where TokenIssuers have theirs.
+    pub fn home(&self) -> &str {
+        &self.home
+    }
+
+    /// Reads what Targets and TokenIssuers refer to and what is due. Answers whether anything is another than before.
     pub async fn refresh(&self, stored: &Stored) -> bool {
-        let wanted = wanted(stored);
+        let wanted = wanted(stored, &self.home);
         let now = self.clock.now_ms();
         let due: Vec<Key> = {
             let mut read = self.lock();
@@ -110,17 +127,21 @@ fn same(before: &MapRead, after: &MapRead) -> bool {
     }
 }
 
-/// The map that a Target refers to.
-pub fn of_target(target: &Key, object: &Value) -> Option<Key> {
-    let name = object.pointer("/spec/tls/caBundle/configMap/name")?.as_str()?;
+/// The map that an object refers to for its authorities.
+pub fn named_by(key: &Key, object: &Value, home: &str) -> Option<Key> {
+    let (path, namespace) = match key.kind {
+        Kind::Target => ("/spec/tls/caBundle/configMap/name", key.namespace.clone()),
+        Kind::TokenIssuer => ("/spec/caBundle/configMap/name", Some(home.to_owned())),
+        _ => return None,
+    };
     Some(Key {
         kind: Kind::ConfigMap,
-        namespace: target.namespace.clone(),
-        name: name.to_owned(),
+        namespace,
+        name: object.pointer(path)?.as_str()?.to_owned(),
     })
 }
 
-fn wanted(stored: &Stored) -> BTreeSet<Key> {
-    let targets = stored.iter().filter(|(key, _)| key.kind == Kind::Target);
-    targets.filter_map(|(key, object)| of_target(key, object)).collect()
+fn wanted(stored: &Stored, home: &str) -> BTreeSet<Key> {
+    let named = stored.iter().filter_map(|(key, object)| named_by(key, object, home));
+    named.collect()
 }

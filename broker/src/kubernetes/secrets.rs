@@ -81,13 +81,18 @@ fn plain(path: &str, bytes: &[u8]) -> Result<Zeroizing<String>, SecretError> {
 
 /// What an owner runs to grant one named object to this user of the API server.
 pub(super) fn grant(user: &str, namespace: &str, resource: &str, name: &str) -> String {
+    granting(user, namespace, resource, name, "get")
+}
+
+/// The same with other verbs.
+pub(super) fn granting(user: &str, namespace: &str, resource: &str, name: &str, verbs: &str) -> String {
     let whom = match user.strip_prefix("system:serviceaccount:") {
         Some(account) => format!("--serviceaccount={account}"),
         None => format!("--user={user}"),
     };
     let role = format!("sidegate-{resource}-{name}");
     format!(
-        "kubectl -n {namespace} create role {role} --verb=get --resource={resource} --resource-name={name} && \
+        "kubectl -n {namespace} create role {role} --verb={verbs} --resource={resource} --resource-name={name} && \
          kubectl -n {namespace} create rolebinding {role} --role={role} {whom}"
     )
 }

@@ -10,15 +10,17 @@ use std::time::Duration;
 use kube::api::{Patch, PatchParams};
 use serde_json::{json, Value};
 use sidegate_policies::api::target::{Credential, TlsMode, WeakLogin};
+use sidegate_policies::api::token_issuer::Authorities;
 use sidegate_policies::api::Target;
 use sidegate_policies::compile::Problem;
+use sidegate_policies::objects::absent;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::answered;
 use super::kinds::{api_of, Kinds};
 use super::leader::Leader;
-use super::maps::{of_target, ClusterMaps, MapRead};
+use super::maps::{named_by, ClusterMaps, MapRead};
 use super::reading::{About, Found, Key, Kind};
 use super::secrets::ClusterSecrets;
 use crate::clock::rfc3339;
@@ -230,7 +232,13 @@ impl Conditions {
         let reach = reach.get(key).copied().unwrap_or_default();
         match key.kind {
             Kind::Lockdown => wanted.push(reach.condition()),
-            Kind::TokenIssuer => {}
+            Kind::TokenIssuer => {
+                wanted.push(match self.authority(key, object) {
+                    Some(unread) => unread,
+                    None => self.of_issuer(&key.name, index).await,
+                });
+                wanted.extend(self.published(&key.name, index));
+            }
             Kind::Target => {
                 let target = index.targets().find(|(target, _)| is(target, key));
                 let Some((target, withheld)) = target else {
@@ -254,9 +262,45 @@ impl Conditions {
         wanted
     }
 
-    /// Why the ConfigMap that a Target names could not be read, if it could not.
+    /// Whether what a TokenIssuer refers to is there and granted.
+    async fn of_issuer(&self, name: &str, index: &Index) -> Condition {
+        let all = index.objects().token_issuers.iter().map(|located| &located.object);
+        let issuer = all.into_iter().find(|issuer| issuer.metadata.name == name);
+        let spec = issuer.map(|issuer| &issuer.spec);
+        if let Some(Authorities::ConfigMap(reference)) = spec.and_then(|spec| spec.ca_bundle.as_ref()) {
+            return Condition::new("ResolvedRefs", false, "CaBundleNotFound", absent(reference));
+        }
+        let secret = spec.and_then(|spec| spec.client_secret_ref.as_ref());
+        let unreadable = match secret {
+            Some(secret) => self.unreadable(self.maps.home(), &secret.name).await,
+            None => None,
+        };
+        match unreadable {
+            Some((reason, message)) => Condition::new("ResolvedRefs", false, reason, message),
+            None => Condition::new("ResolvedRefs", true, "ResolvedRefs", ""),
+        }
+    }
+
+    /// Whether our keys are where a TokenIssuer wants them, if it does.
+    fn published(&self, name: &str, index: &Index) -> Option<Condition> {
+        let mut all = index.objects().token_issuers.iter().map(|located| &located.object);
+        let issuer = all.find(|issuer| issuer.metadata.name == name)?;
+        let place = issuer.spec.publish.as_ref()?;
+        Some(match self.front.exchanges.published().outcome(place) {
+            Some(Ok(())) => Condition::new("Published", true, "Published", ""),
+            Some(Err(why)) => Condition::new("Published", false, why.reason, why.message),
+            None => Condition {
+                kind: "Published",
+                holds: None,
+                reason: "Pending",
+                message: String::new(),
+            },
+        })
+    }
+
+    /// Why the ConfigMap that an object names could not be read, if it could not.
     fn authority(&self, key: &Key, object: &Value) -> Option<Condition> {
-        let map = of_target(key, object)?;
+        let map = named_by(key, object, self.maps.home())?;
         let path = format!(
             "ConfigMap {}/{}",
             map.namespace.as_deref().unwrap_or_default(),
@@ -276,7 +320,7 @@ impl Conditions {
 
     /// Whether what a Target refers to is there and granted.
     async fn references(&self, target: &Target, found: &Found, index: &Index) -> Condition {
-        if let Err(unresolved) = index.objects().issuer_of(target) {
+        if let Err(unresolved) = index.objects().trusted_issuer_of(target) {
             return Condition::new("ResolvedRefs", false, unresolved.reason, unresolved.message);
         }
         let home = target.metadata.namespace.as_deref().unwrap_or_default();

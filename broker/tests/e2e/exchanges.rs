@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use serde_json::{json, Value};
 use sidegate_broker::clock::Clock;
 use sidegate_broker::credentials::{Failure, Wanted};
@@ -20,7 +20,6 @@ use sidegate_policies::record::layout::DirectoryStore;
 use tokio::sync::Semaphore;
 
 use crate::client::{Answer, Client};
-use crate::control::control;
 use crate::provider::{good, Provider, Reply, Verifier};
 use crate::world::{World, CONFIG};
 
@@ -36,24 +35,24 @@ pub fn config(issuer: &str) -> String {
     format!("{named}{target}{issuer}")
 }
 
-async fn world(provider: &Provider, more: &str) -> World {
+pub async fn world(provider: &Provider, more: &str) -> World {
     let started = World::try_start(&config(&provider.issuer(more))).await;
     started.unwrap_or_else(|error| panic!("{error:?}"))
 }
 
-async fn lease(client: &mut Client) -> Answer {
+pub async fn lease(client: &mut Client) -> Answer {
     client.post("/v1/leases", json!({"target": "local/ledger"})).await
 }
 
 #[track_caller]
-fn refused(answer: &Answer, status: StatusCode, error: &str) {
+pub fn refused(answer: &Answer, status: StatusCode, error: &str) {
     assert_eq!((answer.status, answer.error()), (status, error), "{}", answer.body);
     // Nothing tells why.
     assert_eq!(answer.body.as_object().unwrap().len(), 2);
 }
 
 /// What the audit has of exchanges: event and detail. The broker is stopped for it.
-async fn told(world: World) -> Vec<(String, String)> {
+pub async fn told(world: World) -> Vec<(String, String)> {
     let World { temp, running, .. } = world;
     running.shutdown().await;
     let store = DirectoryStore::new(&temp.path().join("state/records"));
@@ -124,7 +123,7 @@ async fn an_assertion_about_the_agent_becomes_the_providers_token() {
     );
 }
 
-fn verifier(world: &World) -> Verifier {
+pub fn verifier(world: &World) -> Verifier {
     Verifier {
         issuer: world.running.issuer_url.clone(),
         ca_pem: world.running.ca_pem.clone(),
@@ -273,29 +272,6 @@ async fn every_preset_brings_a_lease_by_an_assertion_for_its_provider_alone() {
             assert_eq!(second.form()["assertion"], "first-step");
         }
     }
-}
-
-#[tokio::test]
-async fn an_issuer_that_says_rs256_gets_it_from_the_ring_of_assertions_and_after_a_rotation_too() {
-    let provider = Provider::start(|_, _| Reply::Json(200, good())).await;
-    let world = world(&provider, "alg: RS256").await;
-    let mut verifier = verifier(&world);
-    verifier.alg = "RS256";
-    let mut sidecar = world.sidecar().await;
-    assert_eq!(lease(&mut sidecar).await.status, StatusCode::OK);
-    let first = provider.seen()[0].form()["subject_token"].clone();
-    verifier.verify(&first, &provider.origin, 60).await.unwrap();
-    let socket = &world.running.control_socket;
-    let (code, body) = control(socket, Method::POST, "/rotate", Some(json!({"rings": ["federation"]}))).await;
-    assert_eq!(code, StatusCode::OK, "{body}");
-    assert!(
-        verifier.verify(&first, &provider.origin, 60).await.is_err(),
-        "of a key that is gone"
-    );
-    world.clock.advance_ms(60_000);
-    assert_eq!(lease(&mut sidecar).await.status, StatusCode::OK);
-    let second = provider.seen()[1].form()["subject_token"].clone();
-    verifier.verify(&second, &provider.origin, 60).await.unwrap();
 }
 
 #[tokio::test]
@@ -612,7 +588,7 @@ async fn an_assertion_is_for_somebody_else_and_ends_with_its_caller() {
     assert_eq!(sign(front.issuer.url(), 60, now + 3_600), None, "never for ourselves");
 }
 
-fn freeze(what: Freeze) -> LockdownSpec {
+pub fn freeze(what: Freeze) -> LockdownSpec {
     LockdownSpec {
         reason: "drill".to_owned(),
         until: None,

@@ -14,6 +14,7 @@ mod client;
 mod control;
 mod exchanges;
 mod faces;
+mod issuers;
 mod keycloak;
 mod leases;
 mod oidc;

@@ -13,7 +13,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::client::Client;
 use crate::provider::certificates;
-use crate::world::{World, CONFIG};
+use crate::world::{put_secret, World, CONFIG};
 
 const RESOURCE: &str = "https://ledger.example/";
 
@@ -26,6 +26,11 @@ struct Stock {
 
 impl Stock {
     async fn start(port: u16, cert: &str, key: &str, jwks: &Value) -> Self {
+        Self::start_with(port, cert, key, json!({"jwks": jwks})).await
+    }
+
+    /// With more settings, the broker's keys among them.
+    async fn start_with(port: u16, cert: &str, key: &str, more: Value) -> Self {
         let here = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/clients/oidc/provider.mjs");
         let cache = std::env::var_os("SIDEGATE_CACHE").map(PathBuf::from);
         let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/sidegate"));
@@ -43,10 +48,14 @@ impl Stock {
             .spawn()
             .unwrap();
         let mut input = child.stdin.take().unwrap();
-        let settings = json!({
+        let mut settings = json!({
             "modules": modules, "issuer": format!("https://127.0.0.1:{port}"), "port": port, "resource": RESOURCE,
-            "jwks": jwks, "cert": cert, "key": key,
+            "cert": cert, "key": key,
         });
+        settings
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
         input.write_all(format!("{settings}\n").as_bytes()).await.unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut stock = Stock {
@@ -158,4 +167,46 @@ async fn a_token_of_a_stock_provider_for_another_audience_is_not_leased() {
         (refused.status, refused.error()),
         (StatusCode::FORBIDDEN, "credential_refused")
     );
+}
+
+#[tokio::test]
+async fn a_stock_provider_takes_a_clients_secret_with_our_assertion_and_no_other_secret() {
+    let (port, (ca, cert, key)) = (free(), certificates());
+    let preset = format!(
+        "preset: Generic\n  clientSecretRef: {{name: stock, key: secret}}\n  issuer: https://127.0.0.1:{port}\n  \
+         values: {{clientId: 'sidegate:exchange', tokenEndpoint: 'https://127.0.0.1:{port}/token'}}\n  allowed"
+    );
+    let config = config(port, &ca, RESOURCE);
+    let (head, rest) = config.split_once("preset: GenericAssertion").unwrap();
+    let config = format!("{head}{preset}{}", rest.split_once("allowed").unwrap().1);
+    let world = World::try_start(&config)
+        .await
+        .unwrap_or_else(|error| panic!("{error:?}"));
+    let mut back = Client::new(&world.running.issuer_url, &world.running.ca_pem, world.clock.clone());
+    let jwks = back.call(Method::GET, "/jwks", None).await.body;
+    let more = json!({"jwks": jwks, "secret": "a secret: & % +", "broker": world.running.issuer_url});
+    let mut stock = Stock::start_with(port, &cert, &key.serialize_pem(), more).await;
+    let folder = world.path("secrets/sidegate-system/stock");
+    std::fs::create_dir_all(&folder).unwrap();
+    put_secret(&folder.join("secret"), "another");
+    let mut sidecar = world.sidecar().await;
+    let refused = sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await;
+    assert_eq!(
+        (refused.status, refused.error()),
+        (StatusCode::FORBIDDEN, "credential_refused")
+    );
+    let said = stock.says("grant.error").await;
+    assert!(said.contains("invalid_client"), "{said}");
+    put_secret(&folder.join("secret"), "a secret: & % +");
+    world.clock.advance_ms(10_001);
+    let leased = sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await;
+    assert_eq!(leased.status, StatusCode::OK, "{}", leased.body);
+    stock.says("granted").await;
+    let claims = claims(leased.body["material"]["token"].as_str().unwrap());
+    assert_eq!(
+        (&claims["aud"], &claims["client_id"]),
+        (&json!(RESOURCE), &json!("sidegate:exchange"))
+    );
+    // What the provider read in the assertion.
+    assert!(claims["agent"].as_str().unwrap().starts_with("sg:local:"), "{claims}");
 }

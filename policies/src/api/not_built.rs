@@ -35,18 +35,6 @@ pub const NOT_BUILT: &[NotBuilt] = &[
         "tokens of users exchanged together with the agent's (delegation)",
     ),
     entry(
-        "TokenIssuer.spec.publish",
-        "the issuer's keys written where vendors fetch them",
-    ),
-    entry(
-        "TokenIssuer.spec.clientSecretRef",
-        "a client secret or Basic login, where a provider insists on one",
-    ),
-    entry(
-        "TokenIssuer.spec.caBundle.configMap",
-        "authorities from a ConfigMap; `inline` works",
-    ),
-    entry(
         "TokenIssuer.spec.preset=GitHubApp",
         "installation tokens of a GitHub App",
     ),

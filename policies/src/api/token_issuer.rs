@@ -1,13 +1,14 @@
 //! `TokenIssuer`: an external identity provider that Sidegate exchanges its own assertion with, for a Target's token.
 //!
 //! Owns what an administrator says about one provider; how it is spoken to is a preset (`crate::presets`). Refused:
-//! anything that would let a provider be reached but over verified TLS. Invariant: no field here holds a secret.
+//! anything that would let a provider be reached but over verified TLS. Invariant: no field here holds a secret, at most its
+//! place.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::meta::Object;
+use super::meta::{LocalRef, Object};
 use super::target::AllowedNamespaces;
 
 /// A TokenIssuer object.
@@ -48,7 +49,15 @@ pub struct TokenIssuerSpec {
     pub allowed_namespaces: AllowedNamespaces,
     /// The authorities to trust for the provider's certificate. Absent: the system's roots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_bundle: Option<InlineBundle>,
+    pub ca_bundle: Option<Authorities>,
+    /// The client's secret at the provider, where it insists on one and the preset has a place for it: a key of a Secret
+    /// in the broker's own namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_secret_ref: Option<HomeRef>,
+    /// Where our discovery document and keys are kept for this provider to fetch, where it cannot fetch them from the
+    /// broker. Nothing is signed for it with a key that is not there. Absent: it fetches them, or holds a copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publish: Option<Publish>,
 }
 
 /// What an assertion is signed with.
@@ -88,11 +97,45 @@ impl Default for SubjectForm {
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub struct NoOptions {}
 
-/// Trusted authorities, in place.
+/// Where the authorities come from: exactly one key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
-pub struct InlineBundle {
-    /// PEM certificates.
-    pub inline: String,
+pub enum Authorities {
+    /// PEM certificates in place.
+    Inline(String),
+    /// A key of a ConfigMap in the broker's own namespace that holds PEM certificates.
+    ConfigMap(HomeRef),
+}
+
+impl Authorities {
+    /// The certificates, once they are in place.
+    pub fn pem(&self) -> Option<&str> {
+        match self {
+            Authorities::Inline(pem) => Some(pem),
+            Authorities::ConfigMap(_) => None,
+        }
+    }
+}
+
+/// Where our discovery document and keys are kept: exactly one key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum Publish {
+    /// The entries `openid-configuration` and `jwks` of a ConfigMap in the broker's own namespace. In a cluster.
+    ConfigMap(LocalRef),
+    /// The files `.well-known/openid-configuration` and `jwks` of this folder, which exists. On one machine.
+    Directory(String),
+}
+
+/// A key of a named object in the broker's own namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub struct HomeRef {
+    /// The object's name.
+    pub name: String,
+    /// The key within it.
+    pub key: String,
 }

@@ -283,7 +283,7 @@ fn environment(target: &Target, all: &mut HashMap<String, (String, String)>, rep
 }
 
 /// A key of a Secret or ConfigMap: one file name, never a path.
-fn is_key(key: &str) -> bool {
+pub(super) fn is_key(key: &str) -> bool {
     let formed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=253).contains(&key.len()) && key.bytes().all(formed) && key != "." && !key.starts_with("..")
 }

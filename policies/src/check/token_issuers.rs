@@ -4,7 +4,9 @@
 //! Refuses whatever could only fail at an exchange: a preset nobody wrote, a missing value, one nobody asks for, an
 //! issuer that is no https URL. Which Targets may refer to one is [`crate::objects::Objects::issuer_of`]'s to say.
 
+use super::targets::is_key;
 use super::{Checked, Report};
+use crate::api::token_issuer::{Authorities, HomeRef, Publish};
 use crate::api::TokenIssuerSpec;
 use crate::objects::Objects;
 use crate::presets::{self, url, Need, Preset};
@@ -31,9 +33,19 @@ pub(super) fn check(objects: &Objects, checked: &mut Checked) {
             report.problem("spec.issuer", why);
         }
         report.selector("spec.allowedNamespaces.selector", &spec.allowed_namespaces.selector);
-        let pem = spec.ca_bundle.as_ref().map(|bundle| bundle.inline.as_str());
-        if pem.is_some_and(|pem| !pem.contains("-----BEGIN CERTIFICATE-----")) {
-            report.problem("spec.caBundle.inline", "this holds no PEM certificate");
+        match &spec.ca_bundle {
+            Some(Authorities::Inline(pem)) if !pem.contains("-----BEGIN CERTIFICATE-----") => {
+                report.problem("spec.caBundle.inline", "this holds no PEM certificate");
+            }
+            Some(Authorities::ConfigMap(reference)) => home_ref("spec.caBundle.configMap", reference, &mut report),
+            Some(Authorities::Inline(_)) | None => {}
+        }
+        match &spec.publish {
+            Some(Publish::ConfigMap(map)) => report.reference("spec.publish.configMap.name".to_owned(), &map.name),
+            Some(Publish::Directory(path)) if !path.starts_with('/') || path.contains('\0') => {
+                report.problem("spec.publish.directory", "write the whole path, from `/` on");
+            }
+            Some(Publish::Directory(_)) | None => {}
         }
         match presets::find(&spec.preset) {
             None => {
@@ -41,8 +53,38 @@ pub(super) fn check(objects: &Objects, checked: &mut Checked) {
                 let message = format!("there is no preset `{}`; known are {}", spec.preset, known.join(", "));
                 report.problem("spec.preset", message);
             }
-            Some(preset) => values(spec, preset, &mut report),
+            Some(preset) => {
+                values(spec, preset, &mut report);
+                login(spec, preset, &mut report);
+            }
         }
+    }
+}
+
+fn home_ref(field: &str, reference: &HomeRef, report: &mut Report<'_>) {
+    report.reference(format!("{field}.name"), &reference.name);
+    if !is_key(&reference.key) {
+        report.problem(format!("{field}.key"), format!("`{}` is not a key", reference.key));
+    }
+}
+
+/// A secret wants a preset that has a place for it, and a client whose secret it is.
+fn login(spec: &TokenIssuerSpec, preset: &Preset, report: &mut Report<'_>) {
+    let Some(reference) = &spec.client_secret_ref else {
+        for name in spec.values.keys().filter(|name| preset.is_for_login_alone(name)) {
+            let message = "this goes with clientSecretRef; without one, the assertion says who the client is";
+            report.problem(format!("spec.values.{name}"), message);
+        }
+        return;
+    };
+    home_ref("spec.clientSecretRef", reference, report);
+    if preset.client_ids().next().is_none() {
+        let message = format!("preset {} has no place for a client's secret", preset.name);
+        report.problem("spec.clientSecretRef", message);
+    }
+    for id in preset.client_ids().filter(|id| !spec.values.contains_key(*id)) {
+        let message = format!("whose secret? name the client in values.{id}");
+        report.problem("spec.clientSecretRef", message);
     }
 }
 

@@ -71,6 +71,16 @@ fn what_could_not_be_filled_in_safely_is_refused() {
         ("encoding: Form", "encoding: Xml", "Form"),
         ("encoding: Form", "encoding: Form\n  secret: x", "no such field"),
         (
+            "life: 60s}\n",
+            "life: 60s}\n  login: {by: Basic, id: '{issuer}'}\n",
+            "an id of the values",
+        ),
+        (
+            "life: 60s}\n",
+            "life: 60s}\n  login: {by: Post, id: '{tenant}', instead: [client_id]}\n",
+            "fields that are there",
+        ),
+        (
             "  assertion: {audience: \"{issuer}\", life: 60s}\n",
             "",
             "without an assertion",

@@ -1,5 +1,7 @@
-// A stock OpenID provider (npm oidc-provider) with one client, which logs in by private_key_jwt alone. Its settings come
-// as one JSON line on standard input; it answers one line, `ready`, and serves until its input ends.
+// A stock OpenID provider (npm oidc-provider) with two clients: one logs in by private_key_jwt alone, the other with its
+// secret by the method that the settings name. The second exchanges tokens (RFC 8693): the provider has no such grant of
+// its own, so it is registered here, and verifies the subject token by the broker's keys with the provider's own library.
+// Settings come as one JSON line on standard input; it answers one line, `ready`, and serves until its input ends.
 import { createServer } from "node:https";
 import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";
@@ -7,7 +9,9 @@ import { pathToFileURL } from "node:url";
 const lines = createInterface({ input: process.stdin });
 const settings = JSON.parse((await lines[Symbol.asyncIterator]().next()).value);
 const home = pathToFileURL(`${settings.modules}/oidc-provider/lib/index.js`);
-const { Provider } = await import(home.href);
+const { Provider, errors } = await import(home.href);
+const { createLocalJWKSet, jwtVerify } = await import(pathToFileURL(`${settings.modules}/jose/dist/webapi/index.js`).href);
+const EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange";
 
 const provider = new Provider(settings.issuer, {
   clients: [
@@ -20,12 +24,23 @@ const provider = new Provider(settings.issuer, {
       response_types: [],
       redirect_uris: [],
     },
+    {
+      client_id: "sidegate:exchange",
+      client_secret: settings.secret ?? "never",
+      token_endpoint_auth_method: settings.method ?? "client_secret_basic",
+      grant_types: [EXCHANGE],
+      response_types: [],
+      redirect_uris: [],
+    },
   ],
-  clientAuthMethods: ["private_key_jwt"],
+  clientAuthMethods: ["private_key_jwt", "client_secret_basic", "client_secret_post"],
   scopes: ["read", "write"],
+  extraTokenClaims: (ctx) => (ctx.agent ? { agent: ctx.agent } : {}),
   features: {
     devInteractions: { enabled: false },
     clientCredentials: { enabled: true },
+    revocation: { enabled: true },
+    introspection: { enabled: true },
     resourceIndicators: {
       enabled: true,
       defaultResource: () => settings.resource,
@@ -40,6 +55,34 @@ const provider = new Provider(settings.issuer, {
     },
   },
 });
+// By here the provider's own code has authenticated the client.
+const exchange = async (ctx) => {
+  const { subject_token, subject_token_type, audience, scope } = ctx.oidc.params;
+  if (subject_token_type !== "urn:ietf:params:oauth:token-type:jwt") throw new errors.InvalidRequest("subject_token_type");
+  const keys = createLocalJWKSet(settings.jwks);
+  const wanted = { issuer: settings.broker, audience: settings.issuer, typ: "JWT", maxTokenAge: 60, clockTolerance: 30 };
+  const subject = await jwtVerify(subject_token, keys, wanted).catch((error) => {
+    throw new errors.InvalidGrant(error.message);
+  });
+  const token = new provider.ClientCredentials({ client: ctx.oidc.client, scope });
+  token.resourceServer = new provider.ResourceServer(audience, {
+    audience,
+    scope: "read write",
+    accessTokenTTL: 240,
+    accessTokenFormat: "jwt",
+    jwt: { sign: { alg: "RS256" } },
+  });
+  ctx.agent = subject.payload.sub;
+  ctx.body = {
+    access_token: await token.save(),
+    issued_token_type: "urn:ietf:params:oauth:token-type:access_token",
+    token_type: "Bearer",
+    expires_in: token.expiration,
+    scope,
+  };
+};
+const params = ["subject_token", "subject_token_type", "requested_token_type", "audience", "scope"];
+provider.registerGrantType(EXCHANGE, exchange, params);
 const tell = (name) => provider.on(name, (ctx, error) => console.log(`${name}: ${error?.message} ${error?.error_detail}`));
 ["grant.error", "server_error"].forEach(tell);
 provider.on("grant.success", () => console.log("granted"));
