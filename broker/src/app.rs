@@ -127,9 +127,13 @@ impl Broker {
         let secrets = (ground.secrets.clone(), config.place.home().to_owned());
         let published = Arc::new(Published::new(ground.follow.key_maps()));
         let exchanges = exchanges(&config, &issuer, &lockdowns, &audit, &tasks, secrets, published);
+        let metrics = Metrics::new().map_err(|error| StartError::crypto("metrics", error))?;
+        metrics.serves_until(authority.not_after());
+        let mut attestor = ground.attestor;
+        attestor.timed = metrics.steps();
         let front = Arc::new(Front {
             issuer,
-            attestor: ground.attestor,
+            attestor,
             dpop: Dpop::new(listeners.front_url.clone(), Arc::clone(&config.clock))
                 .map_err(|error| StartError::crypto("the nonce key", error))?,
             index,
@@ -140,7 +144,7 @@ impl Broker {
             exchanges,
             leases: Leases::default(),
             revoked: Revoked::open(Arc::clone(&state))?,
-            metrics: Metrics::new().map_err(|error| StartError::crypto("metrics", error))?,
+            metrics,
             budget: Budget::new(config.limits, Arc::clone(&config.clock)),
             streams: Streams::default(),
             clock: Arc::clone(&config.clock),

@@ -5,7 +5,9 @@
 //! The invariant: nothing the caller says about itself is believed, and its address alone proves nothing.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use sidegate_policies::engine::Subject;
@@ -100,6 +102,47 @@ impl Notices for Logged {
     }
 }
 
+/// A step of attestation that takes time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The token itself, and newer keys where it names one that is not held.
+    Token,
+    /// The review.
+    Review,
+    /// The live pod.
+    Pod,
+    /// The pin of the key.
+    Key,
+}
+
+impl Step {
+    /// Every step, in order.
+    pub const ALL: [Step; 4] = [Step::Token, Step::Review, Step::Pod, Step::Key];
+
+    /// Its word in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Step::Token => "token",
+            Step::Review => "review",
+            Step::Pod => "pod",
+            Step::Key => "key",
+        }
+    }
+}
+
+/// Told how long each step took, whatever came of it. It is no part of any decision, and never waits.
+pub trait Timed: Send + Sync {
+    /// A step took so long.
+    fn took(&self, step: Step, time: Duration);
+}
+
+/// Measures nothing.
+pub struct Untimed;
+
+impl Timed for Untimed {
+    fn took(&self, _step: Step, _time: Duration) {}
+}
+
 /// Why a caller is not attested. Never shown outward.
 #[derive(Debug, thiserror::Error)]
 pub enum NotAttested {
@@ -166,6 +209,8 @@ pub struct Attestor {
     pub pins: Arc<dyn Pins>,
     /// Who hears of what should not happen.
     pub notices: Arc<dyn Notices>,
+    /// Who hears how long it takes.
+    pub timed: Arc<dyn Timed>,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
 }
@@ -181,18 +226,17 @@ impl Attestor {
         denied: &(dyn Fn(&str) -> bool + Sync),
         admit: &(dyn Fn(&str) -> bool + Sync),
     ) -> Result<Workload, NotAttested> {
-        let accepted = match self.offline(slot, token, denied) {
-            // Steps before the key have passed, so this asks for keys at most as often as the issuer's own tokens come.
-            Err(Refused::UnknownKey) if self.issuers.renew().await => self.offline(slot, token, denied)?,
-            judged => judged?,
-        };
+        let accepted = self.measured(Step::Token, self.believed(slot, token, denied)).await?;
         let claims = Claims::read(&accepted);
         if !admit(claims.pod_uid) {
             return Err(NotAttested::TooMany);
         }
-        let review = self.reviewer.review(token, &self.audience).await?;
+        let review = self.measured(Step::Review, self.reviewer.review(token, &self.audience));
+        let review = review.await?;
         check_review(&review, &self.audience, &claims)?;
-        let pod = self.pods.pod(claims.namespace, claims.pod).await?;
+        let pod = self
+            .measured(Step::Pod, self.pods.pod(claims.namespace, claims.pod))
+            .await?;
         let pod = pod.ok_or(NotAttested::Pod("no such pod"))?;
         check_pod(&pod, &claims)?;
         if let Some(wrong) = pod.shape.wrong() {
@@ -200,14 +244,17 @@ impl Attestor {
         }
         // A pod that is ending gets no new key, but the one it has goes on: agents need their database until they end.
         let pins = &self.pins;
-        let pinned = pins.pin(&pod.uid, &pod.instance, &key.thumbprint(), pod.deleting).await;
-        pinned.map_err(|refused| match refused {
-            PinRefused::Conflict => {
-                self.notices.key_conflict(&pod);
-                NotAttested::RestartNotSeen
-            }
-            other => NotAttested::Unavailable(other.to_string()),
-        })?;
+        let thumbprint = key.thumbprint();
+        let pinned = pins.pin(&pod.uid, &pod.instance, &thumbprint, pod.deleting);
+        self.measured(Step::Key, pinned)
+            .await
+            .map_err(|refused| match refused {
+                PinRefused::Conflict => {
+                    self.notices.key_conflict(&pod);
+                    NotAttested::RestartNotSeen
+                }
+                other => NotAttested::Unavailable(other.to_string()),
+            })?;
         Ok(Workload {
             account_uid: claims.account_uid.to_owned(),
             ends: accepted.integer("exp").unwrap_or(0),
@@ -221,6 +268,27 @@ impl Attestor {
                 labels: pod.labels,
             },
         })
+    }
+
+    async fn measured<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
+        let since = Instant::now();
+        let done = work.await;
+        self.timed.took(step, since.elapsed());
+        done
+    }
+
+    /// The token by itself, with newer keys where it names one that is not held.
+    async fn believed(
+        &self,
+        slot: Slot,
+        token: &str,
+        denied: &(dyn Fn(&str) -> bool + Sync),
+    ) -> Result<Accepted, Refused> {
+        match self.offline(slot, token, denied) {
+            // Steps before the key have passed, so this asks for keys at most as often as the issuer's own tokens come.
+            Err(Refused::UnknownKey) if self.issuers.renew().await => self.offline(slot, token, denied),
+            judged => judged,
+        }
     }
 
     fn offline(&self, slot: Slot, token: &str, denied: &(dyn Fn(&str) -> bool + Sync)) -> Result<Accepted, Refused> {

@@ -20,6 +20,7 @@ use crate::state::StateDir;
 pub struct Authority {
     ca_pem: String,
     tls: Arc<ServerConfig>,
+    not_after: i64,
 }
 
 const YEAR: i64 = 365 * 24 * 3600;
@@ -39,18 +40,26 @@ impl Authority {
             Ok::<_, StartError>(cert.pem().into_bytes())
         })?;
         let leaf_key = KeyPair::generate().map_err(|error| StartError::crypto("a TLS key", error))?;
-        let leaf = leaf_params(names, clock.now())?
+        let params = leaf_params(names, clock.now())?;
+        let not_after = params.not_after.unix_timestamp();
+        let leaf = params
             .signed_by(&leaf_key, &issuer)
             .map_err(|error| StartError::crypto("a TLS certificate", error))?;
         Ok(Authority {
             ca_pem: String::from_utf8(ca_pem).map_err(|error| StartError::crypto("the CA", error))?,
             tls: Arc::new(server_config(leaf.der().clone(), &leaf_key)?),
+            not_after,
         })
     }
 
     /// The authority's certificate, to be pinned by sidecars.
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
+    }
+
+    /// When the leaf ends, seconds since 1970.
+    pub fn not_after(&self) -> i64 {
+        self.not_after
     }
 
     /// TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1.

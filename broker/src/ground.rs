@@ -11,7 +11,7 @@ use sidegate_policies::compile::Problem;
 use sidegate_policies::objects::Objects;
 use tokio::sync::watch;
 
-use crate::attest::{Attestor, Issuers, Logged, Pods, TokenReviewer};
+use crate::attest::{Attestor, Issuers, Logged, Pods, TokenReviewer, Untimed};
 use crate::clock::Clock;
 use crate::config::{BrokerConfig, Machine, Place, Separation, StartError, HOME};
 use crate::credentials::publish::KeyMaps;
@@ -193,6 +193,7 @@ pub fn machine(read: Box<MachineRead>, config: &BrokerConfig, state: &Arc<StateD
             pods: Arc::clone(&cluster) as Arc<dyn Pods>,
             pins: Arc::new(PinFiles::open(state)?),
             notices: Arc::new(Logged),
+            timed: Arc::new(Untimed),
             clock,
         },
         secrets: Secrets::Folder(SecretFolder::new(read.machine.secrets_dir.clone())),
@@ -248,6 +249,7 @@ pub async fn cluster(
             pods,
             pins: Arc::new(PinLeases::new(client, &options.namespace)),
             notices: Arc::new(events),
+            timed: Arc::new(Untimed),
             clock,
         },
         secrets: Secrets::Cluster(secrets.clone()),

@@ -3,11 +3,14 @@
 //! Refuses nothing itself; it answers what is frozen. The invariant: the revision grows with every change of the
 //! set and survives restarts, so a sidecar never goes back to an older set; a removal is a higher revision too.
 
+mod concerned;
 mod ends;
+mod tally;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use sidegate_policies::api::lockdown::{Freeze, LockdownSpec};
 use sidegate_policies::api::meta::{Metadata, NamespacedRef, Object};
@@ -21,8 +24,11 @@ use crate::audit::Unrecorded;
 use crate::clock::{parse_rfc3339, Clock};
 use crate::state::{read_private, remove, write_private, StateDir, StateError};
 use ends::Ends;
+use tally::Tally;
 
+pub use concerned::concerned;
 pub use ends::Ended;
+pub use tally::{Acknowledged, Outcome};
 
 /// More entries than this deny everything.
 pub const MAX_ENTRIES: usize = 10_000;
@@ -120,6 +126,7 @@ pub struct Lockdowns {
     configured: Mutex<Option<Vec<Lockdown>>>,
     current: watch::Sender<Arc<Denied>>,
     ends: Mutex<Ends>,
+    tally: Mutex<Tally>,
 }
 
 impl Lockdowns {
@@ -132,6 +139,7 @@ impl Lockdowns {
         let lockdowns = Lockdowns {
             folder: state.dir("lockdowns")?,
             ends: Mutex::new(Ends::open(&state, clock.now_ms())),
+            tally: Mutex::default(),
             state,
             clock,
             configured: Mutex::default(),
@@ -220,10 +228,25 @@ impl Lockdowns {
             return Ok(present.set.revision);
         }
         let revision = self.state.count("deny")?;
-        self.current.send_replace(Arc::new(Denied {
-            set: DenySet { revision, entries },
-        }));
+        let set = DenySet { revision, entries };
+        self.tally().publish(&set, Instant::now());
+        self.current.send_replace(Arc::new(Denied { set }));
         Ok(revision)
+    }
+
+    /// Takes what a sidecar acknowledged, for each Lockdown that is new to it and that concerns it. Answers how long it
+    /// took, if there is one.
+    pub fn acknowledged(&self, told: Acknowledged, concerned: impl FnMut(&[DenyEntry]) -> bool) -> Option<Duration> {
+        self.tally().acknowledged(told, concerned)
+    }
+
+    /// What came of a Lockdown so far, and what it freezes.
+    pub fn outcome(&self, name: &str) -> Option<(Outcome, Vec<DenyEntry>)> {
+        self.tally().of(name)
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Those that their time ended since this was asked last: while this broker ran, or before it started.

@@ -3,33 +3,43 @@
 //! Refuses every label that is not one of ours: labels are words of enums, never what a caller said. The invariants:
 //! counting never waits and decides nothing; gauges are read when they are asked for, so they are never old.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
-use crate::attest::NotAttested;
+use sidegate_policies::wire::NackClass;
+
+use crate::attest::{NotAttested, Step, Timed};
+use crate::front::leases::LeaseKind;
 use crate::front::Front;
 use crate::rings::RingName;
 
 /// Seconds an attestation may take: a look-up, an API server that answers, one that does not.
 const ATTEST_BUCKETS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.0, 10.0];
 
+/// Seconds until a sidecar has what it was sent.
+const PUSH_BUCKETS: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0];
+
 /// Everything counted in one broker.
 pub struct Metrics {
     registry: Registry,
     exchanges: IntCounterVec,
-    attest: Histogram,
+    attest: HistogramVec,
+    push: Histogram,
+    lockdown: Histogram,
     conflicts: IntCounter,
     leases: IntCounterVec,
-    nacks: IntCounter,
+    nacks: IntCounterVec,
+    tls_not_after: IntGauge,
     over_budget: IntCounter,
     streams: IntGauge,
     classes: IntGauge,
-    active: IntGauge,
+    active: IntGaugeVec,
     waiting: IntGauge,
     revisions: IntGaugeVec,
     usable: IntGaugeVec,
@@ -60,9 +70,15 @@ impl Metrics {
             |name: &str, help: &str, labels: &[&str]| made(own, IntGaugeVec::new(Opts::new(name, help), labels));
         let counter = |name: &str, help: &str| made(own, IntCounter::new(name, help));
         let gauge = |name: &str, help: &str| made(own, IntGauge::new(name, help));
+        let seconds = |name: &str, help: &str, buckets: &[f64]| {
+            made(
+                own,
+                Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())),
+            )
+        };
         let attest = HistogramOpts::new(
             "attest_seconds",
-            "How long it took to attest a caller, or to refuse it.",
+            "How long each step of an attestation took, and all of it, whatever came of it.",
         );
         Ok(Metrics {
             exchanges: vector(
@@ -70,17 +86,34 @@ impl Metrics {
                 "Calls of the token endpoint that came as far as attestation.",
                 &["result", "reason"],
             )?,
-            attest: made(own, Histogram::with_opts(attest.buckets(ATTEST_BUCKETS.to_vec())))?,
+            attest: made(
+                own,
+                HistogramVec::new(attest.buckets(ATTEST_BUCKETS.to_vec()), &["step"]),
+            )?,
+            push: seconds(
+                "push_seconds",
+                "From the offer of a bundle until its sidecar enforces it.",
+                &PUSH_BUCKETS,
+            )?,
+            lockdown: seconds(
+                "lockdown_seconds",
+                "From a deny set in force here until a sidecar enforces it and the sessions it ends are gone.",
+                &PUSH_BUCKETS,
+            )?,
             conflicts: counter("key_conflicts_total", "Second keys for a pinned instance, refused.")?,
             leases: vector("leases_total", "Leases asked for.", &["result"])?,
-            nacks: counter("nacks_total", "Bundles that a sidecar did not take.")?,
+            nacks: vector("nacks_total", "Bundles that a sidecar did not take.", &["class"])?,
+            tls_not_after: gauge(
+                "tls_not_after_seconds",
+                "When the certificate that is served ends, seconds since 1970.",
+            )?,
             over_budget: counter(
                 "over_budget_total",
                 "Calls turned away because somebody called too often.",
             )?,
             streams: gauge("streams", "Sidecars connected now.")?,
             classes: gauge("bundle_classes", "Different bundles made of the present objects.")?,
-            active: gauge("leases_active", "Leases out now.")?,
+            active: gauges("leases_active", "Leases out now.", &["kind"])?,
             waiting: gauge("requests_waiting", "Requests that wait for people.")?,
             revisions: gauges("revision", "Revision in force.", &["of"])?,
             usable: gauges(
@@ -94,7 +127,7 @@ impl Metrics {
 
     /// An attestation, and what came of it.
     pub fn attested(&self, took: Duration, outcome: Result<(), &NotAttested>) {
-        self.attest.observe(took.as_secs_f64());
+        self.attest.with_label_values(&["all"]).observe(took.as_secs_f64());
         let (result, reason) = match outcome {
             Ok(()) => ("granted", "none"),
             Err(NotAttested::Token(_)) => ("refused", "token"),
@@ -118,8 +151,28 @@ impl Metrics {
     }
 
     /// A sidecar did not take its bundle.
-    pub fn nack(&self) {
-        self.nacks.inc();
+    pub fn nack(&self, class: NackClass) {
+        self.nacks.with_label_values(&[class.as_str()]).inc();
+    }
+
+    /// A sidecar enforces the bundle it was offered so long ago.
+    pub fn pushed(&self, took: Duration) {
+        self.push.observe(took.as_secs_f64());
+    }
+
+    /// A sidecar enforces the deny set that is in force here for so long.
+    pub fn locked(&self, took: Duration) {
+        self.lockdown.observe(took.as_secs_f64());
+    }
+
+    /// The certificate that both faces serve ends then, seconds since 1970. Called anew whenever another one is served.
+    pub fn serves_until(&self, not_after: i64) {
+        self.tls_not_after.set(not_after);
+    }
+
+    /// What the steps of attestation are told to.
+    pub fn steps(&self) -> Arc<dyn Timed> {
+        Arc::new(Steps(self.attest.clone()))
     }
 
     /// Everything in the text format, with the gauges as they are now; the second is its content type.
@@ -132,7 +185,10 @@ impl Metrics {
         let index = front.index();
         self.streams.set(number(front.streams.list().len()));
         self.classes.set(number(index.classes()));
-        self.active.set(number(front.leases.active(now_ms)));
+        for kind in LeaseKind::ALL {
+            let active = number(front.leases.active_of(kind, now_ms));
+            self.active.with_label_values(&[kind.as_str()]).set(active);
+        }
         self.waiting.set(number(front.approvals.waiting()));
         for (of, revision) in [
             ("bundle", index.revision()),
@@ -155,6 +211,15 @@ impl Metrics {
     }
 }
 
+/// Seconds by step.
+struct Steps(HistogramVec);
+
+impl Timed for Steps {
+    fn took(&self, step: Step, time: Duration) {
+        self.0.with_label_values(&[step.as_str()]).observe(time.as_secs_f64());
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -168,6 +233,13 @@ mod tests {
         metrics.attested(Duration::ZERO, Err(&NotAttested::RestartNotSeen));
         metrics.attested(Duration::ZERO, Err(&NotAttested::Token(Refused::Signature)));
         metrics.lease(true);
+        metrics.nack(NackClass::Hash);
+        for step in Step::ALL {
+            metrics.steps().took(step, Duration::from_millis(2));
+        }
+        metrics.pushed(Duration::from_millis(20));
+        metrics.locked(Duration::from_millis(200));
+        metrics.serves_until(1_800_000_000);
         let mut text = Vec::new();
         TextEncoder::new()
             .encode(&metrics.registry.gather(), &mut text)
@@ -177,7 +249,14 @@ mod tests {
             r#"sidegate_broker_exchanges_total{reason="none",result="granted"} 1"#,
             r#"sidegate_broker_exchanges_total{reason="token",result="refused"} 1"#,
             "sidegate_broker_key_conflicts_total 1",
-            "sidegate_broker_attest_seconds_count 3",
+            r#"sidegate_broker_attest_seconds_count{step="all"} 3"#,
+            r#"sidegate_broker_attest_seconds_count{step="review"} 1"#,
+            r#"sidegate_broker_attest_seconds_count{step="key"} 1"#,
+            r#"sidegate_broker_nacks_total{class="hash"} 1"#,
+            r#"sidegate_broker_push_seconds_bucket{le="0.025"} 1"#,
+            r#"sidegate_broker_lockdown_seconds_bucket{le="0.1"} 0"#,
+            r#"sidegate_broker_lockdown_seconds_bucket{le="0.3"} 1"#,
+            "sidegate_broker_tls_not_after_seconds 1800000000",
             r#"sidegate_broker_leases_total{result="granted"} 1"#,
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");

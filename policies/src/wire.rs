@@ -121,6 +121,9 @@ pub enum ToBroker {
     Nack {
         /// The version.
         version: String,
+        /// Of what sort the reason is.
+        #[serde(default)]
+        class: NackClass,
         /// Why.
         message: String,
     },
@@ -131,6 +134,37 @@ pub enum ToBroker {
         /// The token.
         token: String,
     },
+}
+
+/// Why a bundle was not taken, in one word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NackClass {
+    /// Its body is too large.
+    Size,
+    /// Its body is not what its version says.
+    Hash,
+    /// It is older than what is in force.
+    Older,
+    /// It does not compile.
+    Compile,
+    /// Anything else, or a word this release does not know.
+    #[default]
+    #[serde(other)]
+    Other,
+}
+
+impl NackClass {
+    /// Its word in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NackClass::Size => "size",
+            NackClass::Hash => "hash",
+            NackClass::Older => "older",
+            NackClass::Compile => "compile",
+            NackClass::Other => "other",
+        }
+    }
 }
 
 /// What a sidecar tells about itself, for `sidegate status`.

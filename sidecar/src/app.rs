@@ -25,6 +25,7 @@ use crate::identity::{Identity, IdentityError};
 use crate::memory;
 use crate::protocols::RoomContext;
 use crate::record::{DirectoryVolume, Log, LogIdentity, LogOptions, SystemClock, SystemRandom};
+use crate::scrape::{self, Scraped};
 use crate::staleness;
 use crate::target::TargetState;
 use crate::task::{Lanes, Tasks};
@@ -63,6 +64,14 @@ pub enum StartError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// Where metrics are served.
+    #[error("metrics at {address}: {error}")]
+    Metrics {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        error: std::io::Error,
+    },
     /// The threads of sessions.
     #[error("threads for sessions: {0}")]
     Threads(std::io::Error),
@@ -78,6 +87,8 @@ pub struct Running {
     broker: Broker,
     tasks: Tasks,
     status: watch::Receiver<SidecarStatus>,
+    /// Where metrics are served.
+    pub scrape_addrs: Vec<std::net::SocketAddr>,
     /// Ends sources and leases.
     stop: CancellationToken,
     /// Ends the log, after the sessions.
@@ -91,6 +102,8 @@ impl Sidecar {
     pub async fn start(config: SidecarConfig) -> Result<Running, StartError> {
         // Before anything that takes time: the first random number alone costs tens of milliseconds.
         let held = hold(&config)?;
+        let scrapes = scrape::bind(&config.metrics).await;
+        let scrapes = scrapes.map_err(|(address, error)| StartError::Metrics { address, error })?;
         let [stop, stop_log, log_done] = [(); 3].map(|()| CancellationToken::new());
         let tasks = Tasks::on(Lanes::start(config.lanes).map_err(StartError::Threads)?);
         let identity = Identity::new(&config.token_file)?;
@@ -99,6 +112,11 @@ impl Sidecar {
         let authority = Authority::new(Arc::new(broker.clone()), tasks.clone(), config.separation);
         let authority = Arc::new(authority.limited_to(memory::limit(config.memory_limit)));
         let context = context(&config, &broker, &authority, &stop)?;
+        let scraped = Arc::new(Scraped {
+            authority: authority.clone(),
+            credentials: context.credentials.clone(),
+            broker: broker.clone(),
+        });
         let listeners = Listeners::new(authority.clone(), context, config.agent_uid);
         let listeners = Arc::new(listeners);
         announce(held, &listeners)?;
@@ -115,6 +133,14 @@ impl Sidecar {
             status: status.clone(),
             attested: begin_log(volume, &authority, &broker, (&stop_log, &log_done)),
         };
+        let scrape_addrs = scrapes
+            .iter()
+            .filter_map(|listener| listener.local_addr().ok())
+            .collect();
+        for listener in scrapes {
+            let serving = scrape::serve(listener, scraped.clone(), tasks.clone(), stop.clone());
+            tasks.spawn("scrapes", serving);
+        }
         tasks.spawn("token", broker.clone().keep_token(stop.clone()));
         tasks.spawn("bundle stream", bundle_source::run(source, stop.clone()));
         let told = tell(authority.clone(), listeners.clone(), publish, stop.clone());
@@ -127,6 +153,7 @@ impl Sidecar {
             broker,
             tasks,
             status,
+            scrape_addrs,
             stop,
             stop_log,
             log_done,

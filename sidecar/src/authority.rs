@@ -147,6 +147,7 @@ impl Authority {
         bundle.generation = generation;
         let bundle = Arc::new(bundle);
         self.bundle.store(Some(bundle.clone()));
+        self.metrics.bundle_since.mark();
         self.generation.store(generation, Ordering::Release);
         bundle
     }

@@ -51,6 +51,8 @@ pub struct SidecarConfig {
     pub lanes: usize,
     /// Bytes of memory this process may use; a control group's own limit counts too, the smaller of both.
     pub memory_limit: Option<u64>,
+    /// Where `GET /metrics` is served, in plain HTTP; nowhere: not at all.
+    pub metrics: Vec<SocketAddr>,
     /// Which pod this is, as the kubelet says. For logs only: who we are is the broker's word.
     pub pod: PodFacts,
 }
@@ -114,6 +116,10 @@ impl SidecarConfig {
         let cluster_domain = problems.may("SIDEGATE_CLUSTER_DOMAIN", get("SIDEGATE_CLUSTER_DOMAIN"), domain);
         let memory_limit = problems.may("SIDEGATE_MEMORY_LIMIT", get("SIDEGATE_MEMORY_LIMIT"), bytes);
         let said = |name: &str| get(name).unwrap_or_default();
+        let ips = said("SIDEGATE_POD_IPS");
+        let metrics = problems.may("SIDEGATE_METRICS_PORT", get("SIDEGATE_METRICS_PORT"), |text| {
+            scraped_at(text, &ips)
+        });
         let path = |name: &str, default: &str| get(name).map_or_else(|| PathBuf::from(default), PathBuf::from);
         match (broker, ca, problems.0.is_empty()) {
             (Some(broker), Some(broker_ca_pem), true) => Ok(SidecarConfig {
@@ -130,14 +136,31 @@ impl SidecarConfig {
                 agent_uid,
                 lanes: Lanes::wanted(),
                 memory_limit,
+                metrics: metrics.unwrap_or_default(),
                 pod: PodFacts {
                     name: said("SIDEGATE_POD_NAME"),
                     uid: said("SIDEGATE_POD_UID"),
-                    ips: said("SIDEGATE_POD_IPS"),
+                    ips,
                 },
             }),
             _ => Err(problems.0),
         }
+    }
+}
+
+/// A port on each of the pod's addresses.
+fn scraped_at(port: &str, ips: &str) -> Result<Vec<SocketAddr>, String> {
+    let port: u16 = port.parse().map_err(|_| format!("`{port}` is not a port"))?;
+    let ips = ips.split(',').map(str::trim).filter(|ip| !ip.is_empty());
+    let read = |ip: &str| {
+        ip.parse()
+            .map_err(|_| format!("`{ip}` of SIDEGATE_POD_IPS is not an IP address"))
+    };
+    let ips: Vec<std::net::IpAddr> = ips.map(read).collect::<Result<_, String>>()?;
+    match (port, ips.is_empty()) {
+        (0, _) => Err("the port must be 1 to 65535".to_owned()),
+        (_, true) => Err("needs SIDEGATE_POD_IPS, to listen there".to_owned()),
+        _ => Ok(ips.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()),
     }
 }
 
@@ -274,6 +297,7 @@ mod tests {
             ("SIDEGATE_AGENT_UID", "1000"),
             ("SIDEGATE_CLUSTER_DOMAIN", "cluster.local."),
             ("SIDEGATE_MEMORY_LIMIT", "134217728"),
+            ("SIDEGATE_METRICS_PORT", "9464"),
             ("SIDEGATE_POD_NAME", "support-1"),
             ("SIDEGATE_POD_UID", "7a1b9c52"),
             ("SIDEGATE_POD_IPS", "10.0.0.7,fd00::7"),
@@ -289,6 +313,8 @@ mod tests {
         assert_eq!(config.ports.len(), 1);
         assert_eq!(config.name_servers.len(), 2);
         assert_eq!(config.agent_uid, Some(1000));
+        let scraped: Vec<String> = config.metrics.iter().map(ToString::to_string).collect();
+        assert_eq!(scraped, ["10.0.0.7:9464", "[fd00::7]:9464"]);
         assert!(!config.allow_loopback_literals, "no variable turns it on");
     }
 
@@ -300,6 +326,7 @@ mod tests {
             ("SIDEGATE_NAME_SERVERS", "localhost"),
             ("SIDEGATE_CLUSTER_DOMAIN", "cluster local"),
             ("SIDEGATE_MEMORY_LIMIT", "much"),
+            ("SIDEGATE_METRICS_PORT", "9464"),
         ])
         .unwrap_err();
         let names: Vec<&str> = problems.iter().map(|problem| problem.variable).collect();
@@ -311,7 +338,8 @@ mod tests {
                 "SIDEGATE_PORTS",
                 "SIDEGATE_NAME_SERVERS",
                 "SIDEGATE_CLUSTER_DOMAIN",
-                "SIDEGATE_MEMORY_LIMIT"
+                "SIDEGATE_MEMORY_LIMIT",
+                "SIDEGATE_METRICS_PORT"
             ]
         );
     }

@@ -4,13 +4,15 @@
 //! kubelet swaps it behind a symlink. Proofs (RFC 9449) are built by hand: there is no JWT crate in the sidecar.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use aws_lc_rs::digest::{digest, SHA256};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{EcdsaKeyPair, KeyPair, ECDSA_P256_SHA256_FIXED_SIGNING};
 use serde_json::json;
 
-use crate::secret::{base64url, Secret};
+use crate::secret::{base64url, from_base64url, Secret};
 
 /// A service-account token is never longer.
 const TOKEN_LIMIT: u64 = 16 * 1024;
@@ -40,6 +42,8 @@ pub struct Identity {
     /// The public key as JSON, as every proof carries it.
     jwk: serde_json::Value,
     token_file: PathBuf,
+    /// When the token that was read last was issued, seconds since 1970; 0: none was read.
+    issued: AtomicI64,
 }
 
 impl Identity {
@@ -56,6 +60,7 @@ impl Identity {
             key,
             jwk,
             token_file: token_file.to_owned(),
+            issued: AtomicI64::new(0),
         })
     }
 
@@ -72,7 +77,15 @@ impl Identity {
         if token.split('.').count() != 3 {
             return Err(IdentityError::NoToken(path()));
         }
+        self.issued.store(issued(&token).unwrap_or(0), Ordering::Relaxed);
         Ok(Secret::new(token))
+    }
+
+    /// Age of the service-account token that was read last, as it says itself: for metrics alone.
+    pub fn token_age(&self) -> Option<Duration> {
+        let issued = self.issued.load(Ordering::Relaxed);
+        let age = jiff::Timestamp::now().as_second().saturating_sub(issued);
+        (issued > 0).then(|| Duration::from_secs(u64::try_from(age).unwrap_or(0)))
     }
 
     /// A proof for one call. `url` is without query; `token` is the access token that goes with it.
@@ -114,6 +127,13 @@ impl Identity {
     }
 }
 
+/// `iat` of a JWT that nobody here verifies.
+fn issued(token: &str) -> Option<i64> {
+    let claims = from_base64url(token.split('.').nth(1)?)?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    claims.get("iat")?.as_i64()
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -148,5 +168,13 @@ mod tests {
         assert!(identity.service_account_token().is_err());
         std::fs::write(&path, "aaa.bbb.ccc\n").unwrap();
         assert_eq!(identity.service_account_token().unwrap().expose(), "aaa.bbb.ccc");
+        assert_eq!(identity.token_age(), None, "it says no time");
+        let issued = jiff::Timestamp::now().as_second() - 60;
+        let claims = base64url(json!({"iat": issued}).to_string().as_bytes());
+        std::fs::write(&path, format!("aaa.{claims}.ccc")).unwrap();
+        identity.service_account_token().unwrap();
+        assert!(identity
+            .token_age()
+            .is_some_and(|age| (60..90).contains(&age.as_secs())));
     }
 }

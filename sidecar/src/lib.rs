@@ -24,6 +24,7 @@ pub mod rate;
 pub mod record;
 pub mod refusal;
 pub mod revoke;
+pub mod scrape;
 pub mod secret;
 pub mod session;
 pub mod staleness;

@@ -13,6 +13,7 @@ use sidegate_policies::reason::Reason;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::Counter;
 use crate::target::TargetState;
 
 /// Reasons a session can be cut for, in the order of their codes.
@@ -117,6 +118,8 @@ impl Session {
 pub struct Sessions {
     open: Mutex<HashMap<u64, Arc<Session>>>,
     last: AtomicU64,
+    /// Sessions that are over: by each cut in order, then those that ended by themselves.
+    closed: [Counter; CUTS.len() + 1],
     /// Bytes in the buffers of all of them.
     held: AtomicU64,
 }
@@ -140,6 +143,20 @@ impl Sessions {
     pub fn matching(&self, mut condition: impl FnMut(&Session) -> bool) -> Vec<Arc<Session>> {
         let open = self.table();
         open.values().filter(|session| condition(session)).cloned().collect()
+    }
+
+    /// How many sessions are over, by the reason they were cut for, or `ended` where nothing cut them.
+    pub fn closed(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let reasons = CUTS.iter().map(|reason| reason.as_str()).chain(["ended"]);
+        reasons.zip(self.closed.iter().map(Counter::get))
+    }
+
+    fn close(&self, session: &Session) {
+        let reason = session.cut_reason();
+        let at = reason.and_then(|reason| CUTS.iter().position(|cut| *cut == reason));
+        if let Some(counter) = self.closed.get(at.unwrap_or(CUTS.len())) {
+            counter.up();
+        }
     }
 
     /// Takes what a session holds in its buffers now; answers what all of them hold.
@@ -179,6 +196,7 @@ pub struct Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         self.sessions.table().remove(&self.session.number);
+        self.sessions.close(&self.session);
         self.sessions.hold(&self.session, 0);
         self.session.ended.cancel();
     }
@@ -225,5 +243,20 @@ pub(crate) mod tests {
         drop(entered);
         assert!(sessions.is_empty());
         session.ended().await;
+    }
+
+    #[test]
+    fn sessions_that_are_over_are_counted_by_what_ended_them() {
+        let sessions = Arc::new(Sessions::default());
+        for reason in [None, Some(Reason::Locked), Some(Reason::Locked), Some(Reason::Internal)] {
+            let session = session(sessions.next_number());
+            let entered = sessions.enter(session.clone());
+            if let Some(reason) = reason {
+                session.end(reason);
+            }
+            drop(entered);
+        }
+        let counted: Vec<_> = sessions.closed().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(counted, [("locked", 2), ("internal", 1), ("ended", 1)]);
     }
 }

@@ -93,6 +93,7 @@ fn configuration(folder: &Path, ports: [u16; 2]) -> BrokerConfig {
     let [front, issuer] = ports;
     config.listen.set_port(front);
     config.issuer_listen.set_port(issuer);
+    config.health_listen = Some((std::net::Ipv4Addr::LOCALHOST, 0).into());
     config
 }
 
@@ -285,6 +286,7 @@ impl<'a> Agent<'a> {
             lanes: sidegate_sidecar::task::LANES,
             cluster_domain: None,
             memory_limit: None,
+            metrics: vec![(std::net::Ipv4Addr::LOCALHOST, 0).into()],
             pod: PodFacts::default(),
         };
         self.site.runtime.block_on(async {

@@ -8,6 +8,7 @@ pub mod authority;
 pub mod bearer;
 pub mod cluster;
 pub mod disk;
+pub mod http;
 pub mod middle;
 pub mod names;
 pub mod people;

@@ -89,15 +89,15 @@ impl Setup {
             secrets_dir: Some(path("secrets")),
             identity: self.identity,
         };
-        let broker = Broker::start(BrokerConfig::new(machine.into(), path("state")))
-            .await
-            .map_err(|error| match error {
-                StartError::Config(problems) => {
-                    let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-                    anyhow::anyhow!("{}", lines.join("\n"))
-                }
-                other => other.into(),
-            })?;
+        let mut config = BrokerConfig::new(machine.into(), path("state"));
+        config.health_listen = Some((std::net::Ipv4Addr::LOCALHOST, 0).into());
+        let broker = Broker::start(config).await.map_err(|error| match error {
+            StartError::Config(problems) => {
+                let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                anyhow::anyhow!("{}", lines.join("\n"))
+            }
+            other => other.into(),
+        })?;
         let sidecar = Sidecar::start(SidecarConfig {
             broker: Url::parse(&broker.front_url)?,
             broker_ca_pem: broker.ca_pem.clone(),
@@ -112,6 +112,7 @@ impl Setup {
             lanes: sidegate_sidecar::task::LANES,
             cluster_domain: None,
             memory_limit: self.memory_limit,
+            metrics: vec![(std::net::Ipv4Addr::LOCALHOST, 0).into()],
             pod: PodFacts::default(),
         })
         .await?;

@@ -20,6 +20,7 @@ mod oauth;
 mod records;
 mod redirect;
 mod schema;
+mod scraped;
 mod session_name;
 mod startup;
 mod state;

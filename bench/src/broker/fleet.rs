@@ -10,7 +10,7 @@ use anyhow::Result;
 use futures_util::future::BoxFuture;
 use serde_json::{json, Value};
 use sidegate_broker::attest::{
-    Attestor, ClusterTrust, Issuers, Logged, PodView, Pods, Review, Shape, TokenReviewer, Unavailable, SIDECAR,
+    Attestor, ClusterTrust, Issuers, Logged, PodView, Pods, Review, Shape, TokenReviewer, Unavailable, Untimed, SIDECAR,
 };
 use sidegate_broker::clock::{Clock, SystemClock};
 use sidegate_broker::control::client::Client;
@@ -216,6 +216,7 @@ fn ground(
             pods: fleet,
             pins: Arc::new(PinFiles::open(state)?),
             notices: Arc::new(Logged),
+            timed: Arc::new(Untimed),
             clock: Arc::new(SystemClock),
         },
         secrets: Secrets::Folder(SecretFolder::new(None)),

@@ -75,6 +75,7 @@ impl Bench {
             pods: odd,
             pins: Arc::new(PinFiles::open(&self.state).unwrap()),
             notices: Arc::new(Logged),
+            timed: Arc::new(Untimed),
             clock: Arc::new(SystemClock),
         }
     }

@@ -35,10 +35,44 @@ const MAX_LEASES: usize = 100_000;
 #[derive(Debug, Default)]
 pub struct Leases(Mutex<HashMap<String, Held>>);
 
+/// What a lease was made from, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseKind {
+    /// A Secret.
+    Secret,
+    /// A token, of ours or of another issuer.
+    Token,
+    /// Nothing but a name.
+    None,
+}
+
+impl LeaseKind {
+    /// Every kind.
+    pub const ALL: [LeaseKind; 3] = [LeaseKind::Secret, LeaseKind::Token, LeaseKind::None];
+
+    /// Its word in metrics: the field of the Target.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LeaseKind::Secret => "secret",
+            LeaseKind::Token => "token",
+            LeaseKind::None => "none",
+        }
+    }
+
+    fn of(credential: &Credential) -> LeaseKind {
+        match credential {
+            Credential::Secret(_) => LeaseKind::Secret,
+            Credential::Token(_) => LeaseKind::Token,
+            Credential::None(_) => LeaseKind::None,
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Held {
     pod_uid: String,
     until_ms: i64,
+    kind: LeaseKind,
 }
 
 impl Leases {
@@ -62,6 +96,13 @@ impl Leases {
     pub fn active(&self, now_ms: i64) -> usize {
         let leases = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         leases.values().filter(|held| held.until_ms > now_ms).count()
+    }
+
+    /// The same of one kind.
+    pub fn active_of(&self, kind: LeaseKind, now_ms: i64) -> usize {
+        let leases = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let out = |held: &&Held| held.kind == kind && held.until_ms > now_ms;
+        leases.values().filter(out).count()
     }
 }
 
@@ -249,6 +290,7 @@ fn grant(front: &Front, who: &Workload, target: &str, fetched: Fetched) -> Resul
     let held = Held {
         pod_uid: who.subject.pod_uid.clone(),
         until_ms: now_ms.saturating_add(life_ms),
+        kind: LeaseKind::of(&granted.bundled()?.target.spec.credential),
     };
     front
         .leases

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -19,13 +19,14 @@ use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
 use sidegate_policies::engine::Subject;
 use sidegate_policies::record::Kind;
-use sidegate_policies::wire::{SidecarStatus, ToBroker, ToSidecar};
+use sidegate_policies::wire::{NackClass, SidecarStatus, ToBroker, ToSidecar};
 use tokio::sync::{mpsc, watch};
 
 use super::caller::{session, Caller};
 use super::{Front, Refusal};
 use crate::attest::NotAttested;
 use crate::audit::Event;
+use crate::lockdown::{concerned, Acknowledged};
 use crate::rings::RingName;
 
 /// The protocol of the stream.
@@ -186,6 +187,11 @@ struct Pump {
     lines: mpsc::Sender<Bytes>,
     id: u64,
     sent: Option<String>,
+    /// When that was.
+    offered: Instant,
+    connected: Instant,
+    /// The deny set that the sidecar enforces, as it says.
+    deny_held: u64,
     nacks: u32,
 }
 
@@ -209,6 +215,9 @@ impl Pump {
             lines,
             id,
             sent: None,
+            offered: Instant::now(),
+            connected: Instant::now(),
+            deny_held: 0,
             nacks: 0,
         }
     }
@@ -316,6 +325,7 @@ impl Pump {
         }
         self.nacks = 0;
         self.sent = Some(offer.version.clone());
+        self.offered = Instant::now();
         self.send(&ToSidecar::Bundle {
             version: offer.version.clone(),
             body: offer.body.to_string(),
@@ -352,13 +362,18 @@ impl Pump {
     }
 
     async fn take(&mut self, line: ToBroker) -> Result<(), Ended> {
-        let streams = &self.front.streams;
         match line {
-            ToBroker::Hello { protocol, release, .. } => {
+            ToBroker::Hello {
+                protocol,
+                release,
+                deny_revision,
+                ..
+            } => {
                 if protocol != PROTOCOL {
                     return Err(Ended::Protocol("another protocol version"));
                 }
-                streams.update(self.id, |report| report.release = release);
+                self.deny_held = deny_revision;
+                self.front.streams.update(self.id, |report| report.release = release);
             }
             ToBroker::Ack {
                 version,
@@ -368,12 +383,16 @@ impl Pump {
             } => {
                 if let Some(version) = &version {
                     self.note("bundle.loaded", version, "");
+                    if self.sent.as_deref() == Some(version) {
+                        self.front.metrics.pushed(self.offered.elapsed());
+                    }
                 }
                 if let Some(revision) = revision {
                     let what = format!("deny set {revision}: {closed} session(s) cut");
                     self.note("lockdown.applied", "", &what);
+                    self.denied(revision, closed);
                 }
-                streams.update(self.id, |report| {
+                self.front.streams.update(self.id, |report| {
                     if version.is_some() {
                         report.bundle = version;
                         report.nack = None;
@@ -385,18 +404,42 @@ impl Pump {
                     }
                 });
             }
-            ToBroker::Nack { version, message } => self.refused_bundle(&version, message).await?,
-            ToBroker::Status(status) => streams.update(self.id, |report| report.status = status),
+            ToBroker::Nack {
+                version,
+                class,
+                message,
+            } => self.refused_bundle(&version, class, message).await?,
+            ToBroker::Status(status) => self.front.streams.update(self.id, |report| report.status = status),
             ToBroker::Reauth { token } => self.reauth(&token).await?,
         }
         Ok(())
     }
 
+    /// The sidecar enforces this deny set now, and the sessions it ends are gone.
+    fn denied(&mut self, revision: u64, closed: u64) {
+        let told = Acknowledged {
+            before: self.deny_held,
+            revision,
+            closed,
+            connected: self.connected,
+            now: Instant::now(),
+        };
+        self.deny_held = self.deny_held.max(revision);
+        let (who, front) = (self.caller.subject(), &self.front);
+        let offer = front.index().offer(who);
+        let took = front
+            .lockdowns
+            .acknowledged(told, |entries| concerned(entries, who, &offer));
+        if let Some(took) = took {
+            front.metrics.locked(took);
+        }
+    }
+
     /// A bundle was not taken: it is offered again at most twice, and the previous one stays in force there.
-    async fn refused_bundle(&mut self, version: &str, message: String) -> Result<(), Ended> {
+    async fn refused_bundle(&mut self, version: &str, class: NackClass, message: String) -> Result<(), Ended> {
         tracing::warn!(version, message, "a sidecar did not take its bundle");
         self.note("bundle.refused", version, &message);
-        self.front.metrics.nack();
+        self.front.metrics.nack(class);
         self.front.streams.update(self.id, |report| report.nack = Some(message));
         self.nacks = self.nacks.saturating_add(1);
         if self.nacks >= MAX_NACKS || self.sent.as_deref() != Some(version) {

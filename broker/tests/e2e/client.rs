@@ -256,10 +256,21 @@ impl Stream {
         }
     }
 
+    /// The version of the next bundle.
+    pub async fn offered(&mut self) -> String {
+        loop {
+            if let Some(ToSidecar::Bundle { version, .. }) = self.news().await {
+                return version;
+            }
+        }
+    }
+
     pub async fn say(&mut self, line: &ToBroker) {
-        let mut bytes = serde_json::to_vec(line).unwrap();
-        bytes.push(b'\n');
-        let _ = self.up.send(bytes.into()).await;
+        self.say_json(&serde_json::to_value(line).unwrap()).await;
+    }
+
+    pub async fn say_json(&mut self, line: &Value) {
+        let _ = self.up.send(format!("{line}\n").into()).await;
     }
 }
 

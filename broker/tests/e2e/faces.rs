@@ -315,6 +315,42 @@ async fn health(world: &World, request: &str) -> (String, String) {
     (head.lines().next().unwrap().to_owned(), body.to_owned())
 }
 
+/// Whatever a caller says, in every place where it can say something: none of it becomes a label.
+#[tokio::test]
+async fn metrics_have_labels_of_ours_alone() {
+    const MARK: &str = "zqx-said-by-a-caller";
+    let world = World::start().await;
+    let mut sidecar = world.sidecar().await;
+    let mut stranger = world.client();
+    stranger.exchange(&format!("{MARK}.b.c")).await;
+    for body in [
+        json!({"target": format!("local/{MARK}")}),
+        json!({"target": "local/shop", "refused": MARK}),
+    ] {
+        sidecar.post("/v1/leases", body).await;
+    }
+    sidecar.post(&format!("/{MARK}"), json!({})).await;
+    let mut stream = sidecar.stream().await;
+    let version = stream.offered().await;
+    let nack =
+        |version: &str, class: &str| json!({"type": "nack", "version": version, "class": class, "message": MARK});
+    stream
+        .say_json(&json!({"type": "hello", "protocol": 1, "release": MARK}))
+        .await;
+    stream.say_json(&nack(&version, "hash")).await;
+    stream.offered().await;
+    stream.say_json(&nack(&version, MARK)).await;
+    stream.offered().await;
+    let (_, text) = health(&world, "GET /metrics").await;
+    for line in [
+        r#"sidegate_broker_nacks_total{class="hash"} 1"#,
+        r#"sidegate_broker_nacks_total{class="other"} 1"#,
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    assert!(!text.contains(MARK), "{text}");
+}
+
 #[tokio::test]
 async fn health_and_metrics_say_what_is_and_no_names() {
     let world = World::start().await;
@@ -332,13 +368,17 @@ async fn health_and_metrics_say_what_is_and_no_names() {
         r#"sidegate_broker_exchanges_total{reason="none",result="granted"} 1"#,
         r#"sidegate_broker_exchanges_total{reason="token",result="refused"} 1"#,
         r#"sidegate_broker_leases_total{result="granted"} 1"#,
-        "sidegate_broker_leases_active 1",
+        r#"sidegate_broker_leases_active{kind="secret"} 1"#,
+        r#"sidegate_broker_leases_active{kind="token"} 0"#,
+        r#"sidegate_broker_attest_seconds_count{step="token"} 2"#,
+        r#"sidegate_broker_attest_seconds_count{step="key"} 1"#,
         "sidegate_broker_streams 1",
         r#"sidegate_broker_revision{of="bundle"} 1"#,
     ] {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
-    for name in ["agent", "shop", "local/", "pod"] {
+    let uid = world.running.local().unwrap().pod_uid();
+    for name in ["agent", "shop", "local/", uid] {
         assert!(!text.contains(name), "{name} in\n{text}");
     }
     for other in ["POST /metrics", "GET /token", "POST /token", "GET /v1/leases", "GET /"] {

@@ -4,7 +4,7 @@ use std::fs;
 
 use sidegate_policies::api::lockdown::{Freeze, LockdownSpec};
 use sidegate_policies::bundle::{version, Bundle};
-use sidegate_policies::wire::{SidecarStatus, ToBroker, ToSidecar};
+use sidegate_policies::wire::{NackClass, SidecarStatus, ToBroker, ToSidecar};
 
 use crate::client::Stream;
 use crate::world::{World, CONFIG};
@@ -189,6 +189,7 @@ async fn a_refused_bundle_is_offered_three_times_and_reported() {
         let (version, ..) = bundle(&mut stream).await;
         stream
             .say(&ToBroker::Nack {
+                class: NackClass::Compile,
                 version,
                 message: "parse".to_owned(),
             })

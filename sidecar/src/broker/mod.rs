@@ -85,6 +85,11 @@ impl Broker {
         self.shared.connection.tasks()
     }
 
+    /// Age of the service-account token used last; nothing before the first.
+    pub fn service_account_token_age(&self) -> Option<Duration> {
+        self.shared.identity.token_age()
+    }
+
     /// Session tokens as they come.
     pub fn tokens(&self) -> watch::Receiver<Option<Arc<SessionToken>>> {
         self.shared.token.subscribe()

@@ -13,7 +13,7 @@ use sidegate_policies::compile::compile_body;
 use sidegate_policies::engine::{Completeness, ConnectFacts};
 use sidegate_policies::engine::{Effect, Facts, Operation, Phase, Verb};
 use sidegate_policies::reason::Reason;
-use sidegate_policies::wire::DenySet;
+use sidegate_policies::wire::{DenySet, NackClass};
 
 use crate::accept::Listeners;
 use crate::authority::{Authority, InForce};
@@ -46,6 +46,18 @@ pub enum BundleRefused {
     /// It does not compile.
     #[error("{0}")]
     Compile(String),
+}
+
+impl BundleRefused {
+    /// The word the broker counts it by.
+    pub fn class(&self) -> NackClass {
+        match self {
+            BundleRefused::TooLarge => NackClass::Size,
+            BundleRefused::Version => NackClass::Hash,
+            BundleRefused::Older { .. } => NackClass::Older,
+            BundleRefused::Compile(_) => NackClass::Compile,
+        }
+    }
 }
 
 /// What was done to open sessions.

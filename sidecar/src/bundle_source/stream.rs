@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sidegate_policies::engine::Subject;
-use sidegate_policies::wire::{SidecarStatus, ToBroker, ToSidecar};
+use sidegate_policies::wire::{NackClass, SidecarStatus, ToBroker, ToSidecar};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout, Instant};
 use tokio_util::sync::CancellationToken;
@@ -222,7 +222,7 @@ impl Open<'_> {
         compiled: Result<Result<InForce, BundleRefused>, TaskLost>,
     ) -> Result<(), CallError> {
         self.compiling = None;
-        let message = match compiled {
+        let (class, message) = match compiled {
             Ok(Ok(bundle)) => {
                 let gone = self.source.enforcer.enforce(bundle);
                 tracing::info!(version, "a bundle is in force");
@@ -230,13 +230,18 @@ impl Open<'_> {
                 self.compile_next();
                 return Ok(());
             }
-            Ok(Err(refused)) => refused.to_string(),
-            Err(TaskLost) => "the compiler failed".to_owned(),
+            Ok(Err(refused)) => (refused.class(), refused.to_string()),
+            Err(TaskLost) => (NackClass::Other, "the compiler failed".to_owned()),
         };
         tracing::error!(version, message, "a bundle was refused; the previous one stays");
         self.source.enforcer.authority.metrics.nacks.up();
         self.compile_next();
-        self.tell(&ToBroker::Nack { version, message }).await
+        self.tell(&ToBroker::Nack {
+            version,
+            class,
+            message,
+        })
+        .await
     }
 
     /// Acknowledges once the cut sessions are gone; the stream does not wait for them.

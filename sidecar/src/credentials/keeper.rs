@@ -12,7 +12,7 @@ use tokio::sync::{watch, Notify};
 use tokio::time::{sleep_until, timeout, Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{CredentialError, LeaseHandle, LeaseSource};
+use super::{CredentialError, LeaseHandle, LeaseSource, Meter};
 use crate::session::Sessions;
 
 /// Waiters share a failure this long.
@@ -36,6 +36,7 @@ pub(super) struct Keeper {
     state: watch::Sender<State>,
     wanted: Notify,
     refused: Mutex<Option<String>>,
+    meter: Arc<Meter>,
 }
 
 /// What the task does next by itself.
@@ -50,12 +51,21 @@ struct Plan {
 }
 
 impl Keeper {
-    pub(super) fn new(target: TargetId) -> Self {
+    pub(super) fn new(target: TargetId, meter: Arc<Meter>) -> Self {
         Keeper {
             target,
             state: watch::Sender::new(State::Empty),
             wanted: Notify::new(),
             refused: Mutex::default(),
+            meter,
+        }
+    }
+
+    /// How long the lease that is held lasts, if one is.
+    pub(super) fn left(&self) -> Option<Duration> {
+        match &*self.state.borrow() {
+            State::Ready(lease) => Some(lease.life().saturating_sub(lease.age())),
+            _ => None,
         }
     }
 
@@ -65,6 +75,7 @@ impl Keeper {
             return answer;
         }
         self.wanted.notify_one();
+        let _waiting = self.meter.waiting();
         loop {
             if seen.changed().await.is_err() {
                 return Err(CredentialError::Unavailable);
@@ -143,7 +154,9 @@ impl Keeper {
         };
         let (asked, wall) = (Instant::now(), jiff::Timestamp::now().as_millisecond());
         let answer = timeout(FETCH, source.lease(request)).await;
-        match answer.unwrap_or(Err(CredentialError::Unavailable)) {
+        let answer = answer.unwrap_or(Err(CredentialError::Unavailable));
+        self.meter.fetched(asked.elapsed(), answer.as_ref().map(|_| ()));
+        match answer {
             Ok(lease) => {
                 let lease = Arc::new(LeaseHandle::new(lease, asked, wall));
                 plan.succeeded(asked, &lease);

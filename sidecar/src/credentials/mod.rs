@@ -6,6 +6,7 @@
 
 mod keeper;
 mod lease;
+mod meter;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,7 @@ use crate::task::Tasks;
 pub(crate) use keeper::random_unit;
 use keeper::Keeper;
 pub use lease::{Derived, LeaseHandle, LeaseMaterial};
+pub use meter::Meter;
 
 /// A caller waits this long at most; the fetch itself goes on.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -66,6 +68,7 @@ pub struct Credentials {
     tasks: Tasks,
     stop: CancellationToken,
     keepers: Mutex<HashMap<TargetId, Arc<Keeper>>>,
+    meter: Arc<Meter>,
 }
 
 impl Credentials {
@@ -77,6 +80,7 @@ impl Credentials {
             tasks,
             stop,
             keepers: Mutex::default(),
+            meter: Arc::default(),
         }
     }
 
@@ -95,12 +99,28 @@ impl Credentials {
         lease.await.unwrap_or(Err(CredentialError::Unavailable))
     }
 
+    /// What leases cost so far.
+    pub fn meter(&self) -> &Meter {
+        &self.meter
+    }
+
+    /// Leases held now, and how long until each expires.
+    pub fn left(&self) -> Vec<(TargetId, Duration)> {
+        let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = keepers
+            .iter()
+            .filter_map(|(target, keeper)| Some((target.clone(), keeper.left()?)));
+        let mut left: Vec<_> = left.collect();
+        left.sort_by_key(|(target, _)| target.to_string());
+        left
+    }
+
     fn keeper(&self, target: &TargetId) -> Arc<Keeper> {
         let mut keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(keeper) = keepers.get(target) {
             return keeper.clone();
         }
-        let keeper = Arc::new(Keeper::new(target.clone()));
+        let keeper = Arc::new(Keeper::new(target.clone(), self.meter.clone()));
         keepers.insert(target.clone(), keeper.clone());
         let work = keeper
             .clone()
