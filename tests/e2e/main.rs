@@ -7,6 +7,7 @@ mod applied;
 mod charts;
 mod identity;
 mod kinds;
+mod numbers;
 mod outage;
 mod plane;
 mod site;
@@ -122,6 +123,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "applied::a_lockdown_cuts_when_it_is_applied",
         applied::a_lockdown_cuts_when_it_is_applied,
+    ),
+    (
+        "numbers::a_lockdown_says_whom_it_reached_and_what_it_ended",
+        numbers::a_lockdown_says_whom_it_reached_and_what_it_ended,
     ),
 ];
 

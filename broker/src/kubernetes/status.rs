@@ -26,6 +26,7 @@ use super::secrets::ClusterSecrets;
 use crate::clock::rfc3339;
 use crate::front::Front;
 use crate::index::Index;
+use crate::lockdown::{concerned, Outcome};
 use crate::secrets::SecretError;
 
 /// Changes of sidecars are gathered for so long.
@@ -159,7 +160,8 @@ impl Conditions {
             };
             let wanted = self.wanted((key, object), found, &index, &reach).await;
             let now = rfc3339(self.front.clock.now_ms());
-            let Some(status) = patch(object, &wanted, &now) else {
+            let counts = self.counts(key, object, &reach);
+            let Some(status) = patch(object, &wanted, counts, &now) else {
                 continue;
             };
             let (api, parameters) = (api_of(self.kinds.client(), key), PatchParams::default());
@@ -175,6 +177,12 @@ impl Conditions {
     fn reach(&self, index: &Index) -> HashMap<Key, Reach> {
         let mut reach: HashMap<Key, Reach> = HashMap::new();
         let denied = self.front.lockdowns.now();
+        let names: BTreeSet<&str> = denied.set.entries.iter().map(|entry| entry.lockdown.as_str()).collect();
+        let known = |name| {
+            let (outcome, entries) = self.front.lockdowns.outcome(name)?;
+            Some((name, outcome, entries))
+        };
+        let locked: Vec<_> = names.into_iter().filter_map(known).collect();
         for stream in self.front.streams.open() {
             let offer = index.offer(&stream.who);
             let current = u64::from(stream.report.bundle.as_deref() == Some(offer.version.as_str()));
@@ -199,20 +207,32 @@ impl Conditions {
                 reach.matched = reach.matched.saturating_add(1);
                 reach.current = reach.current.saturating_add(current);
             }
-            let applied = u64::from(stream.report.deny_revision >= denied.set.revision);
-            let names: BTreeSet<&str> = denied.set.entries.iter().map(|entry| entry.lockdown.as_str()).collect();
-            for name in names {
+            for (name, outcome, entries) in &locked {
+                if !concerned(entries, &stream.who, &offer) {
+                    continue;
+                }
                 let key = Key {
                     kind: Kind::Lockdown,
                     namespace: None,
-                    name: name.to_owned(),
+                    name: (*name).to_owned(),
                 };
                 let reach = reach.entry(key).or_default();
                 reach.matched = reach.matched.saturating_add(1);
+                let applied = u64::from(stream.report.deny_revision >= outcome.revision);
                 reach.current = reach.current.saturating_add(applied);
             }
         }
         reach
+    }
+
+    /// What a Lockdown's status says in numbers: of sidecars connected here, the one thing that outlives them being
+    /// the sessions it ended. Nothing for other kinds, and for one that is not in force.
+    fn counts(&self, key: &Key, object: &Value, reach: &HashMap<Key, Reach>) -> Option<Value> {
+        if key.kind != Kind::Lockdown {
+            return None;
+        }
+        let (outcome, _) = self.front.lockdowns.outcome(&key.name)?;
+        Some(counts(object, &outcome, reach.get(key).copied().unwrap_or_default()))
     }
 
     async fn wanted(
@@ -439,8 +459,23 @@ fn told(problems: &[Problem]) -> String {
     }
 }
 
-/// The patch that gives an object these conditions, if it does not have them.
-fn patch(object: &Value, wanted: &[Condition], now: &str) -> Option<Value> {
+/// The numbers of a Lockdown. What another start of the broker counted for the same words is not forgotten.
+fn counts(object: &Value, outcome: &Outcome, reach: Reach) -> Value {
+    let told = |field: &str| object.pointer(&format!("/status/{field}"));
+    let same = told("observedGeneration") == object.pointer("/metadata/generation");
+    let before = |field| told(field).and_then(Value::as_u64).filter(|_| same);
+    json!({
+        "revision": outcome.revision,
+        "matched": reach.matched,
+        "acked": reach.current,
+        "sessionsClosed": outcome.closed.max(before("sessionsClosed").unwrap_or(0)),
+        // A merge patch takes away what is null.
+        "p99Millis": outcome.p99_ms.or(before("p99Millis")),
+    })
+}
+
+/// The patch that gives an object these conditions and numbers, if it does not have them.
+fn patch(object: &Value, wanted: &[Condition], counts: Option<Value>, now: &str) -> Option<Value> {
     let generation = object
         .pointer("/metadata/generation")
         .cloned()
@@ -474,7 +509,14 @@ fn patch(object: &Value, wanted: &[Condition], now: &str) -> Option<Value> {
             next
         })
         .collect();
-    changed.then(|| json!({"status": {"observedGeneration": generation, "conditions": conditions}}))
+    let mut status = serde_json::Map::new();
+    status.insert("observedGeneration".to_owned(), generation);
+    status.insert("conditions".to_owned(), conditions.into());
+    for (field, number) in counts.iter().filter_map(Value::as_object).flatten() {
+        changed |= object.pointer(&format!("/status/{field}")).unwrap_or(&Value::Null) != number;
+        status.insert(field.clone(), number.clone());
+    }
+    changed.then(|| json!({ "status": status }))
 }
 
 #[cfg(test)]
@@ -497,21 +539,58 @@ mod tests {
     fn a_condition_is_written_once_and_its_time_changes_with_its_status_only() {
         let object = json!({"metadata": {"generation": 3}});
         let good = [Condition::new("Accepted", true, "Accepted", "")];
-        let first = patch(&object, &good, "t1").unwrap();
+        let first = patch(&object, &good, None, "t1").unwrap();
         assert_eq!(first["status"]["conditions"][0]["lastTransitionTime"], "t1");
         let mut object = json!({"metadata": {"generation": 3}, "status": first["status"]});
-        assert_eq!(patch(&object, &good, "t2"), None);
+        assert_eq!(patch(&object, &good, None, "t2"), None);
         let other = [Condition::new("Accepted", true, "Accepted", "a remark")];
-        let again = patch(&object, &other, "t3").unwrap();
+        let again = patch(&object, &other, None, "t3").unwrap();
         assert_eq!(again["status"]["conditions"][0]["lastTransitionTime"], "t1");
         let bad = [Condition::new("Accepted", false, "Invalid", "spec: no")];
         assert_eq!(
-            patch(&object, &bad, "t4").unwrap()["status"]["conditions"][0]["lastTransitionTime"],
+            patch(&object, &bad, None, "t4").unwrap()["status"]["conditions"][0]["lastTransitionTime"],
             "t4"
         );
         object["metadata"]["generation"] = json!(4);
-        assert!(patch(&object, &good, "t5").is_some(), "another generation was seen");
-        assert!(patch(&object, &[], "t6").is_some(), "a condition that is gone goes");
+        assert!(
+            patch(&object, &good, None, "t5").is_some(),
+            "another generation was seen"
+        );
+        assert!(
+            patch(&object, &[], None, "t6").is_some(),
+            "a condition that is gone goes"
+        );
+    }
+
+    #[test]
+    fn a_lockdown_s_numbers_are_written_when_they_change_and_outlive_a_restart_of_the_broker() {
+        let outcome = |closed, p99_ms| Outcome {
+            revision: 8,
+            closed,
+            p99_ms,
+        };
+        let reach = Reach { matched: 3, current: 2 };
+        let mut object = json!({"metadata": {"generation": 3}});
+        let first = counts(&object, &outcome(12, Some(140)), reach);
+        let wanted = json!({"revision": 8, "matched": 3, "acked": 2, "sessionsClosed": 12, "p99Millis": 140});
+        assert_eq!(first, wanted);
+        let written = patch(&object, &[], Some(first.clone()), "t1").unwrap();
+        assert_eq!(written["status"]["sessionsClosed"], 12);
+        object["status"] = written["status"].clone();
+        assert_eq!(patch(&object, &[], Some(first), "t2"), None, "said already");
+        // Another start counts from nothing.
+        let again = counts(&object, &outcome(0, None), reach);
+        assert_eq!(
+            (&again["sessionsClosed"], &again["p99Millis"]),
+            (&json!(12), &json!(140))
+        );
+        // Other words are another Lockdown.
+        object["metadata"]["generation"] = json!(4);
+        let other = counts(&object, &outcome(0, None), reach);
+        assert_eq!(
+            (&other["sessionsClosed"], &other["p99Millis"]),
+            (&json!(0), &Value::Null)
+        );
     }
 
     #[test]

@@ -94,6 +94,17 @@ const PROGRAMMED: Column = (
 );
 const AGE: Column = ("Age", "date", ".metadata.creationTimestamp");
 
+const LOCKDOWN: [Column; 8] = [
+    ("Action", "string", ".spec.action"),
+    ("Until", "string", ".spec.until"),
+    ("Matched", "integer", ".status.matched"),
+    ("Acked", "integer", ".status.acked"),
+    ("Closed", "integer", ".status.sessionsClosed"),
+    ("P99-Ms", "integer", ".status.p99Millis"),
+    ("Reason", "string", ".spec.reason"),
+    AGE,
+];
+
 fn definitions() -> Result<Vec<(&'static str, Value)>, CrdError> {
     let kinds = [
         (
@@ -148,12 +159,7 @@ fn definitions() -> Result<Vec<(&'static str, Value)>, CrdError> {
         (
             "lockdowns",
             serde_json::to_value(LockdownResource::crd())?,
-            vec![
-                ("Action", "string", ".spec.action"),
-                ("Until", "string", ".spec.until"),
-                ("Reason", "string", ".spec.reason"),
-                AGE,
-            ],
+            LOCKDOWN.to_vec(),
         ),
         (
             "tokenissuers",
@@ -201,6 +207,12 @@ fn finish(plural: &str, definition: &mut Value, columns: &[Column]) -> Result<()
         .and_then(Value::as_object_mut)
         .ok_or_else(shape)?;
     schema.entry("status").or_insert_with(conditions);
+    if plural == "lockdowns" {
+        let status = schema.get_mut("status").and_then(|status| status.get_mut("properties"));
+        if let Some(properties) = status.and_then(Value::as_object_mut) {
+            properties.extend(outcome());
+        }
+    }
     // Presets are files: the types know nothing of their names.
     let named = schema
         .get_mut("spec")
@@ -255,6 +267,30 @@ fn conditions() -> Value {
             }
         }
     })
+}
+
+/// What a Lockdown's status says besides.
+fn outcome() -> Map<String, Value> {
+    let number = |about: &str| json!({"type": "integer", "format": "int64", "description": about});
+    [
+        ("revision", number("The deny set that brought it.")),
+        (
+            "matched",
+            number("Connected sidecars whose pod, or a Target of whose bundle, it freezes."),
+        ),
+        (
+            "acked",
+            number("Those of them that enforce it, with the sessions it closes gone."),
+        ),
+        ("sessionsClosed", number("Sessions that ended as it came into force.")),
+        (
+            "p99Millis",
+            number("Milliseconds within which 99 of 100 sidecars enforced it, from when the broker did."),
+        ),
+    ]
+    .into_iter()
+    .map(|(name, schema)| (name.to_owned(), schema))
+    .collect()
 }
 
 /// Bounds what has none: API servers price validation rules by the largest value there could be.
