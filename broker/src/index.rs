@@ -352,17 +352,7 @@ impl Index {
 }
 
 fn names(subjects: &[SubjectMatch], subject: &Subject) -> bool {
-    subjects.iter().any(|wanted| {
-        let account = wanted
-            .service_account
-            .as_ref()
-            .is_none_or(|account| account.namespace == subject.namespace && account.name == subject.service_account);
-        let labels = wanted
-            .pod_selector
-            .as_ref()
-            .is_none_or(|selector| selector.matches(&subject.labels));
-        account && labels
-    })
+    subjects.iter().any(|wanted| wanted.matches(subject))
 }
 
 fn refers(namespace: &Option<String>, reference: &LocalRef, target: &Target) -> bool {

@@ -5,6 +5,7 @@
 //! itself: it lists. Invariant: a configuration without problems compiles, and what compiles can be enforced.
 
 pub(crate) mod hosts;
+mod injection_profiles;
 mod lockdowns;
 mod policies;
 mod targets;
@@ -42,6 +43,7 @@ pub fn check_apart(objects: &Objects) -> Checked {
     policies::check(objects, &mut checked);
     lockdowns::check(objects, &mut checked);
     token_issuers::check(objects, &mut checked);
+    injection_profiles::check(objects, &mut checked);
     for map in &objects.config_maps {
         let label = format!("ConfigMap {}/{}", map.object.namespace, map.object.name);
         let mut report = Report::new(&map.origin, label, &mut checked);

@@ -7,11 +7,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::api::meta::LocalRef;
 use crate::api::target::Credential;
 use crate::api::token_issuer::{Authorities, HomeRef};
-use crate::api::{AccessPolicy, ClusterAccessPolicy, Lockdown, Target, TokenIssuer};
+use crate::api::{AccessPolicy, ClusterAccessPolicy, InjectionProfile, Lockdown, Target, TokenIssuer};
 use crate::check::OWN;
 use crate::compile::Problem;
+use crate::engine::Subject;
 use crate::presets::{self, Gives, Scopes};
 use crate::yaml::Node;
 
@@ -28,6 +30,8 @@ pub struct Objects {
     pub lockdowns: Vec<Located<Lockdown>>,
     /// TokenIssuers.
     pub token_issuers: Vec<Located<TokenIssuer>>,
+    /// InjectionProfiles.
+    pub injection_profiles: Vec<Located<InjectionProfile>>,
     /// ConfigMaps, for `tls.caBundle`.
     pub config_maps: Vec<Located<ConfigMap>>,
     /// Namespaces, for `allowedNamespaces`.
@@ -53,6 +57,32 @@ impl Objects {
         let all = self.config_maps.iter().map(|located| &located.object);
         all.into_iter()
             .find(|map| map.namespace == namespace && map.name == name)
+    }
+
+    /// The Targets this subject is granted: each admits its namespace, and an AccessPolicy that names the subject
+    /// refers to it. In order of their names, as the broker offers them.
+    pub fn granted(&self, subject: &Subject) -> Vec<&Target> {
+        let policies = self.policies.iter().map(|located| &located.object);
+        let policies: Vec<&AccessPolicy> = policies
+            .filter(|policy| policy.spec.subjects.iter().any(|wanted| wanted.matches(subject)))
+            .collect();
+        let labels = self.namespace_labels(&subject.namespace);
+        let granted = |target: &&Target| {
+            let home = target.metadata.namespace.as_deref();
+            let admitted = match &target.spec.allowed_namespaces {
+                None => home == Some(subject.namespace.as_str()),
+                Some(allowed) => allowed.selector.matches(&labels),
+            };
+            let refers = |policy: &&AccessPolicy| {
+                let named = |reference: &LocalRef| reference.name == target.metadata.name;
+                policy.metadata.namespace.as_deref() == home && policy.spec.target_refs.iter().any(named)
+            };
+            admitted && policies.iter().any(refers)
+        };
+        let targets = self.targets.iter().map(|located| &located.object);
+        let mut found: Vec<&Target> = targets.filter(granted).collect();
+        found.sort_by_key(|target| (target.metadata.namespace.as_deref(), target.metadata.name.as_str()));
+        found
     }
 
     /// The TokenIssuer that a Target takes its tokens from. Nothing: it takes none, or those of Sidegate's own issuer.

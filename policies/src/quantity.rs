@@ -16,6 +16,10 @@ pub struct ByteSize(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span(pub Duration);
 
+/// A share of CPU in thousandths, written as `25m`, or as whole processors: `2`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CpuShare(pub u64);
+
 /// A quantity that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a {what}")]
@@ -33,6 +37,8 @@ const SIZES: [(&str, u64); 7] = [
     ("G", 1_000_000_000),
     ("", 1),
 ];
+
+const SHARES: [(&str, u64); 2] = [("m", 1), ("", 1_000)];
 
 const SPANS: [(&str, u64); 5] = [
     ("ms", 1),
@@ -74,6 +80,17 @@ impl FromStr for ByteSize {
     }
 }
 
+impl FromStr for CpuShare {
+    type Err = QuantityError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        parse(text, &SHARES).map(CpuShare).ok_or_else(|| QuantityError {
+            text: text.to_owned(),
+            what: "share of CPU such as 25m or 2",
+        })
+    }
+}
+
 impl FromStr for Span {
     type Err = QuantityError;
 
@@ -93,6 +110,12 @@ impl fmt::Display for ByteSize {
     }
 }
 
+impl fmt::Display for CpuShare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        print(f, self.0, &SHARES)
+    }
+}
+
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         print(f, u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX), &SPANS)
@@ -102,6 +125,22 @@ impl fmt::Display for Span {
 impl Serialize for ByteSize {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl Serialize for CpuShare {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for CpuShare {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match TextOrNumber::deserialize(deserializer)? {
+            TextOrNumber::Text(text) => text.parse().map_err(serde::de::Error::custom),
+            // Whole processors.
+            TextOrNumber::Number(number) => number.to_string().parse().map_err(serde::de::Error::custom),
+        }
     }
 }
 
@@ -144,6 +183,18 @@ mod schema {
     impl JsonSchema for super::ByteSize {
         fn schema_name() -> Cow<'static, str> {
             "ByteSize".into()
+        }
+        fn inline_schema() -> bool {
+            true
+        }
+        fn json_schema(_: &mut SchemaGenerator) -> Schema {
+            json_schema!({"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}], "maxLength": 20})
+        }
+    }
+
+    impl JsonSchema for super::CpuShare {
+        fn schema_name() -> Cow<'static, str> {
+            "CpuShare".into()
         }
         fn inline_schema() -> bool {
             true

@@ -118,6 +118,27 @@ pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Mistake>> {
     }
 }
 
+/// The documents of a text as plain values, reporting every problem. For objects of others' kinds, which are kept as
+/// they are.
+pub fn values(text: &str) -> Result<Vec<serde_json::Value>, Vec<Mistake>> {
+    let syntax = |error: SyntaxError| Mistake {
+        at: error.at.unwrap_or_default(),
+        field: String::new(),
+        message: error.message,
+    };
+    let documents = documents(text).map_err(|error| vec![syntax(error)])?;
+    let mut mistakes = Vec::new();
+    let mut values = Vec::with_capacity(documents.len());
+    for document in &documents {
+        mistakes.extend(tree::duplicates(document));
+        values.extend(typed::typed(document, &mut mistakes, &Default::default()));
+    }
+    match mistakes.is_empty() && values.len() == documents.len() {
+        true => Ok(values),
+        false => Err(mistakes),
+    }
+}
+
 /// Prints a value as one YAML document that every YAML reader understands the same way.
 pub fn print<T: Serialize>(value: &T) -> Result<String, PrintError> {
     serde_saphyr::to_string(value).map_err(|error| PrintError(error.to_string()))

@@ -242,10 +242,7 @@ fn nothing_the_design_names_is_ignored() {
             policy("rules: [{name: a, effect: Ask, ask: {approvers: [{user: a}], grant: {shape: {maxUses: 2}}}}]"),
             "spec.rules[0].ask.grant",
         ),
-        (
-            "apiVersion: sidegate.dev/v1alpha1\nkind: InjectionProfile\nmetadata: {name: x}\n".to_owned(),
-            "kind",
-        ),
+        (format!("{}  tier: Enforced\n", profile("")), "spec.tier"),
         (token_issuer("users: {}"), "spec.users"),
     ] {
         let problems = loaded(&text);
@@ -255,6 +252,81 @@ fn nothing_the_design_names_is_ignored() {
     }
     let floor = "apiVersion: sidegate.dev/v1alpha1\nkind: ClusterAccessPolicy\nmetadata: {name: c}\nspec: {rows: []}\n";
     assert!(loaded(floor)[0].message.starts_with("not built yet"));
+}
+
+/// An InjectionProfile with some more in its specification.
+fn profile(more: &str) -> String {
+    format!(
+        "apiVersion: sidegate.dev/v1alpha1\nkind: InjectionProfile\nmetadata: {{name: default}}\nspec:\n  image: \
+         {{repository: registry.example/sidecar, digest: \"sha256:{}\"}}\n{more}",
+        "a".repeat(64)
+    )
+}
+
+#[test]
+fn a_profile_is_read_with_its_defaults() {
+    let found = check_one(&profile(""));
+    assert_eq!(found, Vec::<(String, String)>::new());
+    let loaded = load(&[Source {
+        name: "p.yaml".to_owned(),
+        text: profile("  resources: {requests: {cpu: 100m}}\n"),
+    }]);
+    let spec = &loaded.objects.injection_profiles[0].object.spec;
+    assert_eq!(spec.resources.requests.cpu.to_string(), "100m");
+    assert_eq!(
+        spec.resources.requests.memory.to_string(),
+        "32Mi",
+        "one field keeps the others"
+    );
+    assert_eq!(spec.run_as.uid, 61_937);
+}
+
+#[test]
+fn each_thing_wrong_with_a_profile_is_named_by_its_field() {
+    for (more, field) in [
+        ("  runAs: {uid: 65532}\n", "spec.runAs.uid"),
+        ("  runAs: {uid: 0}\n", "spec.runAs.uid"),
+        ("  runAs: {alternateUid: 61937}\n", "spec.runAs.alternateUid"),
+        ("  resources: {limits: {memory: 8Mi}}\n", "spec.resources.limits.memory"),
+        (
+            "  resources: {requests: {memory: 1Gi}}\n",
+            "spec.resources.requests.memory",
+        ),
+        (
+            "  resources: {guaranteed: {cpu: 25m}}\n",
+            "spec.resources.guaranteed.cpu",
+        ),
+        ("  resources: {requests: {cpu: some}}\n", "spec.resources.requests.cpu"),
+        ("  journal: {sizeLimit: 1Mi}\n", "spec.journal.sizeLimit"),
+        ("  staleness: Lax\n", "spec.staleness"),
+        ("  allowAnnotations: [image]\n", "spec.allowAnnotations[0]"),
+        (
+            "  agents: {exemptContainers: [{name: proxy, imagePrefix: proxy}]}\n",
+            "spec.agents.exemptContainers[0].imagePrefix",
+        ),
+        (
+            "  agents: {exemptContainers: [{name: sidegate, imagePrefix: a/b}]}\n",
+            "spec.agents.exemptContainers[0].name",
+        ),
+    ] {
+        let found = check_one(&profile(more));
+        assert!(found.iter().any(|(at, _)| at == field), "{more}: {found:?}");
+    }
+    let tagged = profile("").replace("sidecar,", "sidecar:v1,");
+    assert_eq!(check_one(&tagged)[0].0, "spec.image.repository");
+    let loose = profile("").replace("sha256:", "");
+    assert_eq!(check_one(&loose)[0].0, "spec.image.digest");
+}
+
+/// Field and message of every problem with one document.
+fn check_one(text: &str) -> Vec<(String, String)> {
+    let loaded = load(&[Source {
+        name: "p.yaml".to_owned(),
+        text: text.to_owned(),
+    }]);
+    let checked = check(&loaded.objects);
+    let all = loaded.problems.into_iter().chain(checked.problems);
+    all.map(|problem| (problem.field, problem.message)).collect()
 }
 
 fn token_issuer(more: &str) -> String {

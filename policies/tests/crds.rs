@@ -13,13 +13,14 @@ use std::path::Path;
 
 use serde_json::Value;
 
-const KINDS: [(&str, &str, &str, bool); 6] = [
+const KINDS: [(&str, &str, &str, bool); 7] = [
     ("targets", "Target", "tgt", true),
     ("accesspolicies", "AccessPolicy", "ap", true),
     ("clusteraccesspolicies", "ClusterAccessPolicy", "cap", false),
     ("accessrequests", "AccessRequest", "ar", true),
     ("lockdowns", "Lockdown", "ld", false),
     ("tokenissuers", "TokenIssuer", "ti", false),
+    ("injectionprofiles", "InjectionProfile", "inj", false),
 ];
 
 fn definition(plural: &str) -> Value {

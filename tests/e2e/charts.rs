@@ -87,7 +87,7 @@ pub fn the_kinds_stay_when_their_chart_is_uninstalled(cluster: &Cluster) -> Resu
     let rendered = helm(cluster, &["template", "crds", &chart("sidegate-crds")])?;
     let kinds = rendered.matches("kind: CustomResourceDefinition").count();
     let kept = rendered.matches("helm.sh/resource-policy: keep").count();
-    ensure!(kinds == 6 && kept == 6, "{kinds} kinds, {kept} of them kept");
+    ensure!(kinds == 7 && kept == 7, "{kinds} kinds, {kept} of them kept");
     Ok(())
 }
 

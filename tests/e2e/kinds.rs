@@ -4,13 +4,14 @@ use anyhow::{ensure, Result};
 use sidegate_tests::cluster::{Cluster, User};
 
 /// Our kinds by their plural names.
-const KINDS: [&str; 6] = [
+const KINDS: [&str; 7] = [
     "targets",
     "accesspolicies",
     "clusteraccesspolicies",
     "accessrequests",
     "lockdowns",
     "tokenissuers",
+    "injectionprofiles",
 ];
 
 fn here(path: &str) -> String {
@@ -38,6 +39,7 @@ pub fn explain_reads_as_documented(cluster: &Cluster) -> Result<()> {
         ("accessrequests.spec.operation", "How many values stay hidden"),
         ("lockdowns.spec.freeze", "serviceAccount"),
         ("tokenissuers.spec.preset", "How this provider is spoken to"),
+        ("injectionprofiles.spec.image.digest", "64 hexadecimal digits"),
     ] {
         let said = cluster.kubectl(&["explain", path, "--api-version=sidegate.dev/v1alpha1"], "")?;
         let one_line = said.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::meta::{LabelSelector, LocalRef, NamespacedRef, Object};
+use crate::engine::Subject;
 use crate::quantity::{ByteSize, Span};
 
 /// An AccessPolicy object.
@@ -68,6 +69,21 @@ pub struct SubjectMatch {
     /// Labels the pod must carry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_selector: Option<LabelSelector>,
+}
+
+impl SubjectMatch {
+    /// Whether a pod is meant: its account exactly, its labels by the selector; what is not written matches.
+    pub fn matches(&self, subject: &Subject) -> bool {
+        let account = self
+            .service_account
+            .as_ref()
+            .is_none_or(|account| account.namespace == subject.namespace && account.name == subject.service_account);
+        let labels = self
+            .pod_selector
+            .as_ref()
+            .is_none_or(|selector| selector.matches(&subject.labels));
+        account && labels
+    }
 }
 
 /// One rule. At most one matcher; a rule without a matcher matches every operation on the Target.

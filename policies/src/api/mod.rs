@@ -7,6 +7,7 @@
 pub mod access_policy;
 pub mod access_request;
 pub mod cluster_access_policy;
+pub mod injection_profile;
 pub mod lockdown;
 pub mod meta;
 pub mod not_built;
@@ -16,6 +17,7 @@ pub mod token_issuer;
 pub use access_policy::{AccessPolicy, AccessPolicySpec};
 pub use access_request::{AccessRequest, AccessRequestSpec, AccessRequestStatus};
 pub use cluster_access_policy::{ClusterAccessPolicy, ClusterAccessPolicySpec};
+pub use injection_profile::{InjectionProfile, InjectionProfileSpec};
 pub use lockdown::{Lockdown, LockdownSpec};
 pub use meta::{LabelSelector, Metadata, Object};
 pub use target::{Target, TargetSpec};

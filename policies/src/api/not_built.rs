@@ -18,7 +18,34 @@ pub struct NotBuilt {
 
 /// Everything that is refused as "not built yet".
 pub const NOT_BUILT: &[NotBuilt] = &[
-    entry("InjectionProfile", "how the sidecar is added to pods"),
+    entry(
+        "InjectionProfile.spec.reach",
+        "targets under their own host names; agents use localhost ports",
+    ),
+    entry(
+        "InjectionProfile.spec.tier",
+        "egress that is enforced; every pod is Cooperative",
+    ),
+    entry(
+        "InjectionProfile.spec.fence",
+        "users that the egress fence lets through",
+    ),
+    entry(
+        "InjectionProfile.spec.networkPolicy",
+        "NetworkPolicies made for agents' pods",
+    ),
+    entry(
+        "InjectionProfile.spec.proxyListener",
+        "HTTP(S)_PROXY on a port of the sidecar",
+    ),
+    entry(
+        "InjectionProfile.spec.trust",
+        "certificate authorities handed to agents' containers",
+    ),
+    entry(
+        "InjectionProfile.spec.onBrokerUnavailable",
+        "pods that wait for a bundle; they start and deny",
+    ),
     entry("Target.spec.protocol=MySQL", "MySQL and MariaDB"),
     entry("Target.spec.protocol=Redis", "Redis and Valkey"),
     entry("Target.spec.protocol=MongoDB", "MongoDB"),

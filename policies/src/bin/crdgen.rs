@@ -14,6 +14,7 @@ use serde_json::{json, Map, Value};
 use sidegate_policies::api::access_policy::AccessPolicyResource;
 use sidegate_policies::api::access_request::AccessRequestResource;
 use sidegate_policies::api::cluster_access_policy::ClusterAccessPolicyResource;
+use sidegate_policies::api::injection_profile::InjectionProfileResource;
 use sidegate_policies::api::lockdown::LockdownResource;
 use sidegate_policies::api::target::TargetResource;
 use sidegate_policies::api::token_issuer::TokenIssuerResource;
@@ -104,9 +105,22 @@ const LOCKDOWN: [Column; 8] = [
     ("Reason", "string", ".spec.reason"),
     AGE,
 ];
+/// A kind by its plural, as its types define it, and its columns.
+type Defined = (&'static str, Value, Vec<Column>);
 
 fn definitions() -> Result<Vec<(&'static str, Value)>, CrdError> {
-    let kinds = [
+    let kinds = everyday()?.into_iter().chain(administrators()?);
+    let mut finished = Vec::new();
+    for (plural, mut definition, columns) in kinds {
+        finish(plural, &mut definition, &columns)?;
+        finished.push((plural, definition));
+    }
+    Ok(finished)
+}
+
+/// Kinds that teams write, and those written while agents work.
+fn everyday() -> Result<[Defined; 4], CrdError> {
+    Ok([
         (
             "targets",
             serde_json::to_value(TargetResource::crd())?,
@@ -156,6 +170,12 @@ fn definitions() -> Result<Vec<(&'static str, Value)>, CrdError> {
                 AGE,
             ],
         ),
+    ])
+}
+
+/// Kinds that only administrators write.
+fn administrators() -> Result<[Defined; 3], CrdError> {
+    Ok([
         (
             "lockdowns",
             serde_json::to_value(LockdownResource::crd())?,
@@ -171,13 +191,17 @@ fn definitions() -> Result<Vec<(&'static str, Value)>, CrdError> {
                 AGE,
             ],
         ),
-    ];
-    let mut finished = Vec::with_capacity(kinds.len());
-    for (plural, mut definition, columns) in kinds {
-        finish(plural, &mut definition, &columns)?;
-        finished.push((plural, definition));
-    }
-    Ok(finished)
+        (
+            "injectionprofiles",
+            serde_json::to_value(InjectionProfileResource::crd())?,
+            vec![
+                ("Image", "string", ".spec.image.repository"),
+                ("Digest", "string", ".spec.image.digest"),
+                ("Staleness", "string", ".spec.staleness"),
+                AGE,
+            ],
+        ),
+    ])
 }
 
 fn printed(definition: &Value) -> Result<String, CrdError> {

@@ -15,8 +15,8 @@ pub struct Shape {
     pub token_volumes: Vec<String>,
     /// Containers that mount one of them, with whether they are init containers that always restart.
     pub mounted_by: Vec<(String, bool)>,
-    /// What reaches for the sidecar: ephemeral containers that mount such a volume or target the sidecar, and
-    /// namespaces that show its processes to others.
+    /// What reaches for the sidecar: ephemeral containers that mount such a volume or target the sidecar, and namespaces
+    /// that show its processes, or its listeners, to others.
     pub intruders: Vec<String>,
 }
 
@@ -43,7 +43,7 @@ impl Shape {
                 shape.intruders.push(text(container, "name").to_owned());
             }
         }
-        for namespace in ["shareProcessNamespace", "hostPID"] {
+        for namespace in ["shareProcessNamespace", "hostPID", "hostIPC", "hostNetwork"] {
             if spec.get(namespace) == Some(&Value::Bool(true)) {
                 shape.intruders.push(namespace.to_owned());
             }
@@ -78,11 +78,11 @@ impl Shape {
     }
 }
 
-fn list<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
+pub(super) fn list<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
     value.get(field).and_then(Value::as_array).into_iter().flatten()
 }
 
-fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value.get(field).and_then(Value::as_str).unwrap_or_default()
 }
 
@@ -179,6 +179,8 @@ mod tests {
                 Box::new(|spec| spec["shareProcessNamespace"] = json!(true)),
             ),
             ("the host's processes", Box::new(|spec| spec["hostPID"] = json!(true))),
+            ("the host's network", Box::new(|spec| spec["hostNetwork"] = json!(true))),
+            ("the host's memory", Box::new(|spec| spec["hostIPC"] = json!(true))),
         ];
         for (name, change) in ways {
             assert!(wrong(change).is_some(), "{name}");

@@ -168,6 +168,11 @@ impl Loader {
                     self.loaded.objects.token_issuers.push(found);
                 }
             }
+            (API_VERSION, "InjectionProfile") => {
+                if let Some(found) = self.object(&known("InjectionProfile"), false) {
+                    self.loaded.objects.injection_profiles.push(found);
+                }
+            }
             ("v1", "ConfigMap") => self.config_map(&known("ConfigMap")),
             ("v1", "Namespace") => self.namespace(&known("Namespace")),
             (api_version, kind) => {
@@ -309,8 +314,8 @@ fn foreign(api_version: &str, kind: &str) -> (&'static str, String) {
         }
         (API_VERSION, kind) => match not_built::kind(kind) {
             Some(message) => message,
-            None => "no such kind; known are Target, AccessPolicy, ClusterAccessPolicy, Lockdown, TokenIssuer, and of \
-                v1 ConfigMap and Namespace"
+            None => "no such kind; known are Target, AccessPolicy, ClusterAccessPolicy, Lockdown, TokenIssuer, \
+                InjectionProfile, and of v1 ConfigMap and Namespace"
                 .to_owned(),
         },
         _ if group == GROUP => return ("apiVersion", format!("this release reads {API_VERSION} only")),
