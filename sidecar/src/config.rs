@@ -19,7 +19,8 @@ use crate::task::Lanes;
 
 /// Where the kubelet projects the token.
 const TOKEN_FILE: &str = "/var/run/secrets/sidegate.dev/token/token";
-const RUN_DIR: &str = "/run/sidegate";
+/// Where probe and memory volume are, unless the environment says otherwise.
+pub const RUN_DIR: &str = "/run/sidegate";
 const JOURNAL_DIR: &str = "/var/lib/sidegate/journal";
 
 /// Everything a sidecar is told.

@@ -19,6 +19,7 @@ pub mod gate;
 pub mod identity;
 pub mod memory;
 pub mod metrics;
+pub mod probe;
 pub mod protocols;
 pub mod rate;
 pub mod record;

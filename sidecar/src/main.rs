@@ -1,11 +1,15 @@
-//! `sidegate-sidecar`: configured by environment only, logs JSON lines to stderr, ends on SIGTERM or SIGINT.
+//! `sidegate-sidecar`: configured by environment only, logs JSON lines to stderr, ends on SIGTERM or SIGINT. With the
+//! argument `probe` it asks the one that runs beside it whether it serves.
 //!
-//! Exit codes: 0 ended as asked, 1 could not start or ended by itself, 2 wrong configuration (every problem listed).
+//! Exit codes: 0 ended as asked or serves, 1 could not start, ended by itself or does not serve, 2 wrong configuration (every problem listed).
 
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use sidegate_sidecar::app::Sidecar;
-use sidegate_sidecar::config::SidecarConfig;
+use sidegate_sidecar::config::{SidecarConfig, RUN_DIR};
+use sidegate_sidecar::probe::{self, Probed};
 use tokio::signal::unix::{signal, SignalKind};
 use tracing_subscriber::EnvFilter;
 
@@ -13,6 +17,16 @@ use tracing_subscriber::EnvFilter;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    match std::env::args().nth(1).as_deref() {
+        None => {}
+        Some("probe") => return probe(),
+        Some(_) => {
+            let usage = b"sidegate-sidecar: no argument, or `probe`; it is configured by its environment\n";
+            // Nowhere else to say it.
+            let _ = std::io::stderr().write_all(usage);
+            return ExitCode::from(2);
+        }
+    }
     let filter = EnvFilter::try_from_env("SIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .json()
@@ -48,7 +62,21 @@ fn main() -> ExitCode {
     runtime.block_on(run(config))
 }
 
+/// What the kubelet runs: the exit code is the answer.
+fn probe() -> ExitCode {
+    let folder = std::env::var_os("SIDEGATE_RUN_DIR").map_or_else(|| PathBuf::from(RUN_DIR), PathBuf::from);
+    match probe::ask(&folder) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let line = format!("not serving: {error}\n");
+            let _ = std::io::stderr().write_all(line.as_bytes());
+            ExitCode::FAILURE
+        }
+    }
+}
+
 async fn run(config: SidecarConfig) -> ExitCode {
+    let run_dir = config.run_dir.clone();
     let running = match Sidecar::start(config).await {
         Ok(running) => running,
         Err(error) => {
@@ -61,7 +89,15 @@ async fn run(config: SidecarConfig) -> ExitCode {
         tracing::error!("signals cannot be received");
         return ExitCode::FAILURE;
     };
+    let probed = match Probed::open(Path::new(&run_dir)) {
+        Ok(probed) => probed,
+        Err(error) => {
+            tracing::error!(%error, folder = %run_dir.display(), "probes cannot be answered");
+            return ExitCode::FAILURE;
+        }
+    };
     tokio::select! {
+        () = probed.answer() => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
