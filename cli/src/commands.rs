@@ -7,6 +7,7 @@ pub mod audit;
 pub mod cases;
 pub mod decide;
 pub mod explain;
+pub mod inject;
 pub mod lock;
 pub mod policy;
 pub mod replay;

@@ -21,7 +21,7 @@ const EXIT_CODES: &str = "Exit codes:
   0  done
   1  refused, failed, or a test case did not hold
   2  wrong usage or configuration; nothing was started
-`sidegate verify` and `sidegate explain` have codes of their own: see their --help.";
+`sidegate verify`, `sidegate explain` and `sidegate inject` have codes of their own: see their --help.";
 
 /// Lets AI agents reach databases without ever holding a credential.
 #[derive(Debug, Parser)]
@@ -64,6 +64,8 @@ enum Command {
     Verify(commands::verify::VerifyArgs),
     /// Say what an agent may do, or what becomes of a statement and why
     Explain(commands::explain::ExplainArgs),
+    /// Print manifests with the sidecar in their pods, offline
+    Inject(commands::inject::InjectArgs),
     /// Check and test policies
     #[command(subcommand)]
     Policy(commands::policy::PolicyCommand),
@@ -114,6 +116,7 @@ fn run(command: Command, out: &Out) -> anyhow::Result<ExitCode> {
         Command::Audit(args) => commands::audit::run(args, out),
         Command::Verify(args) => commands::verify::run(args, out),
         Command::Explain(args) => commands::explain::run(&args, out),
+        Command::Inject(args) => commands::inject::run(&args, out),
         Command::Policy(command) => commands::policy::run(command, out),
         Command::Lock(args) => commands::lock::run(args, out),
         Command::Unlock(args) => commands::lock::lift(args, out),

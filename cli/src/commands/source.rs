@@ -22,8 +22,17 @@ pub struct Configuration {
     pub warnings: Vec<Problem>,
 }
 
-/// Reads and checks folders or single files.
+/// Reads and checks folders or single files, for one agent that may get every Target.
 pub fn read(paths: &[PathBuf]) -> Result<Configuration> {
+    checked(paths, check::check)
+}
+
+/// The same for a cluster, where most Targets never meet in one pod.
+pub fn read_apart(paths: &[PathBuf]) -> Result<Configuration> {
+    checked(paths, check::check_apart)
+}
+
+fn checked(paths: &[PathBuf], check: fn(&Objects) -> check::Checked) -> Result<Configuration> {
     for path in paths {
         if !path.exists() {
             return Err(Usage(format!("{} does not exist", path.display())).into());
@@ -49,7 +58,7 @@ pub fn read(paths: &[PathBuf]) -> Result<Configuration> {
         }
     }
     let loaded = yaml::load(&sources);
-    let checked = check::check(&loaded.objects);
+    let checked = check(&loaded.objects);
     let mut problems = loaded.problems;
     problems.extend(checked.problems);
     Ok(Configuration {

@@ -1,0 +1,73 @@
+//! What every sidecar of one installation is told: where its broker is, and whom it must be to be believed.
+//!
+//! Refuses a broker that is not reached by verified TLS. Invariant: it holds nothing secret, because it is written
+//! into pods that agents may read.
+
+use serde::Deserialize;
+
+/// One installation of Sidegate, as sidecars are told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Install {
+    /// The broker's front face, `https://HOST[:PORT]`.
+    pub broker_url: String,
+    /// PEM of the authority that must have signed the broker's certificate.
+    pub broker_ca_pem: String,
+    /// The audience of tokens for the broker: its issuer URL.
+    pub audience: String,
+    /// IP addresses of name servers, for the broker and for targets. A sidecar does not read the pod's resolv.conf.
+    #[serde(default)]
+    pub name_servers: Vec<String>,
+    /// What names that end in `.svc` are completed with.
+    #[serde(default = "cluster_local")]
+    pub cluster_domain: String,
+}
+
+fn cluster_local() -> String {
+    "cluster.local".to_owned()
+}
+
+impl Install {
+    /// Reads one from YAML or JSON.
+    ///
+    /// # Errors
+    /// Every problem, each with its field.
+    pub fn read(text: &str) -> Result<Self, Vec<String>> {
+        let read: Result<Install, _> = sidegate_policies::yaml::read(text);
+        let install = read.map_err(|mistakes| {
+            let said = mistakes.into_iter().map(|mistake| match mistake.field.is_empty() {
+                true => mistake.message,
+                false => format!("{}: {}", mistake.field, mistake.message),
+            });
+            said.collect::<Vec<String>>()
+        })?;
+        let problems = install.problems();
+        match problems.is_empty() {
+            true => Ok(install),
+            false => Err(problems),
+        }
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (field, url) in [("brokerUrl", &self.broker_url), ("audience", &self.audience)] {
+            let rest = url.strip_prefix("https://").unwrap_or_default();
+            if rest.is_empty() || rest.chars().any(|c| c.is_whitespace() || c.is_control() || c == '$') {
+                problems.push(format!("{field}: `{url}` is not https://HOST[:PORT]"));
+            }
+        }
+        if !self.broker_ca_pem.contains("-----BEGIN CERTIFICATE-----") {
+            problems.push("brokerCaPem: this holds no PEM certificate".to_owned());
+        }
+        if self.broker_ca_pem.contains("PRIVATE KEY") {
+            problems.push("brokerCaPem: this holds a private key, and every pod could read it; remove it".to_owned());
+        }
+        for server in &self.name_servers {
+            let address = server.parse::<std::net::IpAddr>().is_ok();
+            if !address && server.parse::<std::net::SocketAddr>().is_err() {
+                problems.push(format!("nameServers: `{server}` is not an IP address"));
+            }
+        }
+        problems
+    }
+}
