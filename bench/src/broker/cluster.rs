@@ -405,6 +405,7 @@ impl Sidecars {
                 cluster_domain: None,
                 memory_limit: None,
                 pod: PodFacts::default(),
+                metrics: Vec::new(),
             })
             .await?;
             ensure!(sidecar.ready(PATIENCE).await, "no bundle came into force");
