@@ -19,7 +19,7 @@ use crate::approvals::store::RequestFolder;
 use crate::approvals::Approvals;
 use crate::attest::PodView;
 use crate::audit::Audit;
-use crate::authority::Authority;
+use crate::authority::{Authority, Home};
 use crate::back;
 use crate::config::{BrokerConfig, StartError};
 use crate::control::server::{bind, run as run_control, Control};
@@ -40,6 +40,7 @@ use crate::ops;
 use crate::records::{Records, RecordsError, RecordsOptions};
 use crate::report::Reporter;
 use crate::revoked::Revoked;
+use crate::rings::RingName;
 use crate::rotation;
 use crate::secrets::Secrets;
 use crate::server::serve_tls;
@@ -82,8 +83,7 @@ impl Broker {
         let ground = match read {
             Read::Machine(read) => ground::machine(read, &config, &base.state)?,
             Read::Cluster(options) => {
-                let (url, clock) = (&base.listeners.issuer_url, Arc::clone(&config.clock));
-                match ground::cluster(&options, url, clock, &base.tasks).await {
+                match ground::cluster(&options, &base, Arc::clone(&config.clock)).await {
                     Ok(ground) => ground,
                     Err(error) => {
                         // Whatever it started already must not outlive a start that failed.
@@ -111,16 +111,21 @@ impl Broker {
         let Base {
             state,
             listeners,
-            authority,
+            names,
             tasks,
         } = base;
-        let now = config.clock.now();
-        let (url, name) = (listeners.issuer_url.clone(), config.cluster.clone());
-        let issuer = Arc::new(Issuer::open(&state, url, name, now)?);
+        let authority = Arc::new(authority(&state, names, &ground, &config)?);
+        let issuer = Arc::new(issuer(&state, &listeners, &ground, &config)?);
         let records = open_records(&state, &issuer, &config.cluster)?;
         let audit = Audit::start(&state, &records, &issuer, &config.clock, &ground.separation)?;
-        rotation::keep(&issuer, &records, &audit, now);
-        let digest_key = digest_key(&state)?;
+        // Of replicas the leader rotates, as soon as its housekeeping begins.
+        if ground.shared.is_none() {
+            rotation::keep(&issuer, &records, &audit, config.clock.now());
+        }
+        let digest_key = match &ground.shared {
+            Some(shared) => shared.keys.digest_key(),
+            None => digest_key(&state)?,
+        };
         let (cluster_name, objects, withheld) = (config.cluster.clone(), ground.objects, ground.withheld);
         let (in_force, index) = InForce::first(Arc::clone(&state), cluster_name, digest_key, objects, withheld)?;
         let lockdowns = Arc::new(Lockdowns::open(Arc::clone(&state), Arc::clone(&config.clock))?);
@@ -133,6 +138,7 @@ impl Broker {
         attestor.timed = metrics.steps();
         let front = Arc::new(Front {
             issuer,
+            authority: Arc::clone(&authority),
             attestor,
             dpop: Dpop::new(listeners.front_url.clone(), Arc::clone(&config.clock))
                 .map_err(|error| StartError::crypto("the nonce key", error))?,
@@ -193,24 +199,31 @@ impl Broker {
 }
 
 /// What every broker has below its ground.
-struct Base {
-    state: Arc<StateDir>,
+pub(crate) struct Base {
+    /// Its private folder.
+    pub(crate) state: Arc<StateDir>,
     listeners: Listeners,
-    authority: Authority,
-    tasks: Tasks,
+    /// What the certificate of both faces is for.
+    pub(crate) names: Vec<String>,
+    /// All its tasks.
+    pub(crate) tasks: Tasks,
 }
 
 impl Base {
     async fn open(config: &BrokerConfig) -> Result<Base, StartError> {
         let state = Arc::new(StateDir::open(&config.state_dir)?);
         let listeners = Listeners::bind(config, &state).await?;
-        let authority = Authority::open(&state, &names(config, &listeners), &*config.clock)?;
+        let names = names(config, &listeners);
         Ok(Base {
             state,
             listeners,
-            authority,
+            names,
             tasks: Tasks::new(),
         })
+    }
+
+    pub(crate) fn issuer_url(&self) -> &str {
+        &self.listeners.issuer_url
     }
 }
 
@@ -228,6 +241,11 @@ impl Running {
     /// Everything the faces serve from, for the process that shares this one.
     pub fn front(&self) -> &Arc<Front> {
         &self.reporter.front
+    }
+
+    /// The record store.
+    pub fn records(&self) -> Arc<Records> {
+        Arc::clone(&self.reporter.records)
     }
 
     /// The one agent of local mode.
@@ -390,6 +408,42 @@ fn exchanges(
         secrets,
         published,
     ))
+}
+
+/// The issuer, over rings that replicas share or that this machine has.
+fn issuer(
+    state: &StateDir,
+    listeners: &Listeners,
+    ground: &Ground,
+    config: &BrokerConfig,
+) -> Result<Issuer, StartError> {
+    let (url, cluster) = (listeners.issuer_url.clone(), config.cluster.clone());
+    match &ground.shared {
+        Some(shared) => Ok(Issuer::over(
+            url,
+            cluster,
+            RingName::ALL.map(|ring| shared.keys.ring(ring)),
+        )),
+        None => Issuer::open(state, url, cluster, config.clock.now()),
+    }
+}
+
+/// The authority: what the replicas of a cluster share, or this machine's own.
+fn authority(
+    state: &StateDir,
+    names: Vec<String>,
+    ground: &Ground,
+    config: &BrokerConfig,
+) -> Result<Authority, StartError> {
+    let Some(shared) = &ground.shared else {
+        return Authority::open(state, &names, &*config.clock);
+    };
+    let home = Arc::clone(&shared.tls) as Arc<dyn Home>;
+    let authority = Authority::over(names, shared.tls.served(), Some(home))?;
+    // For whoever is told on standard output where the authority is.
+    state.dir("keys")?;
+    state.write("keys/ca.pem", authority.ca_pem().as_bytes())?;
+    Ok(authority)
 }
 
 /// The key of approval digests, made once.

@@ -1,132 +1,216 @@
-//! The broker's own certificate authority (P-256, in the state directory) and the leaf both faces serve.
+//! The broker's own certificate authority (P-256) and the leaf both faces serve.
 //!
-//! Refuses nothing at run time. The invariant: the authority's key never leaves the state directory; a leaf is
-//! made anew at each start and names loopback, where the faces listen and what they are called by, and nothing else.
+//! On one machine the authority lies in the state directory and the leaf in memory; the replicas of a cluster share
+//! both, swap them while they run, and may replace the authority: the new one is signed by the old one too, so that
+//! whoever pinned the old one goes on. Refuses what does not fit together. The invariants: a leaf names loopback, where
+//! the faces listen and what they are called by, and nothing else; it is renewed when two thirds of its life are over.
 
-use std::net::IpAddr;
+pub mod material;
+
+use std::fmt;
 use std::sync::Arc;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-};
+use arc_swap::ArcSwapOption;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::ServerConfig;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::clock::Clock;
 use crate::config::StartError;
 use crate::state::StateDir;
+use material::{Material, MaterialError};
+
+/// What is served now; a handshake takes it as it is at that moment.
+#[derive(Default)]
+pub struct Served(ArcSwapOption<Held>);
+
+/// A checked set.
+pub struct Held {
+    material: Material,
+    certified: Arc<CertifiedKey>,
+}
+
+impl fmt::Debug for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Served")
+    }
+}
+
+impl ResolvesServerCert for Served {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.load().as_ref().map(|held| Arc::clone(&held.certified))
+    }
+}
+
+impl Served {
+    /// Serves this set from the next handshake on, if it fits together.
+    pub fn swap(&self, material: Material) -> Result<(), MaterialError> {
+        let certified = Arc::new(material.certified()?);
+        self.0.store(Some(Arc::new(Held { material, certified })));
+        Ok(())
+    }
+
+    /// The set served now.
+    pub fn held(&self) -> Option<Arc<Held>> {
+        self.0.load_full()
+    }
+}
+
+impl Held {
+    /// What it is made of.
+    pub fn material(&self) -> &Material {
+        &self.material
+    }
+}
+
+/// Where the replicas of a cluster keep what they share.
+pub trait Home: Send + Sync {
+    /// Puts a set there in place of `before`, and serves it; or changes nothing. Blocks.
+    fn put(&self, before: &Arc<Held>, next: Material) -> Result<(), AuthorityError>;
+
+    /// Whether this process renews and replaces by itself.
+    fn renews(&self) -> bool;
+}
+
+/// Why an authority was not changed. What was served is served on.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// It could not be made.
+    #[error(transparent)]
+    Material(#[from] MaterialError),
+    /// Another replica was first; what it wrote is served.
+    #[error("another replica changed it meanwhile")]
+    Changed,
+    /// The home that replicas share.
+    #[error("it cannot be stored: {0}")]
+    Shared(String),
+    /// An authority in files cannot be replaced while it is pinned.
+    #[error(
+        "the authority of one machine lies in its state directory and is not replaced while it runs: stop the broker, \
+         remove keys/ca.pem and keys/ca.p8, start it, and give every sidecar the new certificate"
+    )]
+    Files,
+}
+
+/// What became of a replaced authority.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rolled {
+    /// Name of the new authority.
+    pub authority: String,
+    /// Until when it counts, seconds since 1970.
+    pub until: i64,
+}
 
 /// The authority and a TLS configuration under it.
 pub struct Authority {
-    ca_pem: String,
+    names: Vec<String>,
+    served: Arc<Served>,
     tls: Arc<ServerConfig>,
-    not_after: i64,
+    home: Option<Arc<dyn Home>>,
+    /// The authority's certificate as of the start.
+    ca_pem: String,
 }
 
-const YEAR: i64 = 365 * 24 * 3600;
-
 impl Authority {
-    /// Loads the authority, or makes it at the first start, and issues this start's leaf.
+    /// Loads the authority from the state directory, or makes it at the first start, and issues a leaf.
     pub fn open(state: &StateDir, names: &[String], clock: &dyn Clock) -> Result<Self, StartError> {
+        let crypto = |error: MaterialError| StartError::crypto("the CA", error);
         state.dir("keys")?;
-        let key = load_key(state)?;
-        let issuer = Issuer::new(ca_params(), &key);
-        let ca_pem = state.read_or_create("keys/ca.pem", || {
-            let mut params = ca_params();
-            validity(&mut params, clock.now(), YEAR.saturating_mul(10));
-            let cert = params
-                .self_signed(&key)
-                .map_err(|error| StartError::crypto("the CA", error))?;
-            Ok::<_, StartError>(cert.pem().into_bytes())
+        let now = clock.now();
+        let key = state.read_or_create("keys/ca.p8", || {
+            material::new_key().map(|key| key.to_vec()).map_err(crypto)
         })?;
-        let leaf_key = KeyPair::generate().map_err(|error| StartError::crypto("a TLS key", error))?;
-        let params = leaf_params(names, clock.now())?;
-        let not_after = params.not_after.unix_timestamp();
-        let leaf = params
-            .signed_by(&leaf_key, &issuer)
-            .map_err(|error| StartError::crypto("a TLS certificate", error))?;
+        let key = zeroize::Zeroizing::new(key);
+        let certificate = state.read_or_create("keys/ca.pem", || {
+            material::file_authority(&key, now)
+                .map(String::into_bytes)
+                .map_err(crypto)
+        })?;
+        let certificate = String::from_utf8(certificate).map_err(|error| StartError::crypto("the CA", error))?;
+        let served = Arc::new(Served::default());
+        let material = Material::under(key, certificate, names, now).map_err(crypto)?;
+        served.swap(material).map_err(crypto)?;
+        Authority::over(names.to_vec(), served, None)
+    }
+
+    /// Over a set that a home keeps up to date. It must hold one.
+    pub fn over(names: Vec<String>, served: Arc<Served>, home: Option<Arc<dyn Home>>) -> Result<Self, StartError> {
+        let tls = server_config(Arc::clone(&served))?;
+        let pem = served.held().map(|held| held.material.authority_pem().to_owned());
         Ok(Authority {
-            ca_pem: String::from_utf8(ca_pem).map_err(|error| StartError::crypto("the CA", error))?,
-            tls: Arc::new(server_config(leaf.der().clone(), &leaf_key)?),
-            not_after,
+            names,
+            served,
+            tls: Arc::new(tls),
+            home,
+            ca_pem: pem.unwrap_or_default(),
         })
     }
 
-    /// The authority's certificate, to be pinned by sidecars.
+    /// The authority's certificate as of the start, to be pinned by sidecars.
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
-    }
-
-    /// When the leaf ends, seconds since 1970.
-    pub fn not_after(&self) -> i64 {
-        self.not_after
     }
 
     /// TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1.
     pub fn tls(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.tls)
     }
+
+    /// When the leaf ends, seconds since 1970.
+    pub fn not_after(&self) -> i64 {
+        self.served.held().map_or(0, |held| held.material.leaf_until())
+    }
+
+    /// The set served now.
+    pub fn held(&self) -> Option<Arc<Held>> {
+        self.served.held()
+    }
+
+    /// Renews what is due. Called again and again; blocks. `now` in seconds. Answers whether something changed.
+    pub fn keep(&self, now: i64) -> Result<bool, AuthorityError> {
+        let Some(held) = self.served.held() else {
+            return Ok(false);
+        };
+        let may_roll = match &self.home {
+            Some(home) if !home.renews() => return Ok(false),
+            Some(_) => true,
+            None => false,
+        };
+        let Some(next) = held.material.due(&self.names, may_roll, now)? else {
+            return Ok(false);
+        };
+        self.put(&held, next)?;
+        Ok(true)
+    }
+
+    /// Replaces the authority at once: new key, signed by itself and by the old one. Blocks. `now` in seconds.
+    pub fn roll(&self, now: i64) -> Result<Rolled, AuthorityError> {
+        if self.home.is_none() {
+            return Err(AuthorityError::Files);
+        }
+        let held = self.served.held().ok_or(AuthorityError::Changed)?;
+        let next = held.material.rolled(&self.names, now)?;
+        let (authority, until) = next.authority();
+        self.put(&held, next)?;
+        Ok(Rolled { authority, until })
+    }
+
+    fn put(&self, before: &Arc<Held>, next: Material) -> Result<(), AuthorityError> {
+        match &self.home {
+            Some(home) => home.put(before, next),
+            None => Ok(self.served.swap(next)?),
+        }
+    }
 }
 
-fn load_key(state: &StateDir) -> Result<KeyPair, StartError> {
-    let bytes = state.read_or_create("keys/ca.p8", || {
-        let key = KeyPair::generate().map_err(|error| StartError::crypto("the CA key", error))?;
-        Ok::<_, StartError>(key.serialize_der())
-    })?;
-    KeyPair::try_from(bytes.as_slice()).map_err(|error| StartError::crypto("the CA key", error))
-}
-
-/// The same names and usages at every start, so that a leaf made now chains to the certificate made then.
-fn ca_params() -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "Sidegate broker CA");
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params
-}
-
-fn leaf_params(names: &[String], now: i64) -> Result<CertificateParams, StartError> {
-    let mut all = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-    let specified = |name: &&String| name.parse::<IpAddr>().map_or(true, |address| !address.is_unspecified());
-    all.extend(names.iter().filter(specified).cloned());
-    all.sort();
-    all.dedup();
-    // Addresses among them become addresses in the certificate.
-    let mut params = CertificateParams::new(all).map_err(|error| StartError::crypto("a TLS certificate", error))?;
-    params.distinguished_name.push(DnType::CommonName, "Sidegate broker");
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.use_authority_key_identifier_extension = true;
-    validity(&mut params, now, YEAR);
-    Ok(params)
-}
-
-/// From a day ago, as clocks differ.
-fn validity(params: &mut CertificateParams, now: i64, seconds: i64) {
-    let date = |seconds: i64| {
-        let date = jiff::Timestamp::from_second(seconds).map(|time| time.to_zoned(jiff::tz::TimeZone::UTC).date());
-        date.map_or_else(
-            |_| rcgen::date_time_ymd(2049, 12, 31),
-            |date| {
-                let month = u8::try_from(date.month()).unwrap_or(1);
-                let day = u8::try_from(date.day()).unwrap_or(1);
-                rcgen::date_time_ymd(i32::from(date.year()), month, day)
-            },
-        )
-    };
-    params.not_before = date(now.saturating_sub(24 * 3600));
-    params.not_after = date(now.saturating_add(seconds));
-}
-
-fn server_config(leaf: CertificateDer<'static>, key: &KeyPair) -> Result<ServerConfig, StartError> {
+fn server_config(served: Arc<Served>) -> Result<ServerConfig, StartError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| StartError::crypto("TLS", error))?
         .with_no_client_auth()
-        .with_single_cert(vec![leaf], key)
-        .map_err(|error| StartError::crypto("TLS", error))?;
+        .with_cert_resolver(served);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -10,6 +10,7 @@
 //! | `POST /lock` | [`Lock`] | [`Locked`] |
 //! | `POST /unlock` | [`Unlock`] | [`Unlocked`] |
 //! | `POST /rotate` | [`Rotate`] | [`RotatedNow`] |
+//! | `POST /roll-authority` | | [`RolledAuthority`] |
 //! | `POST /sidecar-restarted` | | [`Restarted`] |
 //! | `POST /shutdown` | | 204 |
 //!
@@ -205,6 +206,18 @@ pub struct Unlocked {
 pub struct Rotate {
     /// Which rings; empty: all.
     pub rings: Vec<RingName>,
+}
+
+/// What a new authority is, and what the person must know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RolledAuthority {
+    /// Its name.
+    pub authority: String,
+    /// Until when it counts, seconds since 1970.
+    pub until: i64,
+    /// Whom it does not protect.
+    pub notice: String,
 }
 
 /// What an emergency rotation did.

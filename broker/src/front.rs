@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use crate::approvals::Approvals;
 use crate::attest::Attestor;
 use crate::audit::Audit;
+use crate::authority::Authority;
 use crate::clock::Clock;
 use crate::credentials::Exchanges;
 use crate::dpop::Dpop;
@@ -48,6 +49,8 @@ pub use stream::Streams;
 pub struct Front {
     /// Signs tokens.
     pub issuer: Arc<Issuer>,
+    /// Certifies both faces.
+    pub authority: Arc<Authority>,
     /// Attests callers.
     pub attestor: Attestor,
     /// Checks proofs.

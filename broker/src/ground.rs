@@ -11,6 +11,7 @@ use sidegate_policies::compile::Problem;
 use sidegate_policies::objects::Objects;
 use tokio::sync::watch;
 
+use crate::app::Base;
 use crate::attest::{Attestor, Issuers, Logged, Pods, TokenReviewer, Untimed};
 use crate::clock::Clock;
 use crate::config::{BrokerConfig, Machine, Place, Separation, StartError, HOME};
@@ -22,14 +23,13 @@ use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
     connect, findings, own_name, reading, ClusterIssuers, ClusterMaps, ClusterOptions, ClusterPods, ClusterReviewer,
-    ClusterSecrets, Conditions, Follower, Kinds, Leader, PinLeases, PodEvents, PublishedMaps,
+    ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases, PodEvents, PublishedMaps, TlsSecret,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
 use crate::report::{Findings, Reporter};
 use crate::secrets::{check_folder, SecretFolder, Secrets};
 use crate::state::StateDir;
-use crate::task::Tasks;
 
 /// A configuration as it was read, before anything is started.
 pub enum Read {
@@ -68,6 +68,16 @@ pub struct Ground {
     pub local: Option<Arc<LocalCluster>>,
     /// Where later objects come from.
     pub follow: Follow,
+    /// What the replicas of a cluster share; nothing on one machine, whose state directory holds it.
+    pub shared: Option<Shared>,
+}
+
+/// What the replicas of a cluster share.
+pub struct Shared {
+    /// The key rings.
+    pub keys: Arc<KeySecret>,
+    /// Authority and leaf.
+    pub tls: Arc<TlsSecret>,
 }
 
 /// Where later objects come from.
@@ -128,6 +138,7 @@ impl Read {
         let machine = match &config.place {
             Place::Cluster(options) => {
                 label(&mut say, "--namespace", &options.namespace);
+                label(&mut say, "--name", &options.name);
                 return if problems.is_empty() {
                     Ok(Read::Cluster(options.clone()))
                 } else {
@@ -207,16 +218,17 @@ pub fn machine(read: Box<MachineRead>, config: &BrokerConfig, state: &Arc<StateD
         separation: identity.separation.clone(),
         local: Some(cluster),
         follow: Follow::Folders(read.folders, read.seen),
+        shared: None,
     })
 }
 
 /// A cluster. Its own audience is the issuer's URL: a token for another broker is nobody's here.
-pub async fn cluster(
+pub(crate) async fn cluster(
     options: &ClusterOptions,
-    issuer_url: &str,
+    base: &Base,
     clock: Arc<dyn Clock>,
-    tasks: &Tasks,
 ) -> Result<Ground, StartError> {
+    let (issuer_url, tasks) = (base.issuer_url(), &base.tasks);
     let client = connect(options).await?;
     let own_name = own_name(&client).await?;
     let secrets = ClusterSecrets::new(client.clone(), own_name.clone());
@@ -233,6 +245,10 @@ pub async fn cluster(
     let replica = random_id().map_err(|error| StartError::crypto("a name of this replica", error))?;
     let leader = Arc::new(Leader::new(client.clone(), &options.namespace, replica));
     tasks.spawn("leader", Arc::clone(&leader).run(tasks.stopping()));
+    let (led, now) = (Arc::clone(&leader), clock.now());
+    let keys = KeySecret::open(client.clone(), options, led, &base.state, now, tasks).await?;
+    let (led, time) = (Arc::clone(&leader), Arc::clone(&clock));
+    let tls = TlsSecret::open(client.clone(), options, led, &base.names, time, tasks).await?;
     let (events, writer) = PodEvents::new(client.clone(), Arc::clone(&clock));
     tasks.spawn("events", writer.run(tasks.stopping()));
     let kinds = Kinds::follow(client.clone(), tasks).await?;
@@ -267,6 +283,7 @@ pub async fn cluster(
             maps,
             leader,
         },
+        shared: Some(Shared { keys, tls }),
     })
 }
 

@@ -1,5 +1,5 @@
-//! The issuer: three key rings in the state directory, and the tokens signed with them: by ES256, and assertions by
-//! RS256 where a provider takes nothing else.
+//! The issuer: three key rings, and the tokens signed with them: by ES256, and assertions by RS256 where a provider takes
+//! nothing else.
 //!
 //! Refuses to sign anything that outlives the caller's own service-account token, or carries a claim it did not
 //! make itself. The invariant: every token has exactly one audience, and `sub` is opaque and never reused.
@@ -94,15 +94,21 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// Loads the rings, or makes them at the first start. `now` in seconds.
+    /// Loads the rings from the state directory, or makes them at the first start. `now` in seconds.
     pub fn open(state: &StateDir, url: String, cluster: String, now: i64) -> Result<Self, StartError> {
-        Ok(Issuer {
+        let [access, federation, record] = RingName::ALL.map(|name| Ring::open(state, name, now));
+        Ok(Issuer::over(url, cluster, [access?, federation?, record?]))
+    }
+
+    /// Over rings that lie elsewhere, in the order of [`RingName::ALL`].
+    pub fn over(url: String, cluster: String, [access, federation, record]: [Ring; 3]) -> Self {
+        Issuer {
             url,
             cluster,
-            access: Ring::open(state, RingName::Access, now)?,
-            federation: Ring::open(state, RingName::Federation, now)?,
-            record: Ring::open(state, RingName::Record, now)?,
-        })
+            access,
+            federation,
+            record,
+        }
     }
 
     /// The issuer's URL, byte for byte as in every token.

@@ -102,6 +102,7 @@ impl Keeper {
                 switch::say_ended(&front.audit, &front.lockdowns);
                 front.budget.say(&front.audit);
                 rotation::keep(&front.issuer, &records, &front.audit, now);
+                rotation::keep_authority(&front.authority, &front.audit, now);
                 if let Err(error) = front.approvals.sweep(&front.index(), &front.lockdowns.now()) {
                     tracing::error!(%error, "requests cannot be swept");
                 }

@@ -2,15 +2,17 @@
 //!
 //! The only module that speaks to it. Refuses to start where the API server cannot be reached or does not know our
 //! kinds; later absence refuses new identities and changes nothing that is in force. The invariant: the broker reads
-//! Secrets by name only, where their owner granted it, and never lists one.
+//! Secrets by name only, its own and those whose owner granted it, and lists none but its own by their names.
 
 mod events;
 mod follow;
 mod issuers;
+mod keys;
 mod kinds;
 mod leader;
 mod leases;
 mod maps;
+mod named;
 mod pins;
 mod pods;
 mod published;
@@ -18,6 +20,7 @@ pub mod reading;
 mod reviewer;
 mod secrets;
 mod status;
+mod tls;
 mod watch;
 
 use std::future::Future;
@@ -32,6 +35,7 @@ use kube::{Api, Client, Config};
 pub use events::PodEvents;
 pub use follow::{findings, Follower};
 pub use issuers::ClusterIssuers;
+pub use keys::KeySecret;
 pub use kinds::Kinds;
 pub use leader::Leader;
 pub use maps::{ClusterMaps, MapRead};
@@ -41,6 +45,7 @@ pub use published::PublishedMaps;
 pub use reviewer::ClusterReviewer;
 pub use secrets::ClusterSecrets;
 pub use status::Conditions;
+pub use tls::TlsSecret;
 
 use crate::config::StartError;
 
@@ -54,7 +59,12 @@ pub struct ClusterOptions {
     pub kubeconfig: Option<PathBuf>,
     /// The broker's own namespace, where pins are kept.
     pub namespace: String,
+    /// What the objects of the broker begin with, as the chart names them: Secrets `<name>-keys` and `<name>-tls`.
+    pub name: String,
 }
+
+/// What the chart calls the broker of a release named `sidegate`.
+pub const DEFAULT_NAME: &str = "sidegate-broker";
 
 /// Who we are to the API server: the one who must be granted what we read.
 pub async fn own_name(client: &Client) -> Result<String, StartError> {

@@ -51,6 +51,14 @@ struct Arguments {
         default_value = "sidegate-system"
     )]
     namespace: String,
+    /// What the broker's own objects begin with: Secret NAME-keys.
+    #[arg(
+        long,
+        requires = "kubernetes",
+        value_name = "NAME",
+        default_value = sidegate_broker::kubernetes::DEFAULT_NAME
+    )]
+    name: String,
     /// Folder laid out <namespace>/<name>/<key>, files 0600.
     #[arg(long, conflicts_with = "kubernetes", value_name = "DIR")]
     secrets: Option<PathBuf>,
@@ -125,6 +133,7 @@ fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
         true => Place::Cluster(ClusterOptions {
             kubeconfig: arguments.kubeconfig,
             namespace: arguments.namespace,
+            name: arguments.name,
         }),
         false => Place::Machine(machine(arguments)?),
     };

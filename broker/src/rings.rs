@@ -1,8 +1,9 @@
-//! Key rings: what signs now, what will sign, and what signed lately, on disk and in memory.
+//! Key rings: what signs now, what will sign, and what signed lately, in memory and in their home: files of one
+//! machine, or a Secret that the replicas of a cluster share.
 //!
 //! A key is published before it signs and stays after its successor signs, so that nobody who caches keys meets an
-//! unknown one. Refuses a ring file that is torn, altered or of another ring: it is never replaced by new keys.
-//! The invariants: only the newest key whose `usableFrom` has passed signs; memory never runs ahead of the disk.
+//! unknown one. Refuses a ring that is torn, altered or another one: it is never replaced by new keys. The
+//! invariants: only the newest key whose `usableFrom` has passed signs; memory never runs ahead of the home.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -174,6 +175,28 @@ impl Keys {
         self.0.iter().filter(move |entry| !entry.retired(now))
     }
 
+    /// No key: it signs and verifies nothing.
+    pub(crate) fn none() -> Keys {
+        Keys(Vec::new())
+    }
+
+    /// The first keys of a ring, one for each of its algorithms, usable at once: nobody holds an older one. `now` in
+    /// seconds.
+    pub(crate) fn first(name: RingName, now: i64) -> Result<Keys, SigningFailed> {
+        let made = name.algorithms().iter().map(|alg| Entry::generate(*alg, now));
+        made.collect::<Result<_, _>>().map(Keys)
+    }
+
+    /// Reads what [`Keys::print`] wrote, or says what is wrong with it.
+    pub(crate) fn parse(name: RingName, bytes: &[u8]) -> Result<Keys, &'static str> {
+        read(name, bytes)
+    }
+
+    /// The whole ring as its home keeps it.
+    pub(crate) fn print(&self, name: RingName) -> Result<Zeroizing<Vec<u8>>, RingError> {
+        print(name, self)
+    }
+
     fn newest(&self, alg: Alg) -> Option<&Arc<Entry>> {
         let own = self.0.iter().filter(|entry| entry.signs_by(alg));
         own.max_by_key(|entry| entry.usable_from)
@@ -202,17 +225,51 @@ pub struct KeyInfo {
     pub retire_at: Option<i64>,
 }
 
+/// Where a ring lies besides memory.
+pub trait Home: Send + Sync {
+    /// Puts a planned set there, durably, and then into memory; where memory or home hold anything but `before`, both
+    /// stay as they are. Blocks.
+    fn put(&self, name: RingName, memory: &ArcSwap<Keys>, before: &Arc<Keys>, next: Keys) -> Result<(), RingError>;
+
+    /// Whether what is in memory was seen there recently enough to sign with.
+    fn is_current(&self) -> bool;
+
+    /// Whether this process creates and retires keys by itself.
+    fn rotates(&self) -> bool;
+}
+
 /// A ring of one broker.
 pub struct Ring {
     name: RingName,
-    path: PathBuf,
-    keys: ArcSwap<Keys>,
+    home: Arc<dyn Home>,
+    keys: Arc<ArcSwap<Keys>>,
     changing: Mutex<()>,
+    archived: Mutex<Option<Arc<Keys>>>,
 }
 
 /// Held from planning a change until it is in force: changes come one after another.
 pub struct Changing<'a> {
     _held: MutexGuard<'a, ()>,
+    before: Arc<Keys>,
+}
+
+/// A ring as a private file of the one process that uses it.
+struct RingFile(PathBuf);
+
+impl Home for RingFile {
+    fn put(&self, name: RingName, memory: &ArcSwap<Keys>, _before: &Arc<Keys>, next: Keys) -> Result<(), RingError> {
+        write_private(&self.0, &next.print(name)?)?;
+        memory.store(Arc::new(next));
+        Ok(())
+    }
+
+    fn is_current(&self) -> bool {
+        true
+    }
+
+    fn rotates(&self) -> bool {
+        true
+    }
 }
 
 /// Why a ring was not changed. The old one stays in force.
@@ -224,6 +281,12 @@ pub enum RingError {
     /// The disk.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Another replica was first. What it wrote is in force; a change may be planned anew.
+    #[error("another replica changed the ring meanwhile")]
+    Changed,
+    /// The home that replicas share.
+    #[error("the keys cannot be stored: {0}")]
+    Shared(String),
     /// It cannot be written as JSON.
     #[error("a ring cannot be written: {0}")]
     Print(#[from] serde_json::Error),
@@ -243,21 +306,34 @@ impl Ring {
             None => {
                 let first = match state.read(&format!("keys/{}.p8", name.as_str()))? {
                     Some(pkcs8) => Entry::of(Zeroizing::new(pkcs8), now, None).map(|entry| Keys(vec![entry])),
-                    None => first(name, now),
+                    None => Keys::first(name, now),
                 };
                 let keys = first.map_err(|error| fail(error.into()))?;
-                write(name, &path, &keys).map_err(fail)?;
+                let text = keys.print(name).map_err(fail)?;
+                write_private(&path, &text)?;
                 keys
             }
         };
         // The ring is durable: the single key it was made from must not come back should the ring be lost.
         remove(&single)?;
-        Ok(Ring {
+        let memory = Arc::new(ArcSwap::from_pointee(keys));
+        Ok(Ring::at(name, memory, Arc::new(RingFile(path))))
+    }
+
+    /// A ring that lies elsewhere, over memory which its home keeps up to date.
+    pub(crate) fn at(name: RingName, memory: Arc<ArcSwap<Keys>>, home: Arc<dyn Home>) -> Self {
+        Ring {
             name,
-            path,
-            keys: ArcSwap::from_pointee(keys),
+            home,
+            keys: memory,
             changing: Mutex::default(),
-        })
+            archived: Mutex::default(),
+        }
+    }
+
+    /// Whether this process creates and retires its keys by itself.
+    pub fn rotates(&self) -> bool {
+        self.home.rotates()
     }
 
     /// Which ring.
@@ -268,7 +344,9 @@ impl Ring {
     /// Signs claims under `typ` by ES256 with the newest usable key. `now` in seconds.
     ///
     /// # Errors
-    /// Where no key is usable yet: a clock that was set back signs nothing, rather than with an unpublished key.
+    /// Where no key is usable yet: a clock that was set back signs nothing, rather than with an unpublished key. And
+    /// where the home was not heard of for too long: the key may have been replaced in an emergency (tests
+    /// `a_home_that_is_behind_signs_nothing_and_still_verifies`, `a_replica_that_is_behind_signs_nothing`).
     pub fn sign(&self, typ: &str, claims: &Value, now: i64) -> Result<String, SigningFailed> {
         self.sign_by(Alg::Es256, typ, claims, now)
     }
@@ -278,6 +356,9 @@ impl Ring {
     /// # Errors
     /// As [`Ring::sign`]; also where the ring has no key for it (yet).
     pub fn sign_by(&self, alg: Alg, typ: &str, claims: &Value, now: i64) -> Result<String, SigningFailed> {
+        if !self.home.is_current() {
+            return Err(SigningFailed);
+        }
         let keys = self.keys.load();
         let signer = keys.signer(alg, now).and_then(|entry| entry.private.as_ref());
         signer.ok_or(SigningFailed)?.key.sign(Some(typ), claims)
@@ -322,17 +403,32 @@ impl Ring {
         self.keys.load_full()
     }
 
+    /// The keys in force, unless these were archived.
+    pub fn unarchived(&self) -> Option<Arc<Keys>> {
+        let archived = self.archived.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let keys = self.keys();
+        let known = archived.as_ref().is_some_and(|archived| Arc::ptr_eq(archived, &keys));
+        (!known).then_some(keys)
+    }
+
+    /// These keys' public halves are kept.
+    pub fn archived(&self, keys: Arc<Keys>) {
+        *self.archived.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(keys);
+    }
+
     /// Begins a change.
     pub fn change(&self) -> Changing<'_> {
+        let held = self.changing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         Changing {
-            _held: self.changing.lock().unwrap_or_else(|poisoned| poisoned.into_inner()),
+            _held: held,
+            before: self.keys(),
         }
     }
 
     /// What the ring should be at `now`: a successor published in time, retired keys dropped. `None`: as it is.
-    pub fn due(&self, _changing: &Changing<'_>, now: i64) -> Result<Option<Keys>, RingError> {
+    pub fn due(&self, changing: &Changing<'_>, now: i64) -> Result<Option<Keys>, RingError> {
         let schedule = self.name.schedule();
-        let keys = self.keys();
+        let keys = &changing.before;
         let mut next: Vec<Arc<Entry>> = keys.kept(now).cloned().collect();
         let mut changed = next.len() != keys.0.len();
         let renew = schedule.every.saturating_sub(schedule.ahead);
@@ -360,27 +456,19 @@ impl Ring {
 
     /// The emergency: new keys, usable at once, and no old one. Record keys alone stay, to verify what was
     /// recorded, and lose their private half.
-    pub fn fresh(&self, _changing: &Changing<'_>, now: i64) -> Result<Keys, RingError> {
+    pub fn fresh(&self, changing: &Changing<'_>, now: i64) -> Result<Keys, RingError> {
         let mut next = Vec::new();
         if self.name.schedule().after.is_none() {
-            next.extend(self.keys.load().0.iter().map(|entry| Arc::new(entry.verifier())));
+            next.extend(changing.before.0.iter().map(|entry| Arc::new(entry.verifier())));
         }
-        next.extend(first(self.name, now)?.0);
+        next.extend(Keys::first(self.name, now)?.0);
         Ok(Keys(next))
     }
 
-    /// Puts a planned set in force: durable first, then in memory.
-    pub fn put(&self, _changing: &Changing<'_>, keys: Keys) -> Result<(), RingError> {
-        write(self.name, &self.path, &keys)?;
-        self.keys.store(Arc::new(keys));
-        Ok(())
+    /// Puts a planned set in force: durable first, then in memory. Blocks.
+    pub fn put(&self, changing: &Changing<'_>, keys: Keys) -> Result<(), RingError> {
+        self.home.put(self.name, &self.keys, &changing.before, keys)
     }
-}
-
-/// One key for each algorithm of a ring, usable at once.
-fn first(name: RingName, now: i64) -> Result<Keys, SigningFailed> {
-    let made = name.algorithms().iter().map(|alg| Entry::generate(*alg, now));
-    made.collect::<Result<_, _>>().map(Keys)
 }
 
 /// Keys that verify for ever sign no more once a newer one does; true if one lost its private half.
@@ -470,14 +558,13 @@ fn read_key(stored: &StoredKey) -> Result<Arc<Entry>, &'static str> {
     Ok(entry)
 }
 
-fn write(name: RingName, path: &std::path::Path, keys: &Keys) -> Result<(), RingError> {
+fn print(name: RingName, keys: &Keys) -> Result<Zeroizing<Vec<u8>>, RingError> {
     let stored = Stored {
         version: 1,
         ring: name,
         keys: keys.0.iter().map(|entry| stored_key(entry)).collect(),
     };
-    let bytes = Zeroizing::new(serde_json::to_vec(&stored)?);
-    Ok(write_private(path, &bytes)?)
+    Ok(Zeroizing::new(serde_json::to_vec(&stored)?))
 }
 
 fn stored_key(entry: &Entry) -> StoredKey {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use http::Method;
 use sidegate_broker::control::client::Client;
-use sidegate_broker::control::{RingName, Rotate, RotatedNow};
+use sidegate_broker::control::{RingName, RolledAuthority, Rotate, RotatedNow};
 
 /// The broker answers within this, or did not do it.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -28,6 +28,9 @@ pub struct Arguments {
     /// access, federation or record; may be repeated. All of them if absent.
     #[arg(long, value_name = "RING", value_parser = ring)]
     ring: Vec<RingName>,
+    /// Not the rings, but the authority of the broker's TLS, in a cluster. Sidecars that pinned the old one go on.
+    #[arg(long, conflicts_with = "ring")]
+    authority: bool,
 }
 
 fn ring(text: &str) -> Result<RingName, String> {
@@ -51,8 +54,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         largest: MAX_ANSWER,
         absent: &absent,
     };
-    let done: RotatedNow = client.call(Method::POST, "/rotate", Some(&rotate))?;
     let mut out = std::io::stdout().lock();
+    if arguments.authority {
+        let rolled: RolledAuthority = client.call(Method::POST, "/roll-authority", None::<&()>)?;
+        writeln!(out, "new authority: {}\n{}", rolled.authority, rolled.notice)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let done: RotatedNow = client.call(Method::POST, "/rotate", Some(&rotate))?;
     for ring in &done.rotated {
         for kid in &ring.kids {
             writeln!(out, "{}: new key {kid}", ring.ring.as_str())?;

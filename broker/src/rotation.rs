@@ -9,6 +9,7 @@ use serde_json::Value;
 use sidegate_policies::record::Kind;
 
 use crate::audit::{Audit, Event};
+use crate::authority::{Authority, AuthorityError, Rolled};
 use crate::clock::rfc3339;
 use crate::issuer::Issuer;
 use crate::jwt::PublicKey;
@@ -20,6 +21,11 @@ pub const NOTICE: &str = "This broker refuses the old access and federation keys
     attested anew. Third parties may trust the old keys until their cache ends: 5 minutes by what /jwks tells them, \
     an hour for clients that cache longer, and without end where a copy was uploaded by hand: replace it there. Old \
     record keys sign nothing more and stay in the list, or old records could not be verified.";
+
+/// The same about a new authority.
+pub const AUTHORITY_NOTICE: &str = "Sidecars that pinned the old authority go on: it signed the new one. If its key \
+    leaked, that is no protection: whoever has it can still pass for this broker to them, until every agent's pod is \
+    made anew with the new certificate (ConfigMap sidegate-broker-ca, two minutes from now).";
 
 /// Why a ring was not rotated. Its old keys stay in force.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +68,13 @@ pub struct Emergency {
 
 /// Publishes successors in time and drops what has retired. Called again and again; `now` in seconds.
 pub fn keep(issuer: &Issuer, records: &Records, audit: &Audit, now: i64) {
+    archive(issuer.ring(RingName::Record), records);
     for name in RingName::ALL {
         let ring = issuer.ring(name);
+        // Of the replicas of a cluster one does it for all.
+        if !ring.rotates() {
+            continue;
+        }
         let before = ring.keys();
         match planned(ring, records, now) {
             Ok(None) => {}
@@ -72,8 +83,23 @@ pub fn keep(issuer: &Issuer, records: &Records, audit: &Audit, now: i64) {
                 detail: &told(ring, &before, &after),
                 ..Event::new(Kind::Config, "keys.rotated")
             }),
+            // It is looked at again in a moment.
+            Err(RotationError::Ring {
+                error: RingError::Changed,
+                ..
+            }) => {}
             Err(error) => tracing::error!(%error, "a key ring cannot be rotated; its old keys stay in force"),
         }
+    }
+}
+
+/// Keeps the public halves of record keys that another replica made.
+fn archive(ring: &Ring, records: &Records) {
+    let Some(keys) = ring.unarchived() else { return };
+    let jwks: Vec<Value> = keys.public().map(PublicKey::jwk).collect();
+    match records.set_ring(&jwks) {
+        Ok(()) => ring.archived(keys),
+        Err(error) => tracing::error!(%error, "record keys cannot be archived"),
     }
 }
 
@@ -84,6 +110,38 @@ fn planned(ring: &Ring, records: &Records, now: i64) -> Result<Option<Keys>, Rot
     };
     put(ring, records, &changing, &next)?;
     Ok(Some(next))
+}
+
+/// Renews the leaf of both faces, and the authority, where that is due. Called again and again; `now` in seconds.
+pub fn keep_authority(authority: &Authority, audit: &Audit, now: i64) {
+    match authority.keep(now) {
+        Ok(false) | Err(AuthorityError::Changed) => {}
+        Ok(true) => audit.note(Event {
+            object: "tls",
+            detail: &format!(
+                "a new certificate, until {}",
+                rfc3339(authority.not_after().saturating_mul(1000))
+            ),
+            ..Event::new(Kind::Config, "keys.rotated")
+        }),
+        Err(error) => tracing::error!(%error, "the certificate cannot be renewed; the old one is served on"),
+    }
+}
+
+/// A new authority at once, as a person asked. `by` is who; `now` in seconds. Blocks.
+pub fn roll_authority(authority: &Authority, audit: &Audit, by: &str, now: i64) -> Result<Rolled, AuthorityError> {
+    let rolled = authority.roll(now);
+    let detail = match &rolled {
+        Ok(rolled) => format!("new authority {}", rolled.authority),
+        Err(error) => format!("it failed: {error}"),
+    };
+    audit.note(Event {
+        subject: by,
+        object: "authority",
+        detail: &detail,
+        ..Event::new(Kind::Config, "keys.rotated-now")
+    });
+    rolled
 }
 
 /// New keys at once, old ones gone, in each of these rings. `by` is who asked; `now` in seconds. Blocks on the disk.

@@ -64,6 +64,56 @@ pub fn the_broker_installs_under_the_restricted_profile_and_leaves_its_records(c
     Ok(())
 }
 
+/// Keys and authority are made without content, for the leader to fill: an upgrade leaves them alone, and uninstalling
+/// removes them.
+pub fn an_upgrade_leaves_the_keys_alone_and_uninstalling_removes_them(cluster: &Cluster) -> Result<()> {
+    let namespace = cluster.namespace()?;
+    let release = format!("k{}", &namespace[namespace.len() - 8..]);
+    let at = ["--namespace", namespace.as_str()];
+    helm(cluster, &[&["install", &release, &chart("sidegate")][..], &at].concat())?;
+    let filled = [
+        (
+            "secret",
+            format!("{release}-broker-keys"),
+            r#"{"stringData":{"access.ring":"kept"}}"#,
+        ),
+        (
+            "secret",
+            format!("{release}-broker-tls"),
+            r#"{"stringData":{"authority":"kept"}}"#,
+        ),
+        (
+            "configmap",
+            "sidegate-broker-ca".to_owned(),
+            r#"{"data":{"ca.crt":"kept"}}"#,
+        ),
+    ];
+    for (kind, name, content) in &filled {
+        let empty = cluster.kubectl(&[&["get", kind, name, "-o", "jsonpath={.data}"][..], &at].concat(), "")?;
+        ensure!(empty.is_empty(), "{kind} {name} comes with {empty}");
+        cluster.kubectl(
+            &[&["patch", kind, name, "--type=merge", "-p", content][..], &at].concat(),
+            "",
+        )?;
+    }
+    let change = [
+        "upgrade",
+        &release,
+        &chart("sidegate"),
+        "--set",
+        "issuerUrl=https://issuer.example",
+    ];
+    helm(cluster, &[&change[..], &at].concat())?;
+    for (kind, name, _) in &filled {
+        let kept = cluster.kubectl(&[&["get", kind, name, "-o", "jsonpath={.data}"][..], &at].concat(), "")?;
+        ensure!(!kept.is_empty(), "the upgrade emptied {kind} {name}");
+    }
+    helm(cluster, &[&["uninstall", &release][..], &at].concat())?;
+    let left = cluster.kubectl(&[&["get", "secrets,configmaps", "-o", "name"][..], &at].concat(), "")?;
+    ensure!(left.trim() == "configmap/kube-root-ca.crt", "left: {left}");
+    Ok(())
+}
+
 /// Values that are misspelt or out of bounds are refused before anything is installed.
 pub fn wrong_values_are_refused(cluster: &Cluster) -> Result<()> {
     for wrong in [

@@ -10,6 +10,7 @@ mod kinds;
 mod numbers;
 mod outage;
 mod plane;
+mod replicas;
 mod site;
 mod tokens;
 
@@ -65,6 +66,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "charts::the_broker_installs_under_the_restricted_profile_and_leaves_its_records",
         charts::the_broker_installs_under_the_restricted_profile_and_leaves_its_records,
+    ),
+    (
+        "charts::an_upgrade_leaves_the_keys_alone_and_uninstalling_removes_them",
+        charts::an_upgrade_leaves_the_keys_alone_and_uninstalling_removes_them,
     ),
     ("charts::wrong_values_are_refused", charts::wrong_values_are_refused),
     (
@@ -139,6 +144,10 @@ const ALONE: &[(&str, Alone)] = &[
         "outage::sessions_outlive_an_absent_api_server_and_a_restarted_broker",
         outage::sessions_outlive_an_absent_api_server_and_a_restarted_broker,
     ),
+    (
+        "replicas::a_dead_leader_is_followed_by_one_that_rotates",
+        replicas::a_dead_leader_is_followed_by_one_that_rotates,
+    ),
 ];
 
 fn main() -> ExitCode {
@@ -169,8 +178,15 @@ fn main() -> ExitCode {
             test(&programs).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
-    let conclusion = libtest_mimic::run(&arguments, shared.chain(alone).collect());
+    let together = replicas::TESTS.iter().map(|(name, test)| {
+        let programs = programs.clone();
+        Trial::test(*name, move || {
+            replicas::run(&programs, *test).map_err(|error| Failed::from(format!("{error:#}")))
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, shared.chain(alone).chain(together).collect());
     site::stop();
+    replicas::stop();
     // Its servers end before this process does, and say so if they do not.
     drop(cluster);
     conclusion.exit_code()
@@ -189,7 +205,8 @@ fn ignored() -> Vec<Trial> {
     let names = TESTS
         .iter()
         .map(|(name, _)| *name)
-        .chain(ALONE.iter().map(|(name, _)| *name));
+        .chain(ALONE.iter().map(|(name, _)| *name))
+        .chain(replicas::TESTS.iter().map(|(name, _)| *name));
     names
         .map(|name| Trial::test(name, || Ok(())).with_ignored_flag(true))
         .collect()

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
 use serde_json::{json, Value};
-use sidegate_broker::kubernetes::ClusterOptions;
+use sidegate_broker::kubernetes::{ClusterOptions, DEFAULT_NAME};
 use sidegate_broker::{Broker, BrokerConfig, Place};
 use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::authority::Separation;
@@ -36,6 +36,7 @@ pub struct Site {
     pub runtime: Runtime,
     ports: [u16; 2],
     folder: tempfile::TempDir,
+    change: Arc<Change>,
 }
 
 static SITE: Mutex<Option<Arc<Site>>> = Mutex::new(None);
@@ -60,7 +61,7 @@ pub fn stop() {
 }
 
 /// Installs the chart, so that the rights under test are the chart's.
-fn install(cluster: &Cluster) -> Result<()> {
+pub fn install(cluster: &Cluster) -> Result<()> {
     let chart = chart("sidegate");
     let installed = cluster.helm(&[
         "install",
@@ -84,10 +85,17 @@ pub fn chart(name: &str) -> String {
     charts.join(name).to_string_lossy().into_owned()
 }
 
+fn started(runtime: &Runtime, folder: &Path, ports: [u16; 2], change: &Change) -> Result<sidegate_broker::Running> {
+    let mut config = configuration(folder, ports);
+    change(&mut config);
+    Ok(runtime.block_on(Broker::start(config))?)
+}
+
 fn configuration(folder: &Path, ports: [u16; 2]) -> BrokerConfig {
     let place = Place::Cluster(ClusterOptions {
         kubeconfig: Some(folder.join("broker.json")),
         namespace: NAMESPACE.to_owned(),
+        name: DEFAULT_NAME.to_owned(),
     });
     let mut config = BrokerConfig::new(place, folder.join("state"));
     let [front, issuer] = ports;
@@ -97,10 +105,18 @@ fn configuration(folder: &Path, ports: [u16; 2]) -> BrokerConfig {
     config
 }
 
+/// Adjusts a configuration before its broker starts.
+pub type Change = dyn Fn(&mut BrokerConfig) + Send + Sync;
+
 impl Site {
     /// Installs the chart on a cluster, and starts a broker with its rights.
     pub fn start(cluster: &Cluster) -> Result<Site> {
         install(cluster)?;
+        Site::join(cluster, Arc::new(|_| {}))
+    }
+
+    /// Starts one more broker with the rights of the chart, which is installed.
+    pub fn join(cluster: &Cluster, change: Arc<Change>) -> Result<Site> {
         let folder = tempfile::Builder::new().prefix("sidegate-site-").tempdir()?;
         let token = cluster.kubectl(
             &[
@@ -120,12 +136,13 @@ impl Site {
             .enable_all()
             .build()?;
         let ports = [ports::free()?, ports::free()?];
-        let broker = runtime.block_on(Broker::start(configuration(folder.path(), ports)))?;
+        let broker = started(&runtime, folder.path(), ports, &*change)?;
         Ok(Site {
             broker,
             runtime,
             ports,
             folder,
+            change,
         })
     }
 
@@ -136,15 +153,29 @@ impl Site {
             runtime,
             ports,
             folder,
+            change,
         } = self;
         runtime.block_on(broker.shutdown());
-        let broker = runtime.block_on(Broker::start(configuration(folder.path(), ports)))?;
+        let broker = started(&runtime, folder.path(), ports, &*change)?;
         Ok(Site {
             broker,
             runtime,
             ports,
             folder,
+            change,
         })
+    }
+
+    /// Ends the broker as if its machine were gone: it says no goodbye to anybody.
+    pub fn kill(self) {
+        let Site { broker, runtime, .. } = self;
+        drop(broker);
+        runtime.shutdown_background();
+    }
+
+    /// Port of the front face.
+    pub fn port(&self) -> u16 {
+        self.broker.front_addr.port()
     }
 
     /// Ends the broker.

@@ -230,6 +230,7 @@ fn ground(
         separation: Separation::None,
         local: None,
         follow: Follow::Folders(folders, seen),
+        shared: None,
     })
 }
 

@@ -22,8 +22,8 @@ use sidegate_policies::api::AccessRequest;
 use sidegate_policies::record::Kind;
 
 use super::{
-    switch, Decide, Lock, Locked, Restarted, RingName, Rotate, RotatedNow, SessionRow, Status, Unlock, Unlocked,
-    CREATED, SEPARATION, SESSION,
+    switch, Decide, Lock, Locked, Restarted, RingName, RolledAuthority, Rotate, RotatedNow, SessionRow, Status, Unlock,
+    Unlocked, CREATED, SEPARATION, SESSION,
 };
 use crate::approvals::people::Person;
 use crate::approvals::store::Stored;
@@ -110,6 +110,7 @@ fn router(control: Arc<Control>) -> Router {
         .route("/unlock", post(unlock))
         .route("/rotate", post(rotate))
         .route("/jwks", get(jwks))
+        .route("/roll-authority", post(roll_authority))
         .route("/sidecar-restarted", post(restarted))
         .route("/shutdown", post(shutdown))
         .fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such call") })
@@ -342,6 +343,26 @@ async fn rotate(
         failed: done.failed.iter().map(ToString::to_string).collect(),
         notice: rotation::NOTICE.to_owned(),
         unrecorded: done.unrecorded,
+    }))
+}
+
+/// A new authority; on record with the uid that asked.
+async fn roll_authority(
+    State(control): Shared,
+    Extension(peer): Extension<Peer>,
+) -> Result<Json<RolledAuthority>, Refuse> {
+    commanding(peer)?;
+    let front = Arc::clone(&control.reporter.front);
+    let (tasks, now, by) = (front.tasks.clone(), front.clock.now(), format!("uid:{}", peer.uid));
+    let rolled = tasks
+        .blocking(move || rotation::roll_authority(&front.authority, &front.audit, &by, now))
+        .await
+        .ok_or_else(|| refuse(StatusCode::INTERNAL_SERVER_ERROR, "the authority could not be replaced"))?;
+    let rolled = rolled.map_err(|error| refuse(StatusCode::CONFLICT, error.to_string()))?;
+    Ok(Json(RolledAuthority {
+        authority: rolled.authority,
+        until: rolled.until,
+        notice: rotation::AUTHORITY_NOTICE.to_owned(),
     }))
 }
 

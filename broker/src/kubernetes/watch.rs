@@ -19,16 +19,41 @@ pub(super) enum Change<T> {
     Gone(T),
 }
 
+/// Tells every change of one object, by its name: of nothing else may this broker hear.
+pub(super) async fn follow_one<K>(
+    api: Api<K>,
+    name: &str,
+    stop: CancellationToken,
+    told: impl FnMut(Result<Change<K>, watcher::Error>),
+) where
+    K: kube::Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    follow_those(api, only, stop, |object| object, told).await;
+}
+
 /// Tells every change until told to stop. Only what `kept` keeps of an object waits for its list to be whole.
 pub(super) async fn follow<K, T>(
     api: Api<K>,
+    stop: CancellationToken,
+    kept: impl Fn(K) -> T,
+    told: impl FnMut(Result<Change<T>, watcher::Error>),
+) where
+    K: kube::Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+{
+    follow_those(api, watcher::Config::default(), stop, kept, told).await;
+}
+
+pub(super) async fn follow_those<K, T>(
+    api: Api<K>,
+    which: watcher::Config,
     stop: CancellationToken,
     kept: impl Fn(K) -> T,
     mut told: impl FnMut(Result<Change<T>, watcher::Error>),
 ) where
     K: kube::Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
+    let events = watcher::watcher(api, which).default_backoff();
     let mut events = std::pin::pin!(events);
     let mut listed = Vec::new();
     loop {

@@ -333,3 +333,54 @@ fn record_keys_are_never_dropped_and_superseded_ones_cannot_sign() {
     assert_eq!(again.list(), ring.list());
     assert_eq!(kid_of(&sign(&again, now + 1)), kids(&again, now + 1)[4]);
 }
+
+/// A home whose owner was last heard of too long ago, or who was overtaken by another replica.
+struct Elsewhere {
+    current: bool,
+}
+
+impl Home for Elsewhere {
+    fn put(&self, _: RingName, _: &ArcSwap<Keys>, _: &Arc<Keys>, _: Keys) -> Result<(), RingError> {
+        Err(RingError::Changed)
+    }
+
+    fn is_current(&self) -> bool {
+        self.current
+    }
+
+    fn rotates(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_home_that_is_behind_signs_nothing_and_still_verifies() {
+    let memory = || Arc::new(ArcSwap::from_pointee(Keys::first(RingName::Access, START).unwrap()));
+    let current = Ring::at(RingName::Access, memory(), Arc::new(Elsewhere { current: true }));
+    let token = sign(&current, START);
+    let behind = Ring::at(
+        RingName::Access,
+        Arc::clone(&current.keys),
+        Arc::new(Elsewhere { current: false }),
+    );
+    assert_eq!(behind.sign("at+jwt", &json!({}), START), Err(SigningFailed));
+    verify(&behind, &token, START).unwrap();
+    // What the home does not take is not in force.
+    let before = current.list();
+    let changing = current.change();
+    let next = current.fresh(&changing, START + 1).unwrap();
+    assert!(matches!(current.put(&changing, next), Err(RingError::Changed)));
+    assert_eq!(current.list(), before);
+}
+
+#[test]
+fn a_change_is_planned_on_what_was_there_when_it_began() {
+    let bench = Bench::new();
+    let ring = bench.open(RingName::Access, START);
+    let changing = ring.change();
+    let before = ring.keys();
+    // As when another replica's keys arrive meanwhile.
+    ring.keys.store(Arc::new(Keys::first(START + 9).unwrap()));
+    let next = ring.due(&changing, START + DAY).unwrap().unwrap();
+    assert!(before.missing_in(&next).is_empty());
+}

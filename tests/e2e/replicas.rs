@@ -1,0 +1,452 @@
+//! Three brokers of one namespace are one broker: whatever a sidecar does at one of them holds at the others.
+//!
+//! They share a control plane of their own, their names, and a port in front of them that stands for the Service; the
+//! tests here run one after another.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{ensure, Context, Result};
+use serde_json::Value;
+use sidegate_broker::authority::material::Material;
+use sidegate_broker::clock::{Clock, SystemClock};
+use sidegate_broker::front::caller;
+use sidegate_broker::issuer::Workload;
+use sidegate_broker::jwt::{PublicKey, SigningKey, Slot};
+use sidegate_broker::rings::RingName;
+use sidegate_broker::rotation;
+use sidegate_tests::cluster::{Cluster, Programs};
+use sidegate_tests::ports;
+
+use crate::charts;
+use crate::site::{install, until, Agent, Change, Site, NAMESPACE};
+
+/// A test on the three brokers.
+pub type Test = fn(&mut Replicas) -> Result<()>;
+
+pub const TESTS: &[(&str, Test)] = &[
+    (
+        "replicas::a_session_of_one_is_good_at_all",
+        a_session_of_one_is_good_at_all,
+    ),
+    (
+        "replicas::a_second_key_is_refused_at_every_one",
+        a_second_key_is_refused_at_every_one,
+    ),
+    (
+        "replicas::an_emergency_at_one_is_in_force_at_all",
+        an_emergency_at_one_is_in_force_at_all,
+    ),
+    (
+        "replicas::sidecars_outlive_a_new_authority_and_a_rolling_restart",
+        sidecars_outlive_a_new_authority_and_a_rolling_restart,
+    ),
+];
+
+/// Wall time, shifted by hand.
+#[derive(Debug, Default)]
+struct Shifted(AtomicI64);
+
+impl Clock for Shifted {
+    fn now_ms(&self) -> i64 {
+        SystemClock.now_ms() + self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// What stands for the Service: a port whose connections go to one of these.
+struct Service {
+    port: u16,
+    behind: Arc<Mutex<Behind>>,
+}
+
+#[derive(Default)]
+struct Behind {
+    ports: Vec<u16>,
+    turn: usize,
+    open: Vec<TcpStream>,
+}
+
+impl Service {
+    fn start() -> Result<Service> {
+        let port = ports::free()?;
+        let listener = TcpListener::bind(("127.0.0.1", port))?;
+        let behind = Arc::new(Mutex::new(Behind::default()));
+        let inside = Arc::clone(&behind);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if let Some(server) = connect(&inside) {
+                    relay(&inside, client, server);
+                }
+            }
+        });
+        Ok(Service { port, behind })
+    }
+
+    /// From now on these; whoever is connected must come again.
+    fn to(&self, sites: &[&Site]) {
+        let mut behind = self.behind.lock().unwrap();
+        behind.ports = sites.iter().map(|site| site.port()).collect();
+        for stream in behind.open.drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn connect(behind: &Mutex<Behind>) -> Option<TcpStream> {
+    let mut behind = behind.lock().unwrap();
+    for _ in 0..behind.ports.len() {
+        behind.turn += 1;
+        let port = behind.ports[behind.turn % behind.ports.len()];
+        if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)) {
+            return Some(stream);
+        }
+    }
+    None
+}
+
+fn relay(behind: &Mutex<Behind>, client: TcpStream, server: TcpStream) {
+    let (Ok(up), Ok(down), Ok(kept)) = (client.try_clone(), server.try_clone(), client.try_clone()) else {
+        return;
+    };
+    behind.lock().unwrap().open.push(kept);
+    std::thread::spawn(move || copy(up, server));
+    std::thread::spawn(move || copy(down, client));
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
+
+/// The three, and what they stand on.
+pub struct Replicas {
+    sites: Vec<Arc<Site>>,
+    service: Service,
+    clock: Arc<Shifted>,
+    cluster: Cluster,
+}
+
+static REPLICAS: Mutex<Option<Replicas>> = Mutex::new(None);
+
+/// Runs a test on the three, which whoever comes first starts.
+pub fn run(programs: &Programs, test: Test) -> Result<()> {
+    let mut kept = REPLICAS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let replicas = match &mut *kept {
+        Some(replicas) => replicas,
+        none => none.insert(Replicas::start(programs)?),
+    };
+    test(replicas)
+}
+
+/// Ends them, if they were started.
+pub fn stop() {
+    let kept = REPLICAS.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+    if let Some(replicas) = kept {
+        replicas.end();
+    }
+}
+
+impl Replicas {
+    fn start(programs: &Programs) -> Result<Replicas> {
+        let cluster = Cluster::start(programs)?;
+        charts::install_kinds(&cluster)?;
+        install(&cluster)?;
+        let (service, issuer, clock) = (Service::start()?, ports::free()?, Arc::new(Shifted::default()));
+        let (front, time) = (service.port, Arc::clone(&clock));
+        let change: Arc<Change> = Arc::new(move |config| {
+            config.front_url = Some(format!("https://127.0.0.1:{front}"));
+            config.issuer_url = Some(format!("https://127.0.0.1:{issuer}"));
+            config.clock = Arc::clone(&time) as Arc<dyn Clock>;
+        });
+        let mut sites = Vec::new();
+        for _ in 0..3 {
+            sites.push(Arc::new(Site::join(&cluster, Arc::clone(&change))?));
+        }
+        let replicas = Replicas {
+            sites,
+            service,
+            clock,
+            cluster,
+        };
+        replicas.service.to(&replicas.all());
+        Ok(replicas)
+    }
+
+    fn all(&self) -> Vec<&Site> {
+        self.sites.iter().map(|site| &**site).collect()
+    }
+
+    fn end(self) {
+        for site in self.sites {
+            if let Some(site) = Arc::into_inner(site) {
+                site.end();
+            }
+        }
+    }
+
+    fn agent(&self) -> Result<Agent<'_>> {
+        Agent::of(&self.cluster, Arc::clone(&self.sites[0]), |_| {})
+    }
+
+    /// Until every replica holds the same keys; gives them.
+    fn agreed(&self, name: RingName) -> Result<Vec<String>> {
+        let rings = until(
+            "the replicas agree on their keys",
+            || Ok(self.sites.iter().map(|site| kids(site, name)).collect::<Vec<_>>()),
+            |rings| rings.windows(2).all(|pair| pair[0] == pair[1]),
+        )?;
+        Ok(rings[0].clone())
+    }
+
+    fn leader(&self) -> Result<usize> {
+        let leads = |site: &Arc<Site>| site.broker.front().issuer.ring(RingName::Access).rotates();
+        let found = until(
+            "one replica leads",
+            || Ok(self.sites.iter().position(leads)),
+            Option::is_some,
+        )?;
+        found.context("nobody leads")
+    }
+}
+
+fn kids(site: &Site, name: RingName) -> Vec<String> {
+    let listed = site.broker.front().issuer.ring(name).list();
+    listed.into_iter().map(|key| key.kid).collect()
+}
+
+fn key() -> Result<PublicKey> {
+    Ok(SigningKey::from_pkcs8(&SigningKey::generate()?)?.public().clone())
+}
+
+fn attest(site: &Site, token: &str, key: &PublicKey) -> Result<Workload, String> {
+    let attestor = &site.broker.front().attestor;
+    let attested = attestor.attest(Slot::ServiceAccount, token, key, &|_| false, &|_| true);
+    site.runtime.block_on(attested).map_err(|refused| refused.to_string())
+}
+
+/// A session token as `/token` gives it.
+fn session(site: &Site, who: &Workload, key: &PublicKey) -> Result<String> {
+    let front = site.broker.front();
+    Ok(front.issuer.session(who, &key.thumbprint(), front.clock.now())?.token)
+}
+
+/// Whether a session token is good at a replica.
+fn good(site: &Site, token: &str) -> bool {
+    let front = site.broker.front();
+    site.runtime.block_on(caller::session(front, token)).is_ok()
+}
+
+/// The rings are the same, so are the keys of approval digests, and a session token of one is good at all.
+fn a_session_of_one_is_good_at_all(replicas: &mut Replicas) -> Result<()> {
+    for name in RingName::ALL {
+        ensure!(replicas.agreed(name)?.len() == 1, "{name:?}");
+    }
+    let agent = replicas.agent()?;
+    let key = key()?;
+    let who = attest(&replicas.sites[0], &agent.token()?, &key).map_err(anyhow::Error::msg)?;
+    for minted in &replicas.sites {
+        let token = session(minted, &who, &key)?;
+        for site in &replicas.sites {
+            ensure!(good(site, &token), "refused at another replica");
+        }
+    }
+    let published = |site: &Arc<Site>| site.broker.front().issuer.jwks(site.broker.front().clock.now());
+    let sets: Vec<Value> = replicas.sites.iter().map(published).collect();
+    ensure!(sets.iter().all(|set| *set == sets[0]), "{sets:?}");
+    let digests: Vec<String> = replicas
+        .sites
+        .iter()
+        .map(|site| {
+            site.broker
+                .front()
+                .index()
+                .offer(&who.subject)
+                .bundle
+                .digest_key
+                .clone()
+        })
+        .collect();
+    ensure!(digests.iter().all(|key| *key == digests[0]), "digests differ");
+    Ok(())
+}
+
+/// The key that one replica pinned is the only one at all of them.
+fn a_second_key_is_refused_at_every_one(replicas: &mut Replicas) -> Result<()> {
+    let agent = replicas.agent()?;
+    let token = agent.token()?;
+    let (first, second) = (key()?, key()?);
+    attest(&replicas.sites[1], &token, &first).map_err(anyhow::Error::msg)?;
+    for site in &replicas.sites {
+        let refused = attest(site, &token, &second).map(|_| ());
+        ensure!(
+            refused.as_ref().is_err_and(|why| why.contains("RestartNotSeen")),
+            "{refused:?}"
+        );
+        attest(site, &token, &first).map_err(anyhow::Error::msg)?;
+    }
+    Ok(())
+}
+
+/// Keys that are replaced at one replica, leader or not, are replaced at all, and what the old ones signed is refused.
+fn an_emergency_at_one_is_in_force_at_all(replicas: &mut Replicas) -> Result<()> {
+    let agent = replicas.agent()?;
+    let key = key()?;
+    let who = attest(&replicas.sites[0], &agent.token()?, &key).map_err(anyhow::Error::msg)?;
+    let before = replicas.agreed(RingName::Access)?;
+    let token = session(&replicas.sites[2], &who, &key)?;
+    let follower = (replicas.leader()? + 1) % 3;
+    let front = Arc::clone(replicas.sites[follower].broker.front());
+    let site = Arc::clone(&replicas.sites[follower]);
+    let records = site.broker.records();
+    let done = site.runtime.block_on(async move {
+        let (tasks, now) = (front.tasks.clone(), front.clock.now());
+        tasks
+            .blocking(move || {
+                let rings = RingName::ALL;
+                rotation::emergency(&front.issuer, &records, &front.audit, &rings, "test", now)
+            })
+            .await
+    });
+    let done = done.context("it panicked")?;
+    ensure!(done.failed.is_empty(), "{:?}", done.failed);
+    until(
+        "the old token is refused everywhere",
+        || Ok(replicas.sites.iter().filter(|site| good(site, &token)).count()),
+        |accepting| *accepting == 0,
+    )?;
+    let after = replicas.agreed(RingName::Access)?;
+    ensure!(after.len() == 1 && after != before, "{before:?} {after:?}");
+    ensure!(replicas.agreed(RingName::Record)?.len() == 2, "record keys are kept");
+    let token = session(&replicas.sites[0], &who, &key)?;
+    ensure!(replicas.sites.iter().all(|site| good(site, &token)), "the new key");
+    Ok(())
+}
+
+fn authority(site: &Site) -> String {
+    let held = site.broker.front().authority.held();
+    held.map(|held| held.material().authority().0).unwrap_or_default()
+}
+
+fn published(cluster: &Cluster) -> Result<String> {
+    let map = ["get", "configmap", "sidegate-broker-ca", "--namespace", NAMESPACE];
+    cluster.kubectl(&[&map[..], &["-o", r"jsonpath={.data.ca\.crt}"]].concat(), "")
+}
+
+/// A sidecar that pinned the old authority goes on under the new one, and so does one that starts with the old one; no
+/// replica that restarts costs it its stream for long. The new authority is published once all serve under it.
+fn sidecars_outlive_a_new_authority_and_a_rolling_restart(replicas: &mut Replicas) -> Result<()> {
+    let old = replicas.sites[0].broker.ca_pem.clone();
+    until(
+        "the authority is published",
+        || published(&replicas.cluster),
+        |pem| *pem == old,
+    )?;
+    let agent = Agent::of(&replicas.cluster, Arc::clone(&replicas.sites[0]), |_| {})?;
+    let sidecar = agent.sidecar()?;
+    let follower = (replicas.leader()? + 1) % 3;
+    let front = Arc::clone(replicas.sites[follower].broker.front());
+    let rolled = replicas.sites[follower].runtime.block_on(async move {
+        let (tasks, now) = (front.tasks.clone(), front.clock.now());
+        tasks
+            .blocking(move || rotation::roll_authority(&front.authority, &front.audit, "test", now))
+            .await
+    });
+    let rolled = rolled.context("it panicked")??;
+    until(
+        "every replica serves under it",
+        || Ok(replicas.sites.iter().map(|site| authority(site)).collect::<Vec<_>>()),
+        |names| names.iter().all(|name| *name == rolled.authority),
+    )?;
+    ensure!(
+        published(&replicas.cluster)? == old,
+        "published before every replica must serve under it"
+    );
+    let late = Agent::of(&replicas.cluster, Arc::clone(&replicas.sites[0]), |_| {})?;
+    let second = late.sidecar()?;
+    late.end(second);
+    streams(replicas, "under the new authority")?;
+    for turn in 1..replicas.sites.len() {
+        let site = Arc::into_inner(replicas.sites.remove(turn)).context("a replica is held")?;
+        replicas.sites.insert(turn, Arc::new(site.restarted()?));
+    }
+    streams(replicas, "after a rolling restart")?;
+    replicas.clock.0.fetch_add(121_000, Ordering::SeqCst);
+    let new = until(
+        "the new one is published",
+        || published(&replicas.cluster),
+        |pem| *pem != old,
+    );
+    replicas.clock.0.store(0, Ordering::SeqCst);
+    ensure!(new?.contains("BEGIN CERTIFICATE"), "a certificate");
+    agent.end(sidecar);
+    Ok(())
+}
+
+/// Moves every connection to each replica in turn, and sees the sidecar's stream arrive there.
+fn streams(replicas: &Replicas, when: &str) -> Result<()> {
+    for site in &replicas.sites {
+        replicas.service.to(&[site]);
+        until(
+            &format!("the sidecar's stream is at the replica in its turn {when}"),
+            || Ok(site.broker.status().sidecars),
+            |sidecars| *sidecars >= 1,
+        )?;
+    }
+    replicas.service.to(&replicas.all());
+    Ok(())
+}
+
+/// A leader that dies without a word is followed by another one, which publishes the next keys and renews the
+/// certificate in time; a broker that joins later has all of it.
+pub fn a_dead_leader_is_followed_by_one_that_rotates(programs: &Programs) -> Result<()> {
+    let mut replicas = Replicas::start(programs)?;
+    let before = replicas.agreed(RingName::Access)?;
+    let dead = replicas.sites.remove(replicas.leader()?);
+    Arc::into_inner(dead).context("the leader is held")?.kill();
+    replicas.clock.0.store(21 * 24 * 3600 * 1000, Ordering::SeqCst);
+    let leader = replicas.leader()?;
+    let two = |replicas: &Replicas| replicas.agreed(RingName::Access);
+    let after = until("the next key is published", || two(&replicas), |kids| kids.len() == 2)?;
+    ensure!(after[0] == before[0], "the old one is kept: {before:?} {after:?}");
+    let now = replicas.clock.now();
+    for site in &replicas.sites {
+        let published = site.broker.front().issuer.ring(RingName::Access).published(now);
+        ensure!(published.len() == 2, "published");
+        until(
+            "the certificate is renewed",
+            || Ok(site.broker.front().authority.not_after()),
+            |until| *until > now + 29 * 24 * 3600,
+        )?;
+    }
+    // A follower takes part without having been there.
+    let site = Arc::clone(&replicas.sites[leader]);
+    let served = site.broker.front().authority.held().context("nothing is served")?;
+    let text = replicas.cluster.kubectl(
+        &[
+            "get",
+            "secret",
+            "sidegate-broker-tls",
+            "--namespace",
+            NAMESPACE,
+            "-o",
+            "go-template={{index .data \"authority\" | base64decode}}",
+        ],
+        "",
+    )?;
+    let stored = Material::parse(text.as_bytes())?;
+    ensure!(
+        stored.authority_pem() == served.material().authority_pem(),
+        "the Secret"
+    );
+    drop((site, served));
+    replicas.end();
+    Ok(())
+}
