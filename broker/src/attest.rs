@@ -102,6 +102,28 @@ impl Notices for Logged {
     }
 }
 
+/// Which images a sidecar may be, by the image that its pod's spec names.
+pub trait Images: Send + Sync {
+    /// Whether it may be this one, and if not, why.
+    fn allowed(&self, image: &str) -> Result<(), String>;
+
+    /// Whether anything is refused at all.
+    fn pinned(&self) -> bool;
+}
+
+/// Takes any: one machine has no images.
+pub struct AnyImage;
+
+impl Images for AnyImage {
+    fn allowed(&self, _image: &str) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn pinned(&self) -> bool {
+        false
+    }
+}
+
 /// A step of attestation that takes time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -158,6 +180,9 @@ pub enum NotAttested {
     /// The pod's spec.
     #[error("shape: {0}")]
     Shape(&'static str),
+    /// The sidecar's image.
+    #[error("image: {0}")]
+    Image(String),
     /// Another key is pinned and no newer instance is seen: a clone, or a restart the cluster does not show yet.
     #[error("another key is pinned for this instance (RestartNotSeen)")]
     RestartNotSeen,
@@ -209,6 +234,8 @@ pub struct Attestor {
     pub pins: Arc<dyn Pins>,
     /// Who hears of what should not happen.
     pub notices: Arc<dyn Notices>,
+    /// What a sidecar's image may be.
+    pub images: Arc<dyn Images>,
     /// Who hears how long it takes.
     pub timed: Arc<dyn Timed>,
     /// Wall time.
@@ -242,6 +269,7 @@ impl Attestor {
         if let Some(wrong) = pod.shape.wrong() {
             return Err(NotAttested::Shape(wrong));
         }
+        self.images.allowed(&pod.shape.image).map_err(NotAttested::Image)?;
         // A pod that is ending gets no new key, but the one it has goes on: agents need their database until they end.
         let pins = &self.pins;
         let thumbprint = key.thumbprint();

@@ -12,7 +12,7 @@ use sidegate_policies::objects::Objects;
 use tokio::sync::watch;
 
 use crate::app::Base;
-use crate::attest::{Attestor, Issuers, Logged, Pods, TokenReviewer, Untimed};
+use crate::attest::{AnyImage, Attestor, Issuers, Logged, Pods, TokenReviewer, Untimed};
 use crate::clock::Clock;
 use crate::config::{BrokerConfig, Machine, Place, Separation, StartError, HOME};
 use crate::credentials::publish::KeyMaps;
@@ -22,8 +22,9 @@ use crate::index::Withheld;
 use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
-    connect, findings, own_name, reading, ClusterIssuers, ClusterMaps, ClusterOptions, ClusterPods, ClusterReviewer,
-    ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases, PodEvents, PublishedMaps, TlsSecret,
+    connect, findings, is_digest, own_name, reading, Admission, ClusterIssuers, ClusterMaps, ClusterOptions,
+    ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases, PinSweeper,
+    PodEvents, PublishedMaps, TlsSecret,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
@@ -139,6 +140,17 @@ impl Read {
             Place::Cluster(options) => {
                 label(&mut say, "--namespace", &options.namespace);
                 label(&mut say, "--name", &options.name);
+                if let Some(digest) = options
+                    .admission
+                    .sidecar_digest
+                    .as_deref()
+                    .filter(|digest| !is_digest(digest))
+                {
+                    say(
+                        "--sidecar-digest",
+                        format!("`{digest}` is not sha256: and 64 hex digits"),
+                    );
+                }
                 return if problems.is_empty() {
                     Ok(Read::Cluster(options.clone()))
                 } else {
@@ -204,6 +216,7 @@ pub fn machine(read: Box<MachineRead>, config: &BrokerConfig, state: &Arc<StateD
             pods: Arc::clone(&cluster) as Arc<dyn Pods>,
             pins: Arc::new(PinFiles::open(state)?),
             notices: Arc::new(Logged),
+            images: Arc::new(AnyImage),
             timed: Arc::new(Untimed),
             clock,
         },
@@ -249,6 +262,13 @@ pub(crate) async fn cluster(
     let keys = KeySecret::open(client.clone(), options, led, &base.state, now, tasks).await?;
     let (led, time) = (Arc::clone(&leader), Arc::clone(&clock));
     let tls = TlsSecret::open(client.clone(), options, led, &base.names, time, tasks).await?;
+    let sweeper = PinSweeper::new(client.clone(), &options.namespace, Arc::clone(&clock));
+    tasks.spawn("pins", sweeper.run(Arc::clone(&leader), tasks.stopping()));
+    let admission = Admission::open(&client, options, &base.listeners.issuer_url).await;
+    tasks.spawn(
+        "admission",
+        Arc::clone(&admission).run(Arc::clone(&leader), tasks.stopping()),
+    );
     let (events, writer) = PodEvents::new(client.clone(), Arc::clone(&clock));
     tasks.spawn("events", writer.run(tasks.stopping()));
     let kinds = Kinds::follow(client.clone(), tasks).await?;
@@ -265,6 +285,7 @@ pub(crate) async fn cluster(
             pods,
             pins: Arc::new(PinLeases::new(client, &options.namespace)),
             notices: Arc::new(events),
+            images: admission,
             timed: Arc::new(Untimed),
             clock,
         },

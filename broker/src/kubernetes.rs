@@ -4,6 +4,7 @@
 //! kinds; later absence refuses new identities and changes nothing that is in force. The invariant: the broker reads
 //! Secrets by name only, its own and those whose owner granted it, and lists none but its own by their names.
 
+mod admission;
 mod events;
 mod follow;
 mod issuers;
@@ -20,6 +21,7 @@ pub mod reading;
 mod reviewer;
 mod secrets;
 mod status;
+mod sweep;
 mod tls;
 mod watch;
 
@@ -32,6 +34,7 @@ use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 
+pub use admission::{is_digest, Admission, AdmissionOptions};
 pub use events::PodEvents;
 pub use follow::{findings, Follower};
 pub use issuers::ClusterIssuers;
@@ -45,6 +48,7 @@ pub use published::PublishedMaps;
 pub use reviewer::ClusterReviewer;
 pub use secrets::ClusterSecrets;
 pub use status::Conditions;
+pub use sweep::PinSweeper;
 pub use tls::TlsSecret;
 
 use crate::config::StartError;
@@ -61,6 +65,8 @@ pub struct ClusterOptions {
     pub namespace: String,
     /// What the objects of the broker begin with, as the chart names them: Secrets `<name>-keys` and `<name>-tls`.
     pub name: String,
+    /// What the install says of pods.
+    pub admission: AdmissionOptions,
 }
 
 /// What the chart calls the broker of a release named `sidegate`.

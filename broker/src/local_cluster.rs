@@ -180,6 +180,7 @@ impl LocalCluster {
                 token_volumes: vec!["sidegate-token".to_owned()],
                 mounted_by: vec![(SIDECAR.to_owned(), true)],
                 intruders: Vec::new(),
+                image: String::new(),
             },
         }
     }

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sidegate_broker::kubernetes::ClusterOptions;
+use sidegate_broker::kubernetes::{AdmissionOptions, ClusterOptions};
 use sidegate_broker::{Broker, BrokerConfig, Identity, Machine, Place, Running, StartError};
 use tokio::signal::unix::{signal, SignalKind};
 
@@ -59,6 +59,16 @@ struct Arguments {
         default_value = sidegate_broker::kubernetes::DEFAULT_NAME
     )]
     name: String,
+    /// The digest that sidecars' images must have (this release's; those of the two before it stay allowed). Default: any
+    /// image is taken.
+    #[arg(long, requires = "kubernetes", value_name = "sha256:HEX")]
+    sidecar_digest: Option<String>,
+    /// A user id that sidecars run as, for the admission policies; may be repeated.
+    #[arg(long, requires = "kubernetes", value_name = "UID")]
+    sidecar_uid: Vec<u32>,
+    /// The group that may change what the admission policies protect.
+    #[arg(long, requires = "kubernetes", value_name = "NAME")]
+    break_glass_group: Option<String>,
     /// Folder laid out <namespace>/<name>/<key>, files 0600.
     #[arg(long, conflicts_with = "kubernetes", value_name = "DIR")]
     secrets: Option<PathBuf>,
@@ -134,6 +144,11 @@ fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
             kubeconfig: arguments.kubeconfig,
             namespace: arguments.namespace,
             name: arguments.name,
+            admission: AdmissionOptions {
+                sidecar_digest: arguments.sidecar_digest,
+                uids: arguments.sidecar_uid,
+                break_glass_group: arguments.break_glass_group,
+            },
         }),
         false => Place::Machine(machine(arguments)?),
     };

@@ -39,6 +39,7 @@ pub struct Metrics {
     over_budget: IntCounter,
     streams: IntGauge,
     classes: IntGauge,
+    pinned: IntGauge,
     active: IntGaugeVec,
     waiting: IntGauge,
     revisions: IntGaugeVec,
@@ -112,6 +113,10 @@ impl Metrics {
                 "Calls turned away because somebody called too often.",
             )?,
             streams: gauge("streams", "Sidecars connected now.")?,
+            pinned: gauge(
+                "images_pinned",
+                "1: a sidecar's image must be one of the allowed digests; 0: any image is taken.",
+            )?,
             classes: gauge("bundle_classes", "Different bundles made of the present objects.")?,
             active: gauges("leases_active", "Leases out now.", &["kind"])?,
             waiting: gauge("requests_waiting", "Requests that wait for people.")?,
@@ -134,6 +139,7 @@ impl Metrics {
             Err(NotAttested::Review(_)) => ("refused", "review"),
             Err(NotAttested::Pod(_)) => ("refused", "pod"),
             Err(NotAttested::Shape(_)) => ("refused", "shape"),
+            Err(NotAttested::Image(_)) => ("refused", "image"),
             Err(NotAttested::RestartNotSeen) => ("refused", "restart_not_seen"),
             Err(NotAttested::TooMany) => ("later", "too_many"),
             Err(NotAttested::Unavailable(_)) => ("later", "unavailable"),
@@ -184,6 +190,7 @@ impl Metrics {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let index = front.index();
         self.streams.set(number(front.streams.list().len()));
+        self.pinned.set(i64::from(front.attestor.images.pinned()));
         self.classes.set(number(index.classes()));
         for kind in LeaseKind::ALL {
             let active = number(front.leases.active_of(kind, now_ms));

@@ -122,6 +122,7 @@ pub fn wrong_values_are_refused(cluster: &Cluster) -> Result<()> {
         "issuerUrl=http://broker",
         "issuerUrl=https://broker/path",
         "serviceAccount.name=",
+        "sidecar.digest=latest",
     ] {
         let output = cluster.helm(&["template", "x", &chart("sidegate"), "--set", wrong])?;
         ensure!(!output.status.success(), "{wrong} is taken");

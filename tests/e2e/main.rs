@@ -6,6 +6,7 @@
 mod applied;
 mod charts;
 mod identity;
+mod kept;
 mod kinds;
 mod numbers;
 mod outage;
@@ -132,6 +133,14 @@ const TESTS: &[(&str, Test)] = &[
     (
         "numbers::a_lockdown_says_whom_it_reached_and_what_it_ended",
         numbers::a_lockdown_says_whom_it_reached_and_what_it_ended,
+    ),
+    (
+        "kept::a_pin_goes_after_its_pod_and_never_before",
+        kept::a_pin_goes_after_its_pod_and_never_before,
+    ),
+    (
+        "kept::a_sidecar_of_another_image_is_nobody",
+        kept::a_sidecar_of_another_image_is_nobody,
     ),
 ];
 

@@ -96,6 +96,7 @@ fn configuration(folder: &Path, ports: [u16; 2]) -> BrokerConfig {
         kubeconfig: Some(folder.join("broker.json")),
         namespace: NAMESPACE.to_owned(),
         name: DEFAULT_NAME.to_owned(),
+        admission: Default::default(),
     });
     let mut config = BrokerConfig::new(place, folder.join("state"));
     let [front, issuer] = ports;
@@ -181,6 +182,15 @@ impl Site {
     /// Ends the broker.
     pub fn end(self) {
         self.runtime.block_on(self.broker.shutdown());
+    }
+
+    /// How the broker reaches the API server, for a part of it that a test runs by itself.
+    pub fn options(&self) -> ClusterOptions {
+        ClusterOptions {
+            kubeconfig: Some(self.folder.path().join("broker.json")),
+            namespace: NAMESPACE.to_owned(),
+            admission: Default::default(),
+        }
     }
 
     /// The audience of tokens for this broker.

@@ -10,7 +10,8 @@ use anyhow::Result;
 use futures_util::future::BoxFuture;
 use serde_json::{json, Value};
 use sidegate_broker::attest::{
-    Attestor, ClusterTrust, Issuers, Logged, PodView, Pods, Review, Shape, TokenReviewer, Unavailable, Untimed, SIDECAR,
+    AnyImage, Attestor, ClusterTrust, Issuers, Logged, PodView, Pods, Review, Shape, TokenReviewer, Unavailable,
+    Untimed, SIDECAR,
 };
 use sidegate_broker::clock::{Clock, SystemClock};
 use sidegate_broker::control::client::Client;
@@ -91,6 +92,7 @@ impl Fleet {
                 token_volumes: vec!["sidegate-token".to_owned()],
                 mounted_by: vec![(SIDECAR.to_owned(), true)],
                 intruders: Vec::new(),
+                image: String::new(),
             },
         })
     }
@@ -216,6 +218,7 @@ fn ground(
             pods: fleet,
             pins: Arc::new(PinFiles::open(state)?),
             notices: Arc::new(Logged),
+            images: Arc::new(AnyImage),
             timed: Arc::new(Untimed),
             clock: Arc::new(SystemClock),
         },

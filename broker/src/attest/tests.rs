@@ -75,6 +75,7 @@ impl Bench {
             pods: odd,
             pins: Arc::new(PinFiles::open(&self.state).unwrap()),
             notices: Arc::new(Logged),
+            images: Arc::new(AnyImage),
             timed: Arc::new(Untimed),
             clock: Arc::new(SystemClock),
         }
@@ -189,6 +190,35 @@ async fn step_3_the_live_pod_must_be_the_one_named_and_alive() {
         outcome(&attestor, &token, &key()).await,
         Err(NotAttested::Pod(_))
     ));
+}
+
+/// Takes one image.
+struct Only(&'static str);
+
+impl Images for Only {
+    fn allowed(&self, image: &str) -> Result<(), String> {
+        (image == self.0).then_some(()).ok_or_else(|| format!("not `{image}`"))
+    }
+
+    fn pinned(&self) -> bool {
+        true
+    }
+}
+
+#[tokio::test]
+async fn step_4_a_sidecar_of_another_image_is_refused_and_the_reason_names_it() {
+    let bench = Bench::new();
+    let token = bench.cluster.issue().unwrap();
+    let with = |image: &'static str| {
+        let change: ChangePod = Box::new(move |pod| pod.shape.image = image.to_owned());
+        Attestor {
+            images: Arc::new(Only("ours")),
+            ..bench.attestor(Box::new(|_| {}), change, false)
+        }
+    };
+    let refused = outcome(&with("theirs"), &token, &key()).await.unwrap_err();
+    assert_eq!(refused.to_string(), "image: not `theirs`");
+    outcome(&with("ours"), &token, &key()).await.unwrap();
 }
 
 #[tokio::test]

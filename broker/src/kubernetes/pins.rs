@@ -16,7 +16,7 @@ use crate::pins::{judge, Instance, Judged, Pin, PinRefused, Pins};
 /// Where a Lease holds its pin, as JSON.
 const PIN: &str = "sidegate.dev/pin";
 /// What tells our Leases from others.
-const LABEL: (&str, &str) = ("sidegate.dev/component", "pin");
+pub(super) const LABEL: (&str, &str) = ("sidegate.dev/component", "pin");
 /// Rounds against other replicas before the caller is told to try again.
 const ROUNDS: usize = 4;
 

@@ -18,6 +18,8 @@ pub struct Shape {
     /// What reaches for the sidecar: ephemeral containers that mount such a volume or target the sidecar, and namespaces
     /// that show its processes, or its listeners, to others.
     pub intruders: Vec<String>,
+    /// The sidecar's image, as the spec names it; empty where it has none.
+    pub image: String,
 }
 
 impl Shape {
@@ -33,6 +35,9 @@ impl Shape {
         }
         for container in list(spec, "initContainers") {
             let stays = text(container, "restartPolicy") == "Always";
+            if text(container, "name") == SIDECAR {
+                shape.image = text(container, "image").to_owned();
+            }
             shape.mount(container, stays);
         }
         for container in list(spec, "containers") {
@@ -104,9 +109,9 @@ mod tests {
             ],
             "initContainers": [
                 {"name": "setup", "volumeMounts": [{"name": "kube-api", "mountPath": "/api"}]},
-                {"name": SIDECAR, "restartPolicy": "Always", "volumeMounts": [{"name": "sidegate-token"}]},
+                {"name": SIDECAR, "image": "ours@sha256:aa", "restartPolicy": "Always", "volumeMounts": [{"name": "sidegate-token"}]},
             ],
-            "containers": [{"name": "agent", "volumeMounts": [{"name": "kube-api"}]}],
+            "containers": [{"name": "agent", "image": "theirs", "volumeMounts": [{"name": "kube-api"}]}],
         })
     }
 
@@ -124,6 +129,15 @@ mod tests {
         assert_eq!(
             wrong(|spec| spec["ephemeralContainers"] = json!([{"name": "debug", "targetContainerName": "agent"}])),
             None
+        );
+    }
+
+    #[test]
+    fn the_image_is_the_sidecars_own_as_the_spec_names_it() {
+        assert_eq!(Shape::of(&good(), AUDIENCE).image, "ours@sha256:aa");
+        assert_eq!(
+            Shape::of(&json!({"containers": [{"name": SIDECAR, "image": "x"}]}), AUDIENCE).image,
+            ""
         );
     }
 
