@@ -32,6 +32,8 @@ pub struct World<'a> {
     pub objects: &'a Objects,
     /// Generations of profiles, where a server gave them.
     pub generations: &'a BTreeMap<String, i64>,
+    /// Profiles that are not usable, and why.
+    pub unusable: &'a BTreeMap<String, String>,
 }
 
 /// What becomes of a pod.
@@ -98,6 +100,10 @@ fn injected(world: &World<'_>, namespace: &Namespace, says: &Says, pod: &Value) 
             namespace.name
         );
         return Err(Refusal::forbidden("opt-out", message));
+    }
+    if let Some(why) = world.unusable.get(&says.profile) {
+        let message = format!("InjectionProfile {} is not usable: {why}; correct it", says.profile);
+        return Err(Refusal::invalid("profile", message));
     }
     let profiles = world.objects.injection_profiles.iter().map(|located| &located.object);
     let mut profiles = profiles.filter(|profile| profile.metadata.name == says.profile);

@@ -1,17 +1,23 @@
 //! Sidegate's injector: puts the sidecar into agents' pods, and refuses pods that would void the gate.
 //!
 //! [`admit`] decides about one pod from what is known; [`mutate`] builds the injected pod. Both are pure: the webhook
-//! and `sidegate inject` call the same functions, so what is printed offline is what a cluster would store.
+//! ([`server`], on what [`kubernetes`] knows) and `sidegate inject` call the same functions, so what is printed offline
+//! is what a cluster would store.
 //! Refused: whatever is not understood, with words that stand alone. Invariant: nothing a pod says about itself is
 //! believed; what is ours is made anew every time.
 
 pub mod admit;
 mod agents;
 mod annotations;
+pub mod app;
 mod assign;
 mod form;
 pub mod install;
+pub mod kubernetes;
 pub mod mutate;
 pub mod patch;
 pub mod refusal;
+pub mod review;
+pub mod server;
 mod sidecar;
+pub mod task;

@@ -6,6 +6,7 @@
 mod applied;
 mod charts;
 mod identity;
+mod inject;
 mod kept;
 mod kinds;
 mod numbers;
@@ -48,6 +49,39 @@ const TESTS: &[(&str, Test)] = &[
         tokens::a_review_answers_the_audience_it_was_asked_for,
     ),
     ("tokens::a_token_dies_with_its_pod", tokens::a_token_dies_with_its_pod),
+    (
+        "inject::a_pod_of_a_labelled_namespace_is_stored_with_its_sidecar",
+        inject::a_pod_of_a_labelled_namespace_is_stored_with_its_sidecar,
+    ),
+    (
+        "inject::pods_of_a_deployment_are_injected_and_a_refusal_is_an_event",
+        inject::pods_of_a_deployment_are_injected_and_a_refusal_is_an_event,
+    ),
+    (
+        "inject::a_pod_of_another_namespace_is_untouched",
+        inject::a_pod_of_another_namespace_is_untouched,
+    ),
+    (
+        "inject::an_injected_pod_passes_the_restricted_standard",
+        inject::an_injected_pod_passes_the_restricted_standard,
+    ),
+    (
+        "inject::dry_run_and_server_side_apply_see_the_same_pod",
+        inject::dry_run_and_server_side_apply_see_the_same_pod,
+    ),
+    (
+        "inject::what_is_refused_says_what_to_change",
+        inject::what_is_refused_says_what_to_change,
+    ),
+    (
+        "inject::a_granted_target_is_in_the_environment",
+        inject::a_granted_target_is_in_the_environment,
+    ),
+    ("inject::the_injector_may_only_read", inject::the_injector_may_only_read),
+    (
+        "inject::what_is_no_review_is_answered_with_no_review",
+        inject::what_is_no_review_is_answered_with_no_review,
+    ),
     (
         "identity::its_effective_rights_are_the_golden_ones",
         identity::its_effective_rights_are_the_golden_ones,
@@ -196,6 +230,7 @@ fn main() -> ExitCode {
     let conclusion = libtest_mimic::run(&arguments, shared.chain(alone).chain(together).collect());
     site::stop();
     replicas::stop();
+    inject::stop();
     // Its servers end before this process does, and say so if they do not.
     drop(cluster);
     conclusion.exit_code()

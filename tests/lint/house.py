@@ -23,7 +23,8 @@ WRAPPED = {
     "serde_saphyr": ["policies/src/yaml.rs", "policies/src/yaml/"],
     "netlink_packet_sock_diag": ["sidecar/src/accept/owner.rs"],
     "prometheus": ["broker/src/metrics.rs"],
-    "kube": ["policies/src/api/", "policies/src/bin/crdgen.rs", "broker/src/kubernetes.rs", "broker/src/kubernetes/"],
+    "kube": ["policies/src/api/", "policies/src/bin/crdgen.rs", "broker/src/kubernetes.rs", "broker/src/kubernetes/",
+             "injector/src/kubernetes.rs"],
 }
 
 # Rooms (protocols) are named by the registry alone, so that a new one touches no other file (architecture.md).

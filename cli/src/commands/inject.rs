@@ -74,7 +74,6 @@ struct Told {
 struct Injector<'a> {
     install: &'a Install,
     objects: &'a Objects,
-    generations: BTreeMap<String, i64>,
     namespace: &'a str,
     told: Told,
 }
@@ -92,7 +91,6 @@ pub fn run(args: &InjectArgs, out: &Out) -> Result<ExitCode> {
     let mut injector = Injector {
         install: &install,
         objects: &configuration.objects,
-        generations: BTreeMap::new(),
         namespace: &args.namespace,
         told: Told::default(),
     };
@@ -225,7 +223,8 @@ impl Injector<'_> {
         let world = World {
             install: self.install,
             objects: self.objects,
-            generations: &self.generations,
+            generations: &BTreeMap::new(),
+            unusable: &BTreeMap::new(),
         };
         let warnings = match admit(&world, &namespace, pod) {
             Verdict::Refused(refusal) => {

@@ -71,6 +71,7 @@ impl Known {
             install: &self.install,
             objects: &self.objects,
             generations: &self.generations,
+            unusable: &BTreeMap::new(),
         };
         admit(&world, namespace, pod)
     }

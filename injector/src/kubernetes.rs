@@ -1,0 +1,287 @@
+//! What the injector knows of the cluster: labels of namespaces, profiles, Targets and policies, followed by watches.
+//!
+//! The only module that speaks to the API server. Refuses to begin before every kind was listed once. Invariants: it
+//! only reads, and never a Secret; a profile that is not understood is known as such, never passed over.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use kube::api::{ApiResource, DynamicObject};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::WatchStreamExt as _;
+use kube::{Api, Client, Config};
+use serde_json::Value;
+use sidegate_policies::api::{AccessPolicy, InjectionProfile, Target, GROUP, VERSION};
+use sidegate_policies::check::check_apart;
+use sidegate_policies::objects::{Located, Namespace, Objects};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::task::Tasks;
+
+/// Within this every kind is listed, or the injector does not start.
+const LISTED: Duration = Duration::from_secs(30);
+/// Within this the API server answers a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// The API server itself waits 5 s for us at most.
+const LOOK_UP: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Namespace,
+    Profile,
+    Target,
+    Policy,
+}
+
+impl Kind {
+    const ALL: [Kind; 4] = [Kind::Namespace, Kind::Profile, Kind::Target, Kind::Policy];
+
+    fn resource(self) -> ApiResource {
+        let (group, version, kind, plural) = match self {
+            Kind::Namespace => ("", "v1", "Namespace", "namespaces"),
+            Kind::Profile => (GROUP, VERSION, "InjectionProfile", "injectionprofiles"),
+            Kind::Target => (GROUP, VERSION, "Target", "targets"),
+            Kind::Policy => (GROUP, VERSION, "AccessPolicy", "accesspolicies"),
+        };
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
+    }
+}
+
+/// Why the cluster cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the API server: {0}")]
+pub struct Absent(String);
+
+impl Absent {
+    fn new(error: impl std::fmt::Display) -> Self {
+        Absent(error.to_string())
+    }
+}
+
+/// Objects by namespace and name.
+type Found = BTreeMap<(String, String), Arc<Value>>;
+
+/// Everything that is known at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Namespaces, profiles, Targets and policies.
+    pub objects: Objects,
+    /// Generations of profiles.
+    pub generations: BTreeMap<String, i64>,
+    /// Profiles that are not usable, and why.
+    pub unusable: BTreeMap<String, String>,
+}
+
+/// Follows the cluster.
+pub struct Cluster {
+    client: Client,
+    found: Mutex<BTreeMap<Kind, Found>>,
+    now: watch::Sender<Arc<Snapshot>>,
+    listed: watch::Sender<Vec<Kind>>,
+}
+
+impl Cluster {
+    /// Connects by a kubeconfig, or as the service account of this pod, and follows every kind.
+    ///
+    /// # Errors
+    /// The API server is not reached, or does not list our kinds within 30 s.
+    pub async fn follow(kubeconfig: Option<&Path>, tasks: &Tasks) -> Result<Arc<Self>, Absent> {
+        let mut config = match kubeconfig {
+            Some(path) => {
+                let read = Kubeconfig::read_from(path).map_err(Absent::new)?;
+                let wanted = KubeConfigOptions::default();
+                Config::from_custom_kubeconfig(read, &wanted)
+                    .await
+                    .map_err(Absent::new)?
+            }
+            None => Config::incluster().map_err(Absent::new)?,
+        };
+        config.connect_timeout = Some(CONNECT);
+        // What the environment says about proxies is not ours to follow.
+        config.proxy_url = None;
+        let cluster = Arc::new(Cluster {
+            client: Client::try_from(config).map_err(Absent::new)?,
+            found: Mutex::default(),
+            now: watch::channel(Arc::default()).0,
+            listed: watch::channel(Vec::new()).0,
+        });
+        for kind in Kind::ALL {
+            let (cluster, stop) = (Arc::clone(&cluster), tasks.stopping());
+            tasks.spawn(async move { cluster.one(kind, stop).await });
+        }
+        let mut listed = cluster.listed.subscribe();
+        let all = listed.wait_for(|listed| listed.len() == Kind::ALL.len());
+        let whole = matches!(tokio::time::timeout(LISTED, all).await, Ok(Ok(_)));
+        match whole {
+            true => Ok(cluster),
+            false => Err(Absent::new(format!(
+                "not every kind was listed within {} s; are the CustomResourceDefinitions applied, and may the injector \
+                 list and watch namespaces, injectionprofiles, targets and accesspolicies?",
+                LISTED.as_secs()
+            ))),
+        }
+    }
+
+    /// What is known now.
+    pub fn now(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.now.borrow())
+    }
+
+    /// A namespace as the server has it at this moment: what was heard of may lag behind a label just set.
+    ///
+    /// # Errors
+    /// There is no answer within a second.
+    pub async fn namespace(&self, name: &str) -> Result<Option<Namespace>, Absent> {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &Kind::Namespace.resource());
+        let found = within(api.get_opt(name)).await?;
+        Ok(found.map(|object| namespace(&object_value(object))))
+    }
+
+    async fn one(&self, kind: Kind, stop: CancellationToken) {
+        let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &kind.resource());
+        let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
+        let mut events = std::pin::pin!(events);
+        let mut listed = Found::new();
+        loop {
+            let event = tokio::select! {
+                () = stop.cancelled() => return,
+                event = events.next() => event,
+            };
+            match event {
+                Some(Ok(Event::Init)) => listed.clear(),
+                Some(Ok(Event::InitApply(object))) => {
+                    let (key, value) = keyed(object);
+                    listed.insert(key, value);
+                }
+                Some(Ok(Event::InitDone)) => {
+                    let whole = std::mem::take(&mut listed);
+                    self.change(kind, move |found| *found = whole);
+                    self.listed.send_if_modified(|kinds| {
+                        let first = !kinds.contains(&kind);
+                        if first {
+                            kinds.push(kind);
+                        }
+                        first
+                    });
+                }
+                Some(Ok(Event::Apply(object))) => {
+                    let (key, value) = keyed(object);
+                    self.change(kind, move |found| drop(found.insert(key, value)));
+                }
+                Some(Ok(Event::Delete(object))) => {
+                    let (key, _) = keyed(object);
+                    self.change(kind, move |found| drop(found.remove(&key)));
+                }
+                Some(Err(error)) => tracing::warn!(?kind, %error, "cannot be followed now"),
+                None => return,
+            }
+        }
+    }
+
+    fn change(&self, kind: Kind, change: impl FnOnce(&mut Found)) {
+        let mut all = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        change(all.entry(kind).or_default());
+        let found = all.get(&kind).cloned().unwrap_or_default();
+        self.now
+            .send_modify(|snapshot| Arc::make_mut(snapshot).replace(kind, &found));
+    }
+}
+
+impl Snapshot {
+    fn replace(&mut self, kind: Kind, found: &Found) {
+        match kind {
+            Kind::Namespace => {
+                let all = found.values().map(|value| Located::unplaced(namespace(value)));
+                self.objects.namespaces = all.collect();
+            }
+            Kind::Target => self.objects.targets = typed::<Target>(found, "Target"),
+            Kind::Policy => self.objects.policies = typed::<AccessPolicy>(found, "AccessPolicy"),
+            Kind::Profile => self.profiles(found),
+        }
+    }
+
+    fn profiles(&mut self, found: &Found) {
+        self.objects.injection_profiles.clear();
+        self.generations.clear();
+        self.unusable.clear();
+        for ((_, name), value) in found {
+            if let Some(generation) = value.pointer("/metadata/generation").and_then(Value::as_i64) {
+                self.generations.insert(name.clone(), generation);
+            }
+            match profile(value) {
+                Ok(profile) => self.objects.injection_profiles.push(Located::unplaced(profile)),
+                Err(why) => drop(self.unusable.insert(name.clone(), why)),
+            }
+        }
+    }
+}
+
+fn profile(value: &Value) -> Result<InjectionProfile, String> {
+    let profile: InjectionProfile = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
+    let objects = Objects {
+        injection_profiles: vec![Located::unplaced(profile.clone())],
+        ..Objects::default()
+    };
+    match check_apart(&objects).problems.into_iter().next() {
+        None => Ok(profile),
+        Some(problem) => Err(format!("{}: {}", problem.field, problem.message)),
+    }
+}
+
+/// What is not understood is left out: the broker offers it to nobody either, and says why on the object.
+fn typed<T: serde::de::DeserializeOwned>(found: &Found, kind: &str) -> Vec<Located<T>> {
+    let read = |((namespace, name), value): (&(String, String), &Arc<Value>)| {
+        let read = serde_json::from_value(Value::clone(value));
+        read.map_err(|error| tracing::warn!(kind, namespace, name, %error, "left out"))
+            .ok()
+    };
+    found.iter().filter_map(read).map(Located::unplaced).collect()
+}
+
+fn namespace(value: &Value) -> Namespace {
+    let labels = value.pointer("/metadata/labels").and_then(Value::as_object);
+    let labels = labels.into_iter().flatten();
+    let text = |path: &str| {
+        value
+            .pointer(path)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    Namespace {
+        name: text("/metadata/name"),
+        labels: labels
+            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+            .collect(),
+    }
+}
+
+fn keyed(object: DynamicObject) -> ((String, String), Arc<Value>) {
+    let metadata = &object.metadata;
+    let key = (
+        metadata.namespace.clone().unwrap_or_default(),
+        metadata.name.clone().unwrap_or_default(),
+    );
+    (key, Arc::new(object_value(object)))
+}
+
+fn object_value(mut object: DynamicObject) -> Value {
+    // The largest parts of an object, and nothing that is read.
+    object.metadata.managed_fields = None;
+    object.metadata.annotations = None;
+    serde_json::to_value(object).unwrap_or_default()
+}
+
+async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Absent> {
+    match tokio::time::timeout(LOOK_UP, call).await {
+        Ok(answer) => answer.map_err(Absent::new),
+        Err(_) => Err(Absent::new(format!("no answer within {} s", LOOK_UP.as_secs()))),
+    }
+}
