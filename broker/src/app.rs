@@ -177,6 +177,7 @@ impl Broker {
         let published = Arc::clone(front.exchanges.published());
         let publish = published.run(Arc::clone(&front), listeners.front_url.clone(), tasks.stopping());
         tasks.spawn("publish", publish);
+        tasks.spawn("leases", front::lease_table::keep(Arc::clone(&front)));
         let late = Tasks::new();
         late.spawn("records", Arc::clone(&records).run(late.stopping()));
         tasks.spawn("audit", Arc::clone(&front.audit).run(tasks.stopping()));

@@ -12,6 +12,7 @@ mod outbound;
 pub mod publish;
 mod reply;
 mod request;
+pub mod vault;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -10,6 +10,7 @@ pub mod budget;
 pub mod caller;
 pub mod error;
 pub mod introspect;
+pub mod lease_table;
 pub mod leases;
 pub mod record_keys;
 pub mod stream;
@@ -42,7 +43,7 @@ use crate::secrets::Secrets;
 use crate::task::Tasks;
 
 pub use error::Refusal;
-pub use leases::Leases;
+pub use lease_table::Leases;
 pub use stream::Streams;
 
 /// Everything the front face serves from.

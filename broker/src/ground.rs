@@ -264,7 +264,7 @@ pub(crate) async fn cluster(
     let tls = TlsSecret::open(client.clone(), options, led, &base.names, time, tasks).await?;
     let sweeper = PinSweeper::new(client.clone(), &options.namespace, Arc::clone(&clock));
     tasks.spawn("pins", sweeper.run(Arc::clone(&leader), tasks.stopping()));
-    let admission = Admission::open(&client, options, &base.listeners.issuer_url).await;
+    let admission = Admission::open(&client, options, issuer_url).await;
     tasks.spawn(
         "admission",
         Arc::clone(&admission).run(Arc::clone(&leader), tasks.stopping()),

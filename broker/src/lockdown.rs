@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use sidegate_policies::api::lockdown::{Freeze, LockdownSpec};
+use sidegate_policies::api::lockdown::{Freeze, LockdownAction, LockdownSpec};
 use sidegate_policies::api::meta::{Metadata, NamespacedRef, Object};
 use sidegate_policies::api::{Lockdown, API_VERSION};
 use sidegate_policies::engine::Subject;
@@ -62,6 +62,12 @@ impl Denied {
         self.live(now_ms)
             .find(|entry| hits(&entry.freeze, about))
             .map(|entry| entry.lockdown.as_str())
+    }
+
+    /// Whether what this is about is closed, and not only refused from now on.
+    pub fn closes(&self, about: About<'_>, now_ms: i64) -> bool {
+        let closing = |entry: &DenyEntry| entry.action == LockdownAction::Close && hits(&entry.freeze, about);
+        self.set.entries.len() > MAX_ENTRIES || self.live(now_ms).any(closing)
     }
 
     /// Whether a token id is frozen.

@@ -15,7 +15,7 @@ use prometheus::{
 use sidegate_policies::wire::NackClass;
 
 use crate::attest::{NotAttested, Step, Timed};
-use crate::front::leases::LeaseKind;
+use crate::front::lease_table::LeaseKind;
 use crate::front::Front;
 use crate::rings::RingName;
 

@@ -11,6 +11,7 @@ pub mod bundle;
 pub mod cases;
 pub mod check;
 pub mod compile;
+pub mod credential_kinds;
 pub mod engine;
 pub mod explanation;
 pub mod mask;

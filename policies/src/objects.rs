@@ -85,17 +85,23 @@ impl Objects {
         found
     }
 
-    /// The TokenIssuer that a Target takes its tokens from. Nothing: it takes none, or those of Sidegate's own issuer.
+    /// The TokenIssuer that has a part in how a Target is logged in to. Nothing: none has, or Sidegate's own issuer.
     ///
     /// # Errors
     /// Where the Target cannot have them: it is offered to nobody.
     pub fn issuer_of(&self, target: &Target) -> Result<Option<&TokenIssuer>, Unresolved> {
-        let Credential::Token(token) = &target.spec.credential else {
+        let credential = &target.spec.credential;
+        let Some(name) = credential.issuer() else {
             return Ok(None);
         };
-        let name = token.issuer.as_str();
         if name == OWN {
-            return Ok(None);
+            return match credential {
+                Credential::Token(_) => Ok(None),
+                other => Err(Unresolved {
+                    reason: "IssuerNotUsable",
+                    message: format!("Sidegate's own issuer has no part in credential.{}", other.as_str()),
+                }),
+            };
         }
         let all = self.token_issuers.iter().map(|located| &located.object);
         let found = all.into_iter().find(|issuer| issuer.metadata.name == name);
@@ -117,13 +123,24 @@ impl Objects {
         };
         let preset = presets::find(&issuer.spec.preset);
         let preset = preset.ok_or_else(|| unfit(format!("TokenIssuer {name} has no preset that is known")))?;
-        if preset.gives == Gives::Keys {
-            let preset = &preset.name;
+        let fits = match credential {
+            Credential::Vault(_) => preset.gives == Gives::VaultToken,
+            _ => preset.gives != Gives::Keys,
+        };
+        if !fits {
             return Err(unfit(format!(
-                "not built yet: TokenIssuer {name} ({preset}) gives keys to sign with, and this Target wants a token"
+                "TokenIssuer {name} ({}) gives {}, and credential.{} wants {}",
+                preset.name,
+                preset.gives.words(),
+                credential.as_str(),
+                wanted(credential).words(),
             )));
         }
-        if preset.scopes == Scopes::Required && token.scopes.is_empty() {
+        let scopes = match credential {
+            Credential::Token(token) => token.scopes.as_slice(),
+            _ => &[],
+        };
+        if preset.scopes == Scopes::Required && scopes.is_empty() {
             let message = format!(
                 "TokenIssuer {name} ({}) wants scopes; name them in token.scopes",
                 preset.name
@@ -179,6 +196,14 @@ impl Objects {
 pub fn absent(reference: &HomeRef) -> String {
     let HomeRef { name, key } = reference;
     format!("there is no ConfigMap {name} with PEM certificates under `{key}` in the broker's namespace (yet)")
+}
+
+/// What a credential is made of.
+fn wanted(credential: &Credential) -> Gives {
+    match credential {
+        Credential::Vault(_) => Gives::VaultToken,
+        Credential::Secret(_) | Credential::Token(_) | Credential::None(_) => Gives::Bearer,
+    }
 }
 
 /// Why a reference leads nowhere.

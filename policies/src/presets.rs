@@ -81,8 +81,21 @@ pub enum Gives {
     /// A token that is shown as it is.
     #[default]
     Bearer,
+    /// The same, and it opens the Vault that gave it.
+    VaultToken,
     /// Keys that requests are signed with.
     Keys,
+}
+
+impl Gives {
+    /// For people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Gives::Bearer => "a token",
+            Gives::VaultToken => "a token of Vault",
+            Gives::Keys => "keys to sign with",
+        }
+    }
 }
 
 /// Whether a Target must name scopes.

@@ -243,6 +243,9 @@ pub struct LeaseRequest {
     /// The target refused this lease: read the source again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// The lease held: where its source makes a credential for each lease, this one is to go on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew: Option<String>,
 }
 
 /// A credential with an end. No Debug: it holds secrets.
@@ -275,6 +278,8 @@ pub enum LeaseMaterial {
         /// The token.
         token: String,
     },
+    /// What the lease that was to go on carries already; its id stays, too.
+    Kept,
     /// Nothing but a name.
     None {
         /// The user or role.

@@ -574,3 +574,36 @@ fn a_cluster_policy_never_allows() {
     let text = "apiVersion: sidegate.dev/v1alpha1\nkind: ClusterAccessPolicy\nmetadata: {name: c}\nspec:\n  rules: [{name: a, effect: Allow}]\n";
     one(text, "spec.rules[0].effect");
 }
+
+#[test]
+fn a_user_of_a_vault_is_named_by_a_path_that_leads_nowhere_else() {
+    let vault = POSTGRES.replace(
+        "{secret: {name: shop-agent}}",
+        "{vault: {issuer: corp, mount: team/database, role: reader}}",
+    );
+    assert_eq!(checked(&target(&vault)).problems, []);
+    for mount in [
+        "''",
+        "/database",
+        "database/",
+        "a//b",
+        "../sys",
+        "a/../b",
+        "'a b'",
+        "'a?b'",
+        "'a%2fb'",
+    ] {
+        changed(&vault, "team/database", mount, "spec.credential.vault.mount");
+    }
+    for role in ["''", "a/b", "..", "'a b'"] {
+        changed(&vault, "reader", role, "spec.credential.vault.role");
+    }
+    changed(
+        &vault,
+        "issuer: corp",
+        "issuer: sidegate",
+        "spec.credential.vault.issuer",
+    );
+    let raw = TCP.replace("none: {}", "vault: {issuer: corp, mount: database, role: r}");
+    one(&target(&raw), "spec.credential");
+}

@@ -130,9 +130,7 @@ fn touches(entry: &DenyEntry, subject: &Subject, target: &TargetState) -> bool {
             *secret.namespace == *id.namespace
                 && matches!(&target.spec.credential, Credential::Secret(own) if own.name == secret.name)
         }
-        Freeze::Issuer(issuer) => {
-            matches!(&target.spec.credential, Credential::Token(token) if token.issuer == *issuer)
-        }
+        Freeze::Issuer(issuer) => target.spec.credential.issuer() == Some(issuer),
         // The broker voids the token itself: its next use ends the stream and every lease.
         Freeze::TokenId(_) => false,
         Freeze::Everything(_) => true,

@@ -18,6 +18,7 @@ pub mod psql;
 pub mod recording;
 pub mod shop;
 pub mod told;
+pub mod vault;
 pub mod verifiers;
 pub mod wire;
 pub mod world;

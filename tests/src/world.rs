@@ -91,6 +91,7 @@ impl Setup {
         };
         let mut config = BrokerConfig::new(machine.into(), path("state"));
         config.health_listen = Some((std::net::Ipv4Addr::LOCALHOST, 0).into());
+        config.loopback_providers = true;
         let broker = Broker::start(config).await.map_err(|error| match error {
             StartError::Config(problems) => {
                 let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();

@@ -26,5 +26,6 @@ mod startup;
 mod state;
 mod tamper;
 mod unrecorded;
+mod vault;
 mod vectors;
 mod waist;

@@ -20,7 +20,7 @@ use sidegate_broker::front::budget::{Limits, Rate};
 use sidegate_broker::ground::{Follow, Ground};
 use sidegate_broker::jwt::{Alg, KeySet, SigningKey};
 use sidegate_broker::keeper::load;
-use sidegate_broker::kubernetes::ClusterOptions;
+use sidegate_broker::kubernetes::{ClusterOptions, DEFAULT_NAME};
 use sidegate_broker::pins::{Instance, PinFiles};
 use sidegate_broker::report::Findings;
 use sidegate_broker::secrets::{SecretFolder, Secrets};
@@ -175,6 +175,8 @@ pub fn serve(folder: &Path, place: &str) -> Result<()> {
                 let cluster = Place::Cluster(ClusterOptions {
                     kubeconfig: Some(place.into()),
                     namespace: super::cluster::NAMESPACE.to_owned(),
+                    name: DEFAULT_NAME.to_owned(),
+                    admission: Default::default(),
                 });
                 let mut config = BrokerConfig::new(cluster, folder.join("state"));
                 config.limits = unlimited();

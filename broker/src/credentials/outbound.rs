@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, ServerName};
+use secrecy::ExposeSecret as _;
 use sidegate_policies::address;
 use sidegate_policies::presets::url::{self, Url};
 use sidegate_policies::presets::Class;
@@ -60,7 +61,7 @@ impl Outbound {
         &self.tasks
     }
 
-    /// Posts, and gives the whole answer.
+    /// Sends a request, and gives the whole answer.
     pub(super) async fn post(&self, request: &Request, ca_pem: Option<&str>) -> Result<Answer, Failure> {
         match tokio::time::timeout(DEADLINE, self.exchange(request, ca_pem)).await {
             Ok(answer) => answer,
@@ -173,7 +174,13 @@ fn hides_another(address: IpAddr) -> bool {
 fn message(url: &Url<'_>, request: &Request) -> Option<http::Request<Full<Bytes>>> {
     let path = if url.path.is_empty() { "/" } else { url.path };
     let host = url.origin.strip_prefix("https://")?;
-    let mut message = http::Request::post(path)
+    let mut message = http::Request::builder().method(request.method.clone()).uri(path);
+    if let Some((name, value)) = &request.secret {
+        let mut value = HeaderValue::from_str(value.expose_secret()).ok()?;
+        value.set_sensitive(true);
+        message = message.header(*name, value);
+    }
+    let mut message = message
         .header(header::HOST, host)
         .header(header::CONTENT_TYPE, request.content_type)
         .header(header::ACCEPT, HeaderValue::from_static("application/json"))

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
+use http::Method;
+use secrecy::SecretString;
 use sidegate_policies::api::TokenIssuerSpec;
 use sidegate_policies::presets::{url, Encoding, Field, LoginBy, Placeholder, Step};
 use zeroize::Zeroizing;
@@ -25,8 +27,11 @@ pub(super) struct Facts<'a> {
     pub(super) secret: Option<&'a str>,
 }
 
-/// A request to post. No Debug: it carries the assertion.
+/// A request to send. No Debug: it carries the assertion.
 pub(super) struct Request {
+    pub(super) method: Method,
+    /// One more header, whose value is secret.
+    pub(super) secret: Option<(&'static str, SecretString)>,
     pub(super) url: String,
     pub(super) content_type: &'static str,
     /// The header `Authorization`, where a client logs in by it.
@@ -91,6 +96,8 @@ impl Facts<'_> {
             Encoding::Form | Encoding::AwsQuery => ("application/x-www-form-urlencoded", form(&fields)),
         };
         Ok(Request {
+            method: Method::POST,
+            secret: None,
             url,
             content_type,
             authorization,

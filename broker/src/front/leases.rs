@@ -1,16 +1,17 @@
 //! Leases: one credential for one target of the caller's own bundle, for a few minutes.
 //!
 //! Refuses targets outside the bundle, whatever a Lockdown freezes, and secrets that are missing or readable by
-//! others; never falls back to an older or broader credential. The invariants: a Secret is read anew for every lease,
-//! and nothing is kept here but ids; what was fetched for one configuration is not given out under another.
+//! others; never falls back to an older or broader credential. The invariants: a Secret is read anew for every lease;
+//! what was fetched for one configuration is not given out under another; what was made for a lease that is not given out
+//! is ended where it was made.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
 use axum::{Extension, Json};
 use http::StatusCode;
-use sidegate_policies::api::target::{Credential, SecretCredential};
+use secrecy::ExposeSecret as _;
+use sidegate_policies::api::target::{Credential, SecretCredential, VaultCredential};
 use sidegate_policies::bundle::BundledTarget;
 use sidegate_policies::check::OWN;
 use sidegate_policies::presets::Class;
@@ -18,9 +19,11 @@ use sidegate_policies::record::Kind;
 use sidegate_policies::wire::{Lease, LeaseMaterial, LeaseRequest};
 
 use super::caller::Caller;
+use super::lease_table::Held;
 use super::token::mint;
 use super::{json, Front, Refusal, MAX_BODY};
 use crate::audit::Event;
+use crate::credentials::vault::{Drawing, Drawn, VaultLease, LIFE};
 use crate::credentials::{Exchanged, Failure, Wanted};
 use crate::index::{Index, Offer};
 use crate::issuer::{random_id, Workload};
@@ -29,83 +32,6 @@ use crate::secrets::SecretError;
 
 /// Life of a leased Secret, seconds.
 pub const SECRET_LIFE: u64 = 15 * 60;
-const MAX_LEASES: usize = 100_000;
-
-/// Leases given out: ids only, for handing back and for status.
-#[derive(Debug, Default)]
-pub struct Leases(Mutex<HashMap<String, Held>>);
-
-/// What a lease was made from, for metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeaseKind {
-    /// A Secret.
-    Secret,
-    /// A token, of ours or of another issuer.
-    Token,
-    /// Nothing but a name.
-    None,
-}
-
-impl LeaseKind {
-    /// Every kind.
-    pub const ALL: [LeaseKind; 3] = [LeaseKind::Secret, LeaseKind::Token, LeaseKind::None];
-
-    /// Its word in metrics: the field of the Target.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LeaseKind::Secret => "secret",
-            LeaseKind::Token => "token",
-            LeaseKind::None => "none",
-        }
-    }
-
-    fn of(credential: &Credential) -> LeaseKind {
-        match credential {
-            Credential::Secret(_) => LeaseKind::Secret,
-            Credential::Token(_) => LeaseKind::Token,
-            Credential::None(_) => LeaseKind::None,
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Held {
-    pod_uid: String,
-    until_ms: i64,
-    kind: LeaseKind,
-}
-
-impl Leases {
-    fn add(&self, id: &str, held: Held, now_ms: i64) -> Result<(), Refusal> {
-        let mut leases = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        leases.retain(|_, held| held.until_ms > now_ms);
-        if leases.len() >= MAX_LEASES {
-            return Err(Refusal::unavailable());
-        }
-        leases.insert(id.to_owned(), held);
-        Ok(())
-    }
-
-    fn end(&self, id: &str, pod_uid: &str) -> bool {
-        let mut leases = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let own = leases.get(id).is_some_and(|held| held.pod_uid == pod_uid);
-        own && leases.remove(id).is_some()
-    }
-
-    /// How many are out now.
-    pub fn active(&self, now_ms: i64) -> usize {
-        let leases = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        leases.values().filter(|held| held.until_ms > now_ms).count()
-    }
-
-    /// The same of one kind.
-    pub fn active_of(&self, kind: LeaseKind, now_ms: i64) -> usize {
-        let leases = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let out = |held: &&Held| held.kind == kind && held.until_ms > now_ms;
-        leases.values().filter(out).count()
-    }
-}
-
 /// `POST /v1/leases`.
 pub async fn create(
     State(front): State<Arc<Front>>,
@@ -114,6 +40,10 @@ pub async fn create(
 ) -> Result<Json<Lease>, Refusal> {
     let asked: LeaseRequest = json(request, MAX_BODY).await?;
     let tasks = front.tasks.clone();
+    // What its Target refused is of no use to anybody.
+    if let Some(refused) = &asked.refused {
+        front.leases.end(refused, &caller.workload);
+    }
     let fetched = fetch(&front, &caller, &asked).await;
     let lease = tasks.blocking(move || {
         let client = caller.workload.client_id();
@@ -132,15 +62,18 @@ pub async fn create(
             });
             refusal
         })?;
+        let goes_on = matches!(lease.material, LeaseMaterial::Kept);
         // On record before it leaves.
         let granted = front.audit.record(Event {
             kind: Kind::Issued,
-            event: "lease.granted",
+            event: if goes_on { "lease.renewed" } else { "lease.granted" },
             detail: &lease.id,
             ..told
         });
         if granted.is_err() {
-            front.leases.end(&lease.id, &caller.subject().pod_uid);
+            if !goes_on {
+                front.leases.end(&lease.id, &caller.workload);
+            }
             return Err(Refusal::unavailable());
         }
         Ok(lease)
@@ -154,7 +87,7 @@ pub async fn end(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<StatusCode, Refusal> {
-    if !front.leases.end(&id, &caller.subject().pod_uid) {
+    if !front.leases.end(&id, &caller.workload) {
         return Err(Refusal::not_found());
     }
     front.audit.note(Event {
@@ -181,6 +114,37 @@ enum Fetched {
         outcome: Result<Arc<Exchanged>, Failure>,
         revision: u64,
     },
+    /// A user made for this lease, under this revision of the configuration.
+    Made {
+        outcome: Result<Drawn, Failure>,
+        revision: u64,
+    },
+    /// The lease of this id goes on, if it is still there and its source lets it.
+    Renewed {
+        id: String,
+        upstream: Option<Arc<VaultLease>>,
+        outcome: Result<(), Failure>,
+    },
+}
+
+/// What is given out.
+struct Given {
+    material: LeaseMaterial,
+    expires_in: u64,
+    upstream: Option<Arc<VaultLease>>,
+    /// Of the lease that goes on; absent: it is a new one.
+    id: Option<String>,
+}
+
+impl Given {
+    fn new(material: LeaseMaterial, expires_in: u64) -> Self {
+        Given {
+            material,
+            expires_in,
+            upstream: None,
+            id: None,
+        }
+    }
 }
 
 /// A Target the caller may have a lease for now.
@@ -199,16 +163,16 @@ impl Grantable {
             target: target.to_owned(),
         };
         let bundled = granted.bundled()?;
-        let (secret, issuer) = match &bundled.target.spec.credential {
-            Credential::Secret(secret) => (Some(format!("{}/{}", namespace(bundled), secret.name)), None),
-            Credential::Token(token) => (None, Some(token.issuer.as_str())),
-            Credential::None(_) => (None, None),
+        let credential = &bundled.target.spec.credential;
+        let secret = match credential {
+            Credential::Secret(secret) => Some(format!("{}/{}", namespace(bundled), secret.name)),
+            _ => None,
         };
         let about = About {
             subject: Some(&who.subject),
             target: Some(target),
             secret: secret.as_deref(),
-            issuer,
+            issuer: credential.issuer(),
         };
         if let Some(lockdown) = front.lockdowns.now().frozen(about, front.clock.now_ms()) {
             return Err((Refusal::locked(), format!("frozen by lockdown `{lockdown}`")));
@@ -254,7 +218,47 @@ async fn fetch(front: &Arc<Front>, caller: &Caller, asked: &LeaseRequest) -> Fet
                 revision: granted.index.revision(),
             }
         }
+        Credential::Vault(vault) => make(front, caller, asked, &granted, bundled, vault).await,
         Credential::None(_) => Fetched::Nothing,
+    }
+}
+
+/// Has a user made for a lease, or the one that was made go on.
+async fn make(
+    front: &Front,
+    caller: &Caller,
+    asked: &LeaseRequest,
+    granted: &Grantable,
+    bundled: &BundledTarget,
+    vault: &VaultCredential,
+) -> Fetched {
+    if let Some(id) = &asked.renew {
+        let upstream = front.leases.upstream(id, &caller.workload, bundled);
+        let outcome = match &upstream {
+            Some(upstream) => upstream.renew().await,
+            None => Ok(()),
+        };
+        return Fetched::Renewed {
+            id: id.clone(),
+            upstream,
+            outcome,
+        };
+    }
+    let Ok(Some(issuer)) = granted.index.objects().issuer_of(&bundled.target) else {
+        return Fetched::Nothing;
+    };
+    let drawing = Drawing {
+        who: caller.workload.clone(),
+        thumbprint: caller.thumbprint.clone(),
+        bundle: granted.offer.version.clone(),
+        target: granted.target.clone(),
+        vault: vault.clone(),
+        issuer: issuer.clone(),
+        anew: asked.refused.is_some(),
+    };
+    Fetched::Made {
+        outcome: front.exchanges.draw(drawing).await,
+        revision: granted.index.revision(),
     }
 }
 
@@ -283,34 +287,52 @@ async fn read_secret(
 /// The grant, or the refusal. What may be granted is asked again: a Lockdown may have come while something was fetched.
 fn grant(front: &Front, who: &Workload, target: &str, fetched: Fetched) -> Result<Lease, Refused> {
     let granted = Grantable::check(front, who, target)?;
-    let (material, expires_in) = material(front, who, &granted, fetched)?;
-    let id = random_id().map_err(|error| (Refusal::unavailable(), error.to_string()))?;
+    let given = material(front, who, &granted, fetched)?;
     let now_ms = front.clock.now_ms();
-    let life_ms = i64::try_from(expires_in).unwrap_or(0).saturating_mul(1000);
-    let held = Held {
-        pod_uid: who.subject.pod_uid.clone(),
-        until_ms: now_ms.saturating_add(life_ms),
-        kind: LeaseKind::of(&granted.bundled()?.target.spec.credential),
-    };
-    front
-        .leases
-        .add(&id, held, now_ms)
-        .map_err(|refusal| (refusal, "too many leases".to_owned()))?;
-    Ok(Lease {
+    let life_ms = i64::try_from(given.expires_in).unwrap_or(0).saturating_mul(1000);
+    let until_ms = now_ms.saturating_add(life_ms);
+    let lease = |id| Lease {
         id,
-        material,
-        expires_in,
-    })
+        material: given.material,
+        expires_in: given.expires_in,
+    };
+    if let Some(id) = given.id {
+        if !front.leases.prolong(&id, until_ms) {
+            return Err(over());
+        }
+        return Ok(lease(id));
+    }
+    let id = random_id().map_err(|error| (Refusal::unavailable(), error.to_string()))?;
+    let held = Held {
+        who: Arc::new(who.clone()),
+        target: target.to_owned(),
+        credential: granted.bundled()?.target.spec.credential.clone(),
+        until_ms,
+        upstream: given.upstream,
+    };
+    if !front.leases.add(&id, held, now_ms) {
+        return Err((Refusal::unavailable(), "too many leases".to_owned()));
+    }
+    Ok(lease(id))
 }
 
-fn material(
-    front: &Front,
-    who: &Workload,
-    granted: &Grantable,
-    fetched: Fetched,
-) -> Result<(LeaseMaterial, u64), Refused> {
+/// A lease that was to go on is not there, or has come to its end: it serves until then, and another one follows.
+fn over() -> Refused {
+    (Refusal::unavailable(), "the lease cannot go on".to_owned())
+}
+
+/// Seconds that something made elsewhere is leased for now: no longer than it lives, or the caller's own token.
+fn life(front: &Front, who: &Workload, upstream: &VaultLease) -> Option<u64> {
+    let now_ms = front.clock.now_ms();
+    let most = now_ms.saturating_add(LIFE.saturating_mul(1000));
+    let until = upstream.until_ms().min(most).min(who.ends.saturating_mul(1000));
+    let seconds = until.saturating_sub(now_ms).div_euclid(1000);
+    u64::try_from(seconds).ok().filter(|seconds| *seconds > 0)
+}
+
+fn material(front: &Front, who: &Workload, granted: &Grantable, fetched: Fetched) -> Result<Given, Refused> {
     match (&granted.bundled()?.target.spec.credential, fetched) {
-        (Credential::Secret(_), Fetched::Secret(read)) => Ok((read.map_err(secret_refused)?, SECRET_LIFE)),
+        (Credential::Secret(_), Fetched::Secret(read)) => Ok(Given::new(read.map_err(secret_refused)?, SECRET_LIFE)),
         (Credential::Token(token), Fetched::Token { outcome, revision }) if revision == granted.index.revision() => {
             let held = outcome.map_err(exchange_refused)?;
             let life = held.life(who.ends, front.clock.now_ms());
@@ -319,7 +341,7 @@ fn material(
                 user: token.username.clone(),
                 token: held.expose().to_owned(),
             };
-            Ok((material, life))
+            Ok(Given::new(material, life))
         }
         (Credential::Token(token), Fetched::Nothing) if token.issuer == OWN => {
             let minted = mint(front, who, &granted.target, token, None);
@@ -328,13 +350,34 @@ fn material(
                 user: token.username.clone(),
                 token: issued.token,
             };
-            Ok((material, issued.expires_in))
+            Ok(Given::new(material, issued.expires_in))
         }
         (Credential::None(none), Fetched::Nothing) => {
             let material = LeaseMaterial::None {
                 user: none.username.clone(),
             };
-            Ok((material, SECRET_LIFE))
+            Ok(Given::new(material, SECRET_LIFE))
+        }
+        (Credential::Vault(_), Fetched::Made { outcome, revision }) if revision == granted.index.revision() => {
+            let drawn = outcome.map_err(exchange_refused)?;
+            let life = life(front, who, &drawn.lease).ok_or_else(over)?;
+            let material = LeaseMaterial::Password {
+                user: drawn.user,
+                password: drawn.password.expose_secret().to_owned(),
+            };
+            Ok(Given {
+                upstream: Some(drawn.lease),
+                ..Given::new(material, life)
+            })
+        }
+        (Credential::Vault(_), Fetched::Renewed { id, upstream, outcome }) => {
+            let upstream = upstream.ok_or_else(over)?;
+            outcome.map_err(exchange_refused)?;
+            let life = life(front, who, &upstream).ok_or_else(over)?;
+            Ok(Given {
+                id: Some(id),
+                ..Given::new(LeaseMaterial::Kept, life)
+            })
         }
         // What was fetched is of another Target or configuration, as this one was a moment ago.
         _ => Err((Refusal::unavailable(), "the configuration changed meanwhile".to_owned())),

@@ -22,4 +22,5 @@ mod provider;
 mod rings;
 mod streams;
 mod tokens;
+mod vault;
 mod world;

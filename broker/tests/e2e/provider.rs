@@ -23,6 +23,7 @@ use crate::client::Client;
 /// One request, as it came.
 #[derive(Debug, Clone)]
 pub struct Seen {
+    pub method: String,
     pub path: String,
     pub headers: BTreeMap<String, String>,
     pub body: String,
@@ -153,6 +154,14 @@ impl Provider {
         waited.await.expect("the provider is not asked").unwrap();
     }
 
+    /// Waits until what was asked so far is such.
+    pub async fn until(&self, such: impl Fn(&[Seen]) -> bool) {
+        let mut seen = self.state.seen.subscribe();
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(20), seen.wait_for(|seen| such(seen)));
+        let found = waited.await.map(drop);
+        found.unwrap_or_else(|_| panic!("never: {:#?}", self.seen()));
+    }
+
     /// A TokenIssuer of the preset Generic at this provider, with more lines of its spec.
     pub fn issuer(&self, more: &str) -> String {
         let values = format!("{{tokenEndpoint: '{}/as/token'}}", self.origin);
@@ -214,13 +223,17 @@ fn parse(bytes: &[u8]) -> Option<Seen> {
     let (head, body) = text.split_once("\r\n\r\n")?;
     let mut lines = head.split("\r\n");
     let first = lines.next()?;
-    let path = first.strip_prefix("POST ")?.strip_suffix(" HTTP/1.1")?;
+    let (method, path) = first.strip_suffix(" HTTP/1.1")?.split_once(' ')?;
     let headers = lines.filter_map(|line| line.split_once(": "));
     let headers: BTreeMap<String, String> = headers
         .map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()))
         .collect();
-    let length: usize = headers.get("content-length")?.parse().ok()?;
+    let length: usize = match (method, headers.get("content-length")) {
+        ("GET", None) => 0,
+        (_, length) => length?.parse().ok()?,
+    };
     (body.len() == length).then(|| Seen {
+        method: method.to_owned(),
         path: path.to_owned(),
         headers,
         body: body.to_owned(),

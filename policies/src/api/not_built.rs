@@ -66,7 +66,6 @@ pub const NOT_BUILT: &[NotBuilt] = &[
         "installation tokens of a GitHub App",
     ),
     entry("TokenIssuer.spec.preset=OpenRouter", "OpenRouter's keys by exchange"),
-    entry("Target.spec.credential.vault", "database users from Vault or OpenBao"),
     entry("Target.spec.credential.awsIam", "AWS IAM logins and request signing"),
     entry("Target.spec.credential.sshCertificate", "short-lived SSH certificates"),
     entry(

@@ -38,7 +38,7 @@ pub struct TargetSpec {
     /// Databases the agent may name at login. Empty: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub databases: Vec<String>,
-    /// How Sidegate logs in: exactly one of `secret`, `token`, `none`.
+    /// How Sidegate logs in: exactly one of `secret`, `token`, `vault`, `none`.
     pub credential: Credential,
     /// Where the target appears in the agent's network.
     pub listen: Listen,
@@ -161,8 +161,31 @@ pub enum Credential {
     Secret(SecretCredential),
     /// A short-lived OIDC token, minted for this Target and this agent.
     Token(TokenCredential),
+    /// A user that Vault or OpenBao makes for this lease and removes after it.
+    Vault(VaultCredential),
     /// No credential: the target does not ask for one (TCP, or PostgreSQL `trust`).
     None(NoCredential),
+}
+
+impl Credential {
+    /// The TokenIssuer that has a part in it, if one has.
+    pub fn issuer(&self) -> Option<&str> {
+        match self {
+            Credential::Token(token) => Some(&token.issuer),
+            Credential::Vault(vault) => Some(&vault.issuer),
+            Credential::Secret(_) | Credential::None(_) => None,
+        }
+    }
+
+    /// Its key in YAML.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Credential::Secret(_) => "secret",
+            Credential::Token(_) => "token",
+            Credential::Vault(_) => "vault",
+            Credential::None(_) => "none",
+        }
+    }
 }
 
 /// A Secret with user name and password.
@@ -208,6 +231,21 @@ pub struct TokenCredential {
 
 fn sidegate() -> String {
     "sidegate".to_owned()
+}
+
+/// A user of a database secrets engine of Vault or OpenBao: made for each lease, removed with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub struct VaultCredential {
+    /// The TokenIssuer whose login opens the server: one of preset Vault.
+    pub issuer: String,
+    /// Where the secrets engine is mounted, such as `database`.
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 253)))]
+    pub mount: String,
+    /// The engine's role: `<mount>/creds/<role>` is read.
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 253)))]
+    pub role: String,
 }
 
 /// No credential. `username` is still sent where the protocol wants a name.

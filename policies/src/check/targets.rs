@@ -5,9 +5,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{hosts, Checked, Report};
+use super::{hosts, Checked, Report, OWN};
 use crate::api::target::{CaBundle, Credential, TargetProtocol, TlsMode, WeakLogin};
 use crate::api::{Target, TargetSpec};
+use crate::credential_kinds::{self, MinimumTls};
 use crate::objects::{Located, Objects};
 
 /// Variables one Target may set.
@@ -30,7 +31,8 @@ pub(super) fn check(objects: &Objects, checked: &mut Checked) {
         authorities(objects, target, &mut report);
         // It may still come, or be allowed later: until then the Target is offered to nobody.
         if let Err(unresolved) = objects.issuer_of(target) {
-            report.warning("spec.credential.token.issuer", unresolved.message);
+            let field = format!("spec.credential.{}.issuer", spec.credential.as_str());
+            report.warning(field, unresolved.message);
         }
         if let Some(allowed) = &spec.allowed_namespaces {
             report.selector("spec.allowedNamespaces.selector", &allowed.selector);
@@ -114,17 +116,41 @@ fn login(spec: &TargetSpec, report: &mut Report<'_>) {
             if token.audience.trim().is_empty() {
                 report.problem("spec.credential.token.audience", "name the audience the target expects");
             }
-            if spec.tls.mode == TlsMode::Disabled {
-                let message = "a token goes through verified TLS only, and tls.mode is Disabled";
-                report.problem("spec.credential.token", message);
+        }
+        Credential::Vault(vault) => {
+            report.reference("spec.credential.vault.issuer".to_owned(), &vault.issuer);
+            own(&spec.credential, report);
+            for (field, path) in [("mount", &vault.mount), ("role", &vault.role)] {
+                if !is_path(path) || (field == "role" && path.contains('/')) {
+                    let message = format!("`{path}` is not a {field}: letters, digits, `-`, `_` and `.`");
+                    report.problem(format!("spec.credential.vault.{field}"), message);
+                }
             }
         }
         Credential::None(_) => {}
+    }
+    let kind = credential_kinds::kind(&spec.credential);
+    if kind.tls == MinimumTls::Verified && spec.tls.mode == TlsMode::Disabled {
+        let message = "this credential goes through verified TLS only, and tls.mode is Disabled";
+        report.problem(format!("spec.credential.{}", kind.name), message);
     }
     if spec.weak_login == WeakLogin::InsideTls && spec.tls.mode == TlsMode::Disabled {
         let message = "InsideTLS says nothing where tls.mode is Disabled; use VerifyFull, or Refuse for SCRAM";
         report.problem("spec.weakLogin", message);
     }
+}
+
+/// Only tokens come from Sidegate's own issuer.
+fn own(credential: &Credential, report: &mut Report<'_>) {
+    if credential.issuer() == Some(OWN) {
+        let field = format!("spec.credential.{}.issuer", credential.as_str());
+        report.problem(field, "Sidegate's own issuer gives tokens alone; name a TokenIssuer");
+    }
+}
+
+/// A path at a Vault: segments that need no encoding, and none that leads up.
+fn is_path(path: &str) -> bool {
+    (1..=253).contains(&path.len()) && path.split('/').all(is_key)
 }
 
 /// RFC 6749 section 3.3: a scope has no space in it.
@@ -151,7 +177,7 @@ fn postgres(spec: &TargetSpec, report: &mut Report<'_>) {
     let (field, username) = match &spec.credential {
         Credential::Token(token) => ("spec.credential.token.username", &token.username),
         Credential::None(none) => ("spec.credential.none.username", &none.username),
-        Credential::Secret(_) => return carries_nothing(spec, report),
+        Credential::Secret(_) | Credential::Vault(_) => return carries_nothing(spec, report),
     };
     match username.as_deref() {
         None => report.problem(field, "PostgreSQL wants a role at login; name it here"),
@@ -178,7 +204,7 @@ fn raw(spec: &TargetSpec, report: &mut Report<'_>) {
                 "a raw TCP stream has no login; remove it",
             );
         }
-        Credential::Secret(_) | Credential::Token(_) => {
+        Credential::Secret(_) | Credential::Token(_) | Credential::Vault(_) => {
             report.problem("spec.credential", "a raw TCP stream has no login; write `none: {}`");
         }
     }

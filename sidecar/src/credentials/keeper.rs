@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sidegate_policies::engine::TargetId;
 use sidegate_policies::reason::Reason;
-use sidegate_policies::wire::LeaseRequest;
+use sidegate_policies::wire::{Lease, LeaseRequest};
 use tokio::sync::{watch, Notify};
 use tokio::time::{sleep_until, timeout, Instant};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,8 @@ const SHARED_FAILURE: Duration = Duration::from_millis(250);
 const FETCH: Duration = Duration::from_secs(10);
 /// First and longest pause between failed requests.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+/// A lease that goes on for less than this longer has come to its end.
+const GAIN: Duration = Duration::from_secs(2);
 /// How long handing back may take at the end.
 const GIVE_BACK: Duration = Duration::from_secs(2);
 
@@ -114,7 +116,7 @@ impl Keeper {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                () = at(plan.stop) => self.lapse(&sessions, &mut plan),
+                () = at(plan.stop) => self.lapse(&*source, &sessions, &mut plan).await,
                 () = at(plan.renew) => {
                     // Without open sessions the lease may lapse.
                     if self.open(&sessions) {
@@ -131,8 +133,7 @@ impl Keeper {
 
     /// Somebody wants a lease.
     async fn serve(&self, source: &dyn LeaseSource, plan: &mut Plan) {
-        let usable = matches!(&*self.state.borrow(), State::Ready(lease) if lease.usable());
-        if usable {
+        if self.usable().is_some() {
             return;
         }
         if Instant::now() < plan.not_before {
@@ -148,39 +149,48 @@ impl Keeper {
 
     async fn fetch(&self, source: &dyn LeaseSource, plan: &mut Plan) {
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let held = self.usable();
         let request = LeaseRequest {
             target: self.target.to_string(),
             refused,
+            renew: held.as_ref().map(|held| held.id().to_owned()),
         };
         let (asked, wall) = (Instant::now(), jiff::Timestamp::now().as_millisecond());
         let answer = timeout(FETCH, source.lease(request)).await;
         let answer = answer.unwrap_or(Err(CredentialError::Unavailable));
         self.meter.fetched(asked.elapsed(), answer.as_ref().map(|_| ()));
-        match answer {
-            Ok(lease) => {
-                let lease = Arc::new(LeaseHandle::new(lease, asked, wall));
-                plan.succeeded(asked, &lease);
-                self.state.send_replace(State::Ready(lease));
+        match answer.and_then(|lease| taken(lease, held.as_deref(), asked, wall)) {
+            Ok((lease, goes_on)) => {
+                plan.succeeded(asked, &lease, goes_on);
+                self.state.send_replace(State::Ready(Arc::new(lease)));
             }
             Err(error) => {
                 plan.failed();
                 tracing::warn!(target = %self.target, %error, "no lease");
                 // An old lease serves until its hard stop.
-                let usable = matches!(&*self.state.borrow(), State::Ready(lease) if lease.usable());
-                if !usable {
+                if self.usable().is_none() {
                     self.state.send_replace(State::Failed(error, Instant::now()));
                 }
             }
         }
     }
 
-    /// The hard stop: sessions whose lease chain ended are cut.
-    fn lapse(&self, sessions: &Sessions, plan: &mut Plan) {
+    /// The hard stop: sessions whose lease chain ended are cut, and what was leased is handed back.
+    async fn lapse(&self, source: &dyn LeaseSource, sessions: &Sessions, plan: &mut Plan) {
         plan.stop = None;
         plan.renew = None;
-        self.state.send_replace(State::Empty);
+        let held = self.state.send_replace(State::Empty);
         for session in sessions.matching(|session| session.target.id == self.target) {
             session.end(Reason::LeaseEnded);
+        }
+        give_back(source, held).await;
+    }
+
+    /// The lease, if it may be used now.
+    fn usable(&self) -> Option<Arc<LeaseHandle>> {
+        match &*self.state.borrow() {
+            State::Ready(lease) if lease.usable() => Some(lease.clone()),
+            _ => None,
         }
     }
 
@@ -189,21 +199,49 @@ impl Keeper {
     }
 
     async fn hand_back(&self, source: &dyn LeaseSource) {
-        let held = self.state.send_replace(State::Empty);
-        if let State::Ready(lease) = held {
-            let _ = timeout(GIVE_BACK, source.give_back(lease.id().to_owned())).await;
-        }
+        give_back(source, self.state.send_replace(State::Empty)).await;
     }
 }
 
+async fn give_back(source: &dyn LeaseSource, held: State) {
+    if let State::Ready(lease) = held {
+        let _ = timeout(GIVE_BACK, source.give_back(lease.id().to_owned())).await;
+    }
+}
+
+/// What an answer means for the lease that is held: another one, or (true) the same one with another life.
+fn taken(
+    lease: Lease,
+    held: Option<&LeaseHandle>,
+    asked: Instant,
+    wall: i64,
+) -> Result<(LeaseHandle, bool), CredentialError> {
+    let (id, expires_in) = (lease.id.clone(), lease.expires_in);
+    if let Some(fresh) = LeaseHandle::new(lease, asked, wall) {
+        return Ok((fresh, false));
+    }
+    // "As before" about another lease, or about none, is no answer.
+    let held = held
+        .filter(|held| held.id() == id)
+        .ok_or(CredentialError::Unavailable)?;
+    Ok((held.prolonged(expires_in, asked, wall), true))
+}
+
 impl Plan {
-    fn succeeded(&mut self, asked: Instant, lease: &LeaseHandle) {
+    /// `goes_on`: it is the lease that was held, with another life.
+    fn succeeded(&mut self, asked: Instant, lease: &LeaseHandle, goes_on: bool) {
         self.failures = 0;
         self.not_before = asked;
         // Between 60 and 75 % of its life, so that many sidecars do not come at once.
         let share = 0.60 + 0.15 * random_unit();
+        let (before, stop) = (self.stop, asked.checked_add(lease.hard_stop()));
         self.renew = asked.checked_add(lease.life().mul_f64(share));
-        self.stop = asked.checked_add(lease.hard_stop());
+        self.stop = stop;
+        // A chain that cannot be made longer ends at its stop; asking again would gain nothing.
+        let least = before.and_then(|before| before.checked_add(GAIN));
+        if goes_on && least.is_none_or(|least| stop.is_none_or(|stop| stop < least)) {
+            self.renew = None;
+        }
     }
 
     fn failed(&mut self) {

@@ -1,6 +1,7 @@
 //! One lease: its material, its two clocks, and what was derived from it.
 //!
-//! The material is wiped when the last session that holds the lease lets go of it.
+//! The material is wiped when the last session that holds the lease lets go of it. A lease that goes on is a new handle
+//! over the same material. Refuses an answer that says "as before" where nothing was before.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,16 +45,16 @@ const DERIVED_LIMIT: usize = 16;
 /// A lease that is or was good.
 pub struct LeaseHandle {
     id: String,
-    material: LeaseMaterial,
+    material: Arc<LeaseMaterial>,
     asked: Instant,
     asked_wall_ms: i64,
     life: Duration,
-    derived: Mutex<HashMap<Vec<u8>, Derived>>,
+    derived: Arc<Mutex<HashMap<Vec<u8>, Derived>>>,
 }
 
 impl LeaseHandle {
-    /// Takes a lease over. Life counts from when the request was sent.
-    pub fn new(lease: wire::Lease, asked: Instant, asked_wall_ms: i64) -> Self {
+    /// Takes a lease over; nothing where it says that it goes on. Life counts from when the request was sent.
+    pub fn new(lease: wire::Lease, asked: Instant, asked_wall_ms: i64) -> Option<Self> {
         let material = match lease.material {
             wire::LeaseMaterial::Password { user, password } => LeaseMaterial::Password {
                 user,
@@ -64,14 +65,27 @@ impl LeaseHandle {
                 token: Secret::new(token),
             },
             wire::LeaseMaterial::None { user } => LeaseMaterial::None { user },
+            wire::LeaseMaterial::Kept => return None,
         };
-        LeaseHandle {
+        Some(LeaseHandle {
             id: lease.id,
-            material,
+            material: Arc::new(material),
             asked,
             asked_wall_ms,
             life: Duration::from_secs(lease.expires_in),
-            derived: Mutex::default(),
+            derived: Arc::default(),
+        })
+    }
+
+    /// The same lease with another life, counted from when the request to let it go on was sent.
+    pub fn prolonged(&self, expires_in: u64, asked: Instant, asked_wall_ms: i64) -> Self {
+        LeaseHandle {
+            id: self.id.clone(),
+            material: Arc::clone(&self.material),
+            asked,
+            asked_wall_ms,
+            life: Duration::from_secs(expires_in),
+            derived: Arc::clone(&self.derived),
         }
     }
 
@@ -87,7 +101,7 @@ impl LeaseHandle {
 
     /// The secret bytes that must never reach the agent.
     pub fn needles(&self) -> Vec<&[u8]> {
-        match &self.material {
+        match &*self.material {
             LeaseMaterial::Password { password, .. } => vec![password.expose().as_bytes()],
             LeaseMaterial::Bearer { token, .. } => vec![token.expose().as_bytes()],
             LeaseMaterial::None { .. } => Vec::new(),

@@ -18,6 +18,9 @@ use crate::target::TargetState;
 struct Script {
     asked: AtomicU64,
     failing: std::sync::atomic::AtomicBool,
+    /// A lease goes on, but not beyond this.
+    last: Mutex<Option<tokio::time::Instant>>,
+    renewed: Mutex<Vec<String>>,
     refused: Mutex<Vec<String>>,
     returned: Mutex<Vec<String>>,
 }
@@ -33,6 +36,16 @@ impl LeaseSource for Source {
             tokio::time::sleep(Duration::from_secs(1)).await;
             if script.failing.load(Ordering::SeqCst) {
                 return Err(CredentialError::Unavailable);
+            }
+            let last = *script.last.lock().unwrap();
+            if let (Some(last), Some(id)) = (last, request.renew) {
+                script.renewed.lock().unwrap().push(id.clone());
+                let left = last.saturating_duration_since(tokio::time::Instant::now());
+                return Ok(Lease {
+                    id,
+                    material: Wire::Kept,
+                    expires_in: left.as_secs().min(300),
+                });
             }
             Ok(Lease {
                 id: format!("lease-{number}"),
@@ -157,4 +170,43 @@ async fn a_lease_is_handed_back_at_the_end() {
     rig.stop.cancel();
     rig.tasks.wait().await;
     assert_eq!(*rig.script.returned.lock().unwrap(), ["lease-0"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_goes_on_keeps_what_it_carries_and_ends_with_its_sessions_where_its_source_says() {
+    let rig = rig();
+    let began = tokio::time::Instant::now();
+    *rig.script.last.lock().unwrap() = Some(began + Duration::from_secs(1_000));
+    let (session, _entered) = rig.session();
+    let first = rig.credentials.lease(&rig.target).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(700)).await;
+    let later = rig.credentials.lease(&rig.target).await.unwrap();
+    assert_eq!(later.id(), "lease-0");
+    assert_eq!(later.needles(), [b"canary"]);
+    assert!(!first.usable() && later.usable(), "another life, the same lease");
+    let renewed = rig.script.renewed.lock().unwrap().clone();
+    assert!(
+        renewed.len() >= 2 && renewed.iter().all(|id| id == "lease-0"),
+        "{renewed:?}"
+    );
+    // Nothing makes it longer than its source does: five seconds before that end everything on it is over.
+    tokio::time::sleep(Duration::from_secs(296)).await;
+    assert_eq!(session.cut_reason(), Some(Reason::LeaseEnded));
+    assert_eq!(
+        *rig.script.returned.lock().unwrap(),
+        ["lease-0"],
+        "and it is handed back"
+    );
+    assert!(rig.asked() < 20, "{} calls", rig.asked());
+    assert_ne!(rig.credentials.lease(&rig.target).await.unwrap().id(), "lease-0");
+}
+
+#[test]
+fn an_answer_that_a_lease_goes_on_is_none_where_nothing_was_leased() {
+    let lease = Lease {
+        id: "lease-0".into(),
+        material: Wire::Kept,
+        expires_in: 300,
+    };
+    assert!(LeaseHandle::new(lease, tokio::time::Instant::now(), 0).is_none());
 }

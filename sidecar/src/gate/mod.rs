@@ -15,6 +15,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sidegate_policies::credential_kinds;
 use sidegate_policies::engine::{
     BoundPolicies, Completeness, ConnectFacts, Decision, Effect, Facts, MaskSet, Operation, Phase, Verb,
 };
@@ -241,8 +242,10 @@ impl Gate {
             return Admission::No(self.record_denied(refusal, None));
         };
         let decision = Arc::new(bound.decide(&opening.operation(), Phase::Final, jiff::Timestamp::now()));
-        if let Some(limit) = decision.limits.max_session {
-            let deadline = tokio::time::Instant::now().checked_add(limit.0);
+        // Where no policy says, the kind of credential does: most targets look at it once, and never again.
+        let usual = credential_kinds::kind(&self.session.target.spec.credential).session;
+        if let Some(limit) = decision.limits.max_session.map(|limit| limit.0).or(usual) {
+            let deadline = tokio::time::Instant::now().checked_add(limit);
             self.session.deadline.send_replace(deadline);
         }
         match decision.effect {

@@ -574,6 +574,7 @@ mod tests {
             tokio::time::Instant::now(),
             jiff::Timestamp::now().as_millisecond(),
         )
+        .unwrap()
     }
 
     fn password() -> LeaseHandle {

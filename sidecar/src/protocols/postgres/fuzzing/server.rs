@@ -381,7 +381,9 @@ fn log_in(bits: u8, part: usize, said: &[u8]) {
     let server = Pipe::default();
     let mut stream = server.clone();
     let session = async {
-        let lease = LeaseHandle::new(lease, tokio::time::Instant::now(), 0);
+        let Some(lease) = LeaseHandle::new(lease, tokio::time::Instant::now(), 0) else {
+            return;
+        };
         let parameters = params::upstream(&params::Requested::default(), "agent", "sg:x");
         let plan = LoginPlan {
             parameters: &parameters,

@@ -1,0 +1,218 @@
+//! Leases given out, and what ends them before their time: handing back, a pod that is gone, a Lockdown, a grant that is.
+//!
+//! Refuses more than [`MAX_LEASES`]. Invariants: nothing secret is in here but what a source needs to end what it made; an
+//! entry that leaves the table takes what was made for it along, where it was made; nobody ends another pod's lease.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use sidegate_policies::api::target::Credential;
+use sidegate_policies::bundle::BundledTarget;
+
+use super::Front;
+use crate::attest::NotAttested;
+use crate::credentials::vault::VaultLease;
+use crate::index::Offer;
+use crate::issuer::Workload;
+use crate::lockdown::{About, Denied};
+
+const MAX_LEASES: usize = 100_000;
+/// Between two looks at pods and ends.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What a lease was made from, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseKind {
+    /// A Secret.
+    Secret,
+    /// A token, of ours or of another issuer.
+    Token,
+    /// A user that a Vault made.
+    Vault,
+    /// Nothing but a name.
+    None,
+}
+
+impl LeaseKind {
+    /// Every kind.
+    pub const ALL: [LeaseKind; 4] = [LeaseKind::Secret, LeaseKind::Token, LeaseKind::Vault, LeaseKind::None];
+
+    /// Its word in metrics: the field of the Target.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LeaseKind::Secret => "secret",
+            LeaseKind::Token => "token",
+            LeaseKind::Vault => "vault",
+            LeaseKind::None => "none",
+        }
+    }
+
+    fn of(credential: &Credential) -> LeaseKind {
+        match credential {
+            Credential::Secret(_) => LeaseKind::Secret,
+            Credential::Token(_) => LeaseKind::Token,
+            Credential::Vault(_) => LeaseKind::Vault,
+            Credential::None(_) => LeaseKind::None,
+        }
+    }
+}
+
+/// Leases given out: for handing back, for going on, and for status.
+#[derive(Default)]
+pub struct Leases(Mutex<HashMap<String, Held>>);
+
+/// One of them.
+pub struct Held {
+    /// Whose it is.
+    pub who: Arc<Workload>,
+    /// `namespace/name` of its Target.
+    pub target: String,
+    /// What its Target said of the login then: under another word it does not go on.
+    pub credential: Credential,
+    /// When it ends, milliseconds since 1970.
+    pub until_ms: i64,
+    /// What was made for it elsewhere.
+    pub upstream: Option<Arc<VaultLease>>,
+}
+
+impl Held {
+    fn is_of(&self, who: &Workload) -> bool {
+        self.who.subject.pod_uid == who.subject.pod_uid
+    }
+
+    fn stands(&self, bundled: &BundledTarget) -> bool {
+        bundled.target.full_name() == self.target && bundled.target.spec.credential == self.credential
+    }
+}
+
+impl Leases {
+    fn table(&self) -> MutexGuard<'_, HashMap<String, Held>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Puts one in; false where there are too many.
+    pub fn add(&self, id: &str, held: Held, now_ms: i64) -> bool {
+        let mut table = self.table();
+        table.retain(|_, held| held.until_ms > now_ms);
+        if table.len() >= MAX_LEASES {
+            return false;
+        }
+        table.insert(id.to_owned(), held);
+        true
+    }
+
+    /// Takes one of this pod's out; answers whether it was there.
+    pub fn end(&self, id: &str, who: &Workload) -> bool {
+        let mut table = self.table();
+        let own = table.get(id).is_some_and(|held| held.is_of(who));
+        own && table.remove(id).is_some()
+    }
+
+    /// What was made for a lease of this pod on this Target, as long as the Target says of its login what it said then.
+    pub fn upstream(&self, id: &str, who: &Workload, target: &BundledTarget) -> Option<Arc<VaultLease>> {
+        let table = self.table();
+        let held = table.get(id).filter(|held| held.is_of(who) && held.stands(target))?;
+        held.upstream.clone()
+    }
+
+    /// Lets one go on until then; false where it has gone meanwhile.
+    pub fn prolong(&self, id: &str, until_ms: i64) -> bool {
+        self.table().get_mut(id).is_some_and(|held| {
+            held.until_ms = until_ms;
+            true
+        })
+    }
+
+    /// How many are out now.
+    pub fn active(&self, now_ms: i64) -> usize {
+        self.table().values().filter(|held| held.until_ms > now_ms).count()
+    }
+
+    /// The same of one kind.
+    pub fn active_of(&self, kind: LeaseKind, now_ms: i64) -> usize {
+        let out = |held: &&Held| LeaseKind::of(&held.credential) == kind && held.until_ms > now_ms;
+        self.table().values().filter(out).count()
+    }
+
+    /// Takes out what has ended.
+    fn sweep(&self, now_ms: i64) {
+        self.table().retain(|_, held| held.until_ms > now_ms);
+    }
+
+    /// Takes out what a Lockdown closes.
+    fn lock_out(&self, denied: &Denied, now_ms: i64) {
+        self.table().retain(|_, held| {
+            let about = About {
+                subject: Some(&held.who.subject),
+                target: Some(&held.target),
+                secret: None,
+                issuer: held.credential.issuer(),
+            };
+            held.upstream.is_none() || !denied.closes(about, now_ms)
+        });
+    }
+
+    /// Whose those are for which something was made elsewhere.
+    fn made(&self) -> Vec<(String, Arc<Workload>)> {
+        let table = self.table();
+        let made = table.iter().filter(|(_, held)| held.upstream.is_some());
+        made.map(|(id, held)| (id.clone(), Arc::clone(&held.who))).collect()
+    }
+
+    /// Whether what a lease is for is in this bundle, unchanged.
+    fn granted(&self, id: &str, offer: &Offer) -> bool {
+        let table = self.table();
+        let standing = |held: &Held| offer.target(&held.target).is_some_and(|bundled| held.stands(bundled));
+        table.get(id).is_some_and(standing)
+    }
+}
+
+/// Ends what must end before its time, until the broker stops.
+///
+/// Proved by `a_user_made_for_a_lease_is_removed_with_its_pod_its_grant_and_by_a_lockdown`.
+pub async fn keep(front: Arc<Front>) {
+    let stop = front.tasks.stopping();
+    let mut denied = front.lockdowns.watch();
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let looks = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = denied.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                false
+            }
+            _ = tick.tick() => true,
+        };
+        let now_ms = front.clock.now_ms();
+        let now = Arc::clone(&denied.borrow_and_update());
+        front.leases.lock_out(&now, now_ms);
+        if looks {
+            front.leases.sweep(now_ms);
+            look(&front).await;
+        }
+    }
+}
+
+/// Takes out what was made for pods that are gone, and for Targets their bundle no longer holds.
+async fn look(front: &Front) {
+    let (mut gone, mut there) = (HashSet::new(), HashSet::new());
+    for (id, who) in front.leases.made() {
+        let instance = (who.subject.pod_uid.clone(), who.instance);
+        if !gone.contains(&instance) && !there.contains(&instance) {
+            match front.attestor.still(&who).await {
+                // Only what is known to be gone is ended: a cluster that cannot be asked takes nothing away.
+                Err(NotAttested::Pod(_)) => gone.insert(instance.clone()),
+                _ => there.insert(instance.clone()),
+            };
+        }
+        let granted = || front.leases.granted(&id, &front.index().offer(&who.subject));
+        if gone.contains(&instance) || !granted() {
+            front.leases.end(&id, &who);
+        }
+    }
+}
