@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use sidegate_policies::engine::Subject;
+use tokio::sync::Semaphore;
 
 use crate::clock::Clock;
 use crate::issuer::Workload;
-use crate::jwt::{accept, Accepted, Alg, KeySet, PublicKey, Refused, Slot, Trust};
+use crate::jwt::{accept, accept_unsigned, Accepted, Alg, KeySet, PublicKey, Refused, Slot, Trust, Unsigned};
 use crate::pins::{Instance, PinRefused, Pins};
 
 pub use sidegate_policies::pod::shape::{Shape, SIDECAR};
@@ -39,6 +40,8 @@ pub struct Review {
     pub groups: Vec<String>,
     /// Pod UID in `extra`.
     pub pod_uid: Option<String>,
+    /// What the API server's audit log calls the token.
+    pub credential_id: Option<String>,
 }
 
 /// Reviews tokens: the API server, or the local double.
@@ -220,6 +223,42 @@ pub trait Issuers: Send + Sync {
     fn renew(&self) -> BoxFuture<'_, bool>;
 }
 
+/// Answers about one id.
+pub type Asked<'a> = &'a (dyn Fn(&str) -> bool + Sync);
+
+/// What a caller's token says, once it is known to be the cluster's; for the audit of a refusal too.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Presented {
+    /// `system:serviceaccount:ns:name`.
+    pub user: String,
+    /// Pod name.
+    pub pod: String,
+    /// Pod UID.
+    pub pod_uid: String,
+    /// Node.
+    pub node: String,
+    /// What the API server's audit log calls the token.
+    pub credential_id: String,
+}
+
+/// How many tokens of unknown keys are under review at once.
+const STRANGERS: usize = 8;
+
+/// Turns for tokens of which only the cluster knows the key.
+pub struct Strangers(Semaphore);
+
+impl Default for Strangers {
+    fn default() -> Self {
+        Strangers(Semaphore::new(STRANGERS))
+    }
+}
+
+/// A token as far as it can be judged before the cluster is asked.
+enum Believed {
+    Signed(Accepted),
+    Unsigned(Unsigned),
+}
+
 /// Attests callers.
 pub struct Attestor {
     /// The one audience of service-account tokens meant for us.
@@ -236,6 +275,8 @@ pub struct Attestor {
     pub notices: Arc<dyn Notices>,
     /// What a sidecar's image may be.
     pub images: Arc<dyn Images>,
+    /// Turns for tokens of unknown keys.
+    pub strangers: Strangers,
     /// Who hears how long it takes.
     pub timed: Arc<dyn Timed>,
     /// Wall time.
@@ -253,14 +294,45 @@ impl Attestor {
         denied: &(dyn Fn(&str) -> bool + Sync),
         admit: &(dyn Fn(&str) -> bool + Sync),
     ) -> Result<Workload, NotAttested> {
-        let accepted = self.measured(Step::Token, self.believed(slot, token, denied)).await?;
+        let mut unread = Presented::default();
+        self.attest_told(slot, token, key, (denied, admit), &mut unread).await
+    }
+
+    /// The same, and tells what the token says as soon as that is known to be the cluster's word.
+    pub async fn attest_told(
+        &self,
+        slot: Slot,
+        token: &str,
+        key: &PublicKey,
+        (denied, admit): (Asked<'_>, Asked<'_>),
+        presented: &mut Presented,
+    ) -> Result<Workload, NotAttested> {
+        let believed = self.measured(Step::Token, self.believed(slot, token, denied)).await?;
+        let (review, accepted) = match believed {
+            Believed::Signed(accepted) => {
+                presented.read(&Claims::read(&accepted));
+                if !admit(&presented.pod_uid) {
+                    return Err(NotAttested::TooMany);
+                }
+                let review = self.reviewed(token, &Claims::read(&accepted)).await?;
+                (review, accepted)
+            }
+            // Anybody can write such a token: it takes one of a few turns, and the pod's budget is spent only once the
+            // API server, which verified its signature, vouches for it.
+            Believed::Unsigned(unsigned) => {
+                let turn = self.strangers.0.try_acquire();
+                let _turn = turn.map_err(|_| NotAttested::Unavailable("too many tokens of unknown keys".to_owned()))?;
+                let review = self.reviewed(token, &Claims::read(unsigned.says())).await?;
+                let accepted = unsigned.vouched_for();
+                presented.read(&Claims::read(&accepted));
+                if !admit(&presented.pod_uid) {
+                    return Err(NotAttested::TooMany);
+                }
+                (review, accepted)
+            }
+        };
         let claims = Claims::read(&accepted);
-        if !admit(claims.pod_uid) {
-            return Err(NotAttested::TooMany);
-        }
-        let review = self.measured(Step::Review, self.reviewer.review(token, &self.audience));
-        let review = review.await?;
-        check_review(&review, &self.audience, &claims)?;
+        presented.credential_id = review.credential_id.unwrap_or_default();
         let pod = self
             .measured(Step::Pod, self.pods.pod(claims.namespace, claims.pod))
             .await?;
@@ -305,29 +377,51 @@ impl Attestor {
         done
     }
 
-    /// The token by itself, with newer keys where it names one that is not held.
+    /// What the cluster says of this token, and that it says the same as the token.
+    async fn reviewed(&self, token: &str, claims: &Claims<'_>) -> Result<Review, NotAttested> {
+        let review = self.measured(Step::Review, self.reviewer.review(token, &self.audience));
+        let review = review.await?;
+        check_review(&review, &self.audience, claims)?;
+        Ok(review)
+    }
+
+    /// The token by itself, with newer keys where it names one that is not held. Where it still names none, the cluster is
+    /// asked all the same, as an external signer may keep keys out of discovery (test
+    /// `a_token_of_an_unknown_key_is_the_review_s_to_judge_and_what_is_wrong_without_the_key_stops`).
     async fn believed(
         &self,
         slot: Slot,
         token: &str,
         denied: &(dyn Fn(&str) -> bool + Sync),
-    ) -> Result<Accepted, Refused> {
-        match self.offline(slot, token, denied) {
+    ) -> Result<Believed, Refused> {
+        let judged = match self.offline(slot, token, denied) {
             // Steps before the key have passed, so this asks for keys at most as often as the issuer's own tokens come.
             Err(Refused::UnknownKey) if self.issuers.renew().await => self.offline(slot, token, denied),
             judged => judged,
+        };
+        match judged {
+            Err(Refused::UnknownKey) => {
+                let trusted = self.issuers.trust();
+                let trust = self.trust_in(&trusted, denied);
+                accept_unsigned(slot, token.as_bytes(), trust, self.clock.now()).map(Believed::Unsigned)
+            }
+            judged => judged.map(Believed::Signed),
         }
     }
 
-    fn offline(&self, slot: Slot, token: &str, denied: &(dyn Fn(&str) -> bool + Sync)) -> Result<Accepted, Refused> {
-        let trusted = self.issuers.trust();
-        let trust = Trust {
+    fn trust_in<'a>(&'a self, trusted: &'a ClusterTrust, denied: &'a (dyn Fn(&str) -> bool + Sync)) -> Trust<'a> {
+        Trust {
             issuer: &trusted.issuer,
             keys: &trusted.keys,
             algorithms: &trusted.algorithms,
             audience: &self.audience,
             denied,
-        };
+        }
+    }
+
+    fn offline(&self, slot: Slot, token: &str, denied: &(dyn Fn(&str) -> bool + Sync)) -> Result<Accepted, Refused> {
+        let trusted = self.issuers.trust();
+        let trust = self.trust_in(&trusted, denied);
         accept(slot, token.as_bytes(), trust, self.clock.now())
     }
 
@@ -382,6 +476,18 @@ impl<'a> Claims<'a> {
             pod_uid: text("/pod/uid"),
             node: text("/node/name"),
         }
+    }
+}
+
+impl Presented {
+    fn read(&mut self, claims: &Claims<'_>) {
+        *self = Presented {
+            user: claims.user.to_owned(),
+            pod: claims.pod.to_owned(),
+            pod_uid: claims.pod_uid.to_owned(),
+            node: claims.node.to_owned(),
+            credential_id: String::new(),
+        };
     }
 }
 

@@ -47,6 +47,59 @@ pub struct Event<'a> {
     pub digest: &'a str,
     /// The precise reason, or what was granted.
     pub detail: &'a str,
+    /// More about the workload and what it asked for.
+    pub more: More<'a>,
+}
+
+/// More about an event of one workload. What is empty is left out.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct More<'a> {
+    /// Name of the pod.
+    pub pod: &'a str,
+    /// Its node.
+    pub node: &'a str,
+    /// Instance of the sidecar's container.
+    pub instance: Option<u64>,
+    /// What the API server's audit log calls the service-account token.
+    pub credential_id: &'a str,
+    /// What was asked for.
+    pub asked: &'a str,
+    /// What was given.
+    pub granted: &'a str,
+    /// The policies by which the workload has the Target.
+    pub policy: &'a str,
+    /// Id of the token that was issued, or that asked.
+    pub jti: &'a str,
+    /// Id of the key that signed it.
+    pub kid: &'a str,
+    /// How long it took.
+    pub took: Option<Duration>,
+}
+
+impl<'a> More<'a> {
+    /// Nothing more.
+    pub const NONE: More<'static> = More {
+        pod: "",
+        node: "",
+        instance: None,
+        credential_id: "",
+        asked: "",
+        granted: "",
+        policy: "",
+        jti: "",
+        kid: "",
+        took: None,
+    };
+
+    /// What is known of an attested workload.
+    pub fn of(who: &'a Workload) -> More<'a> {
+        More {
+            pod: &who.subject.pod,
+            node: &who.node,
+            instance: Some(who.instance),
+            ..More::NONE
+        }
+    }
 }
 
 impl Event<'_> {
@@ -60,6 +113,7 @@ impl Event<'_> {
             object: "",
             digest: "",
             detail: "",
+            more: More::NONE,
         }
     }
 
@@ -71,6 +125,16 @@ impl Event<'_> {
             object: field(self.object),
             digest: field(self.digest),
             detail: field(self.detail),
+            pod: field(self.more.pod),
+            node: field(self.more.node),
+            instance: self.more.instance,
+            credential_id: field(self.more.credential_id),
+            asked: field(self.more.asked),
+            granted: field(self.more.granted),
+            policy: field(self.more.policy),
+            jti: field(self.more.jti),
+            kid: field(self.more.kid),
+            latency_us: self.more.took.and_then(|took| u64::try_from(took.as_micros()).ok()),
         }
     }
 }

@@ -208,6 +208,56 @@ pub fn accept(slot: Slot, token: &[u8], trust: Trust<'_>, now: i64) -> Result<Ac
     })
 }
 
+/// A token of whose signature nothing is known, because it names a key that is not held.
+pub struct Unsigned(Accepted);
+
+impl Unsigned {
+    /// What it says, unproved.
+    pub fn says(&self) -> &Accepted {
+        &self.0
+    }
+
+    /// Somebody who verified the very same bytes vouches for it.
+    pub fn vouched_for(self) -> Accepted {
+        self.0
+    }
+}
+
+/// Every step but the key and the signature, for a token that names a key which is not held: an external signer may keep
+/// keys out of discovery. Whatever is wrong without the key is refused here; a key that is held is never passed over.
+///
+/// # Errors
+/// As [`accept`]; also for a token that names no key.
+pub fn accept_unsigned(slot: Slot, token: &[u8], trust: Trust<'_>, now: i64) -> Result<Unsigned, Refused> {
+    let parts = form::split(token)?;
+    check_header(slot, &parts.header, trust.algorithms)?;
+    if slot == Slot::DpopProof || parts.claims.get("iss").and_then(Value::as_str) != Some(trust.issuer) {
+        return Err(Refused::Issuer);
+    }
+    let kid = parts
+        .header
+        .get("kid")
+        .and_then(Value::as_str)
+        .ok_or(Refused::UnknownKey)?;
+    if trust.keys.find(Some(kid)).is_some() {
+        return Err(Refused::Signature);
+    }
+    check_audience(slot, &parts.claims, trust.audience)?;
+    check_times(slot, &parts.claims, now)?;
+    check_claims(slot, &parts.claims, trust.denied)?;
+    Ok(Unsigned(Accepted {
+        kid: Some(kid.to_owned()),
+        claims: parts.claims,
+        key: None,
+    }))
+}
+
+/// The id of the key that a token of ours names, for the audit.
+pub fn kid_of(token: &str) -> Option<String> {
+    let parts = form::split(token.as_bytes()).ok()?;
+    parts.header.get("kid")?.as_str().map(str::to_owned)
+}
+
 /// Nonce and key that a DPoP proof claims. NOTHING is verified: for choosing a caller's budget only, before a
 /// signature is worth checking. `None` for anything that step 1 would refuse.
 pub fn unverified_proof(proof: &[u8]) -> Option<(String, PublicKey)> {

@@ -208,6 +208,7 @@ impl LocalCluster {
                     .and_then(|bound| bound.pointer("/pod/uid"))
                     .and_then(|uid| uid.as_str())
                     .map(str::to_owned),
+                credential_id: Some(format!("JTI={}", accepted.text("jti"))),
             },
             Err(error) => Review {
                 error: Some(error.to_string()),

@@ -128,6 +128,7 @@ impl TokenReviewer for Fleet {
             user: "system:serviceaccount:agents:support".to_owned(),
             groups: vec!["system:serviceaccounts".to_owned()],
             pod_uid: claims["kubernetes.io"]["pod"]["uid"].as_str().map(str::to_owned),
+            credential_id: None,
         };
         Box::pin(async { Ok(review) })
     }
@@ -221,6 +222,7 @@ fn ground(
             pins: Arc::new(PinFiles::open(state)?),
             notices: Arc::new(Logged),
             images: Arc::new(AnyImage),
+            strangers: Default::default(),
             timed: Arc::new(Untimed),
             clock: Arc::new(SystemClock),
         },

@@ -76,6 +76,7 @@ impl Bench {
             pins: Arc::new(PinFiles::open(&self.state).unwrap()),
             notices: Arc::new(Logged),
             images: Arc::new(AnyImage),
+            strangers: Default::default(),
             timed: Arc::new(Untimed),
             clock: Arc::new(SystemClock),
         }
@@ -365,16 +366,121 @@ async fn a_token_of_an_unknown_key_makes_us_look_for_it_once() {
     let bench = Bench::new();
     let token = bench.cluster.issue().unwrap();
     for may in [true, false] {
-        let mut attestor = bench.honest();
+        let mut attestor = bench.attestor(Box::new(|_| panic!("asked")), Box::new(|_| {}), false);
         attestor.issuers = Arc::new(Renewing {
             cluster: bench.cluster.clone(),
             looked: false.into(),
             may,
         });
-        let attested = outcome(&attestor, &token, &key()).await;
-        match may {
-            true => drop(attested.unwrap()),
-            false => assert!(matches!(attested, Err(NotAttested::Token(Refused::UnknownKey)))),
+        // The key that was found vouches for the token, so its pod's budget counts before anybody is asked; what no key
+        // vouches for is asked about first.
+        let key = key();
+        let judged = attestor.attest(Slot::ServiceAccount, &token, &key, &|_| false, &|_| false);
+        let judged = std::panic::AssertUnwindSafe(judged);
+        match (may, futures_util::FutureExt::catch_unwind(judged).await) {
+            (true, Ok(Err(NotAttested::TooMany))) | (false, Err(_)) => {}
+            (may, other) => panic!("may look: {may}, {:?}", other.map(|other| other.map(|_| ()))),
         }
     }
+}
+
+/// The same claims, changed, under a key that nobody publishes.
+fn resigned(token: &str, header: serde_json::Value, change: impl FnOnce(&mut serde_json::Value)) -> String {
+    use base64::Engine as _;
+    let claims = token.split('.').nth(1).unwrap();
+    let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(claims).unwrap();
+    let mut claims = serde_json::from_slice(&claims).unwrap();
+    change(&mut claims);
+    let hidden = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
+    hidden.sign_parts(&header, &claims).unwrap()
+}
+
+/// A review that says yes to this pod, whatever the token.
+fn vouching(bench: &Bench) -> ChangeReview {
+    let uid = bench.cluster.pod_uid().to_owned();
+    Box::new(move |review| {
+        *review = Review {
+            authenticated: true,
+            error: None,
+            audiences: vec![AUDIENCE.to_owned()],
+            user: "system:serviceaccount:local:agent".to_owned(),
+            groups: vec!["system:serviceaccounts".to_owned()],
+            pod_uid: Some(uid.clone()),
+            credential_id: Some("JTI=abc".to_owned()),
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_token_of_an_unknown_key_is_the_review_s_to_judge_and_what_is_wrong_without_the_key_stops() {
+    let bench = Bench::new();
+    let token = bench.cluster.issue().unwrap();
+    let hidden = serde_json::json!({"alg": "ES256", "kid": "hidden"});
+    let good = resigned(&token, hidden.clone(), |_| {});
+    let yes = bench.attestor(vouching(&bench), Box::new(|_| {}), false);
+    let (mut presented, never) = (Presented::default(), |_: &str| false);
+    let who = yes
+        .attest_told(Slot::ServiceAccount, &good, &key(), (&never, &|_| true), &mut presented)
+        .await
+        .unwrap();
+    assert_eq!(who.subject.pod_uid, bench.cluster.pod_uid());
+    assert_eq!(
+        (presented.credential_id.as_str(), presented.pod_uid.as_str()),
+        ("JTI=abc", bench.cluster.pod_uid())
+    );
+    // The cluster does not vouch for it: nobody's budget is spent, and nothing it says is told.
+    let no = bench.attestor(Box::new(|review| review.authenticated = false), Box::new(|_| {}), false);
+    let (mut presented, spent) = (Presented::default(), |_: &str| {
+        panic!("a stranger spent a pod's budget")
+    });
+    let refused = no
+        .attest_told(Slot::ServiceAccount, &good, &key(), (&never, &spent), &mut presented)
+        .await;
+    assert!(matches!(refused, Err(NotAttested::Review(_))));
+    assert_eq!(presented, Presented::default());
+    // Over its budget once it is vouched for.
+    let late = yes.attest(Slot::ServiceAccount, &good, &key(), &never, &never).await;
+    assert!(matches!(late, Err(NotAttested::TooMany)));
+    // Provably wrong without any key, or under a key that is held: nobody is asked.
+    let asked = || bench.attestor(Box::new(|_| panic!("asked")), Box::new(|_| panic!("asked")), false);
+    let held = bench.cluster.trust().keys.iter().next().unwrap().kid.clone();
+    let wrong = [
+        resigned(&token, hidden.clone(), |claims| {
+            claims["aud"] = serde_json::json!(["elsewhere"])
+        }),
+        resigned(&token, hidden.clone(), |claims| {
+            claims["iss"] = "https://elsewhere".into()
+        }),
+        resigned(&token, hidden.clone(), |claims| claims["exp"] = 1.into()),
+        resigned(&token, hidden.clone(), |claims| {
+            claims["kubernetes.io"]["pod"] = serde_json::Value::Null
+        }),
+        resigned(&token, hidden.clone(), |claims| {
+            claims["sub"] = "system:serviceaccount:local:other".into()
+        }),
+        resigned(&token, serde_json::json!({"alg": "HS256", "kid": "hidden"}), |_| {}),
+        resigned(&token, serde_json::json!({"alg": "ES256"}), |_| {}),
+        resigned(&token, serde_json::json!({"alg": "ES256", "kid": held}), |_| {}),
+    ];
+    for (index, token) in wrong.iter().enumerate() {
+        let refused = outcome(&asked(), token, &key()).await;
+        assert!(
+            matches!(refused, Err(NotAttested::Token(_))),
+            "change {index}: {:?}",
+            refused.map(|_| ())
+        );
+    }
+    let frozen = asked()
+        .attest(Slot::ServiceAccount, &good, &key(), &|_| true, &|_| true)
+        .await;
+    assert!(matches!(frozen, Err(NotAttested::Token(Refused::TokenId))));
+    // A few at once, and the others later: a flood of them reaches the API server as a trickle.
+    let full = Attestor {
+        strangers: Strangers(Semaphore::new(0)),
+        ..asked()
+    };
+    assert!(matches!(
+        outcome(&full, &good, &key()).await,
+        Err(NotAttested::Unavailable(_))
+    ));
 }

@@ -14,7 +14,7 @@ use sidegate_policies::wire::{ApprovalAsk, ApprovalClaim, ApprovalOutcome, Appro
 use super::caller::{refused, Caller};
 use super::{json, Front, Refusal, MAX_ASK, MAX_BODY};
 use crate::approvals::ApprovalError;
-use crate::audit::Event;
+use crate::audit::{Event, More};
 
 type Answer = Result<Json<ApprovalState>, Refusal>;
 
@@ -39,6 +39,7 @@ pub async fn ask(State(front): State<Arc<Front>>, Extension(caller): Extension<C
         object: &answer.0.name,
         digest: &digest,
         detail: &format!("for {target}"),
+        more: More::of(&caller.workload),
         ..Event::new(Kind::Request, "approval.asked")
     });
     Ok(answer)

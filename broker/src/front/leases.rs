@@ -6,6 +6,7 @@
 //! is ended where it was made.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::{Path, Request, State};
 use axum::{Extension, Json};
@@ -20,9 +21,9 @@ use sidegate_policies::wire::{Lease, LeaseMaterial, LeaseRequest};
 
 use super::caller::Caller;
 use super::lease_table::Held;
-use super::token::mint;
+use super::token::{mint, policies};
 use super::{json, Front, Refusal, MAX_BODY};
-use crate::audit::Event;
+use crate::audit::{Event, More};
 use crate::credentials::vault::{Drawing, Drawn, VaultLease, LIFE};
 use crate::credentials::{Exchanged, Failure, Wanted};
 use crate::index::{Index, Offer};
@@ -44,14 +45,25 @@ pub async fn create(
     if let Some(refused) = &asked.refused {
         front.leases.end(refused, &caller.workload);
     }
+    let since = Instant::now();
     let fetched = fetch(&front, &caller, &asked).await;
     let lease = tasks.blocking(move || {
         let client = caller.workload.client_id();
         let outcome = grant(&front, &caller.workload, &asked.target, fetched);
+        let policy = policies(&front.index().offer(caller.subject()), &asked.target);
+        let more = More {
+            asked: asked.refused.as_deref().unwrap_or_default(),
+            policy: &policy,
+            jti: &caller.token_id,
+            kid: &caller.kid,
+            took: Some(since.elapsed()),
+            ..More::of(&caller.workload)
+        };
         let told = Event {
             subject: &client,
             pod_uid: &caller.workload.subject.pod_uid,
             object: &asked.target,
+            more,
             ..Event::new(Kind::Refused, "lease.refused")
         };
         front.metrics.lease(outcome.is_ok());
@@ -64,7 +76,12 @@ pub async fn create(
         })?;
         let goes_on = matches!(lease.material, LeaseMaterial::Kept);
         // On record before it leaves.
+        let given = format!("{} s", lease.expires_in);
         let granted = front.audit.record(Event {
+            more: More {
+                granted: &given,
+                ..more
+            },
             kind: Kind::Issued,
             event: if goes_on { "lease.renewed" } else { "lease.granted" },
             detail: &lease.id,
@@ -95,6 +112,11 @@ pub async fn end(
         pod_uid: &caller.subject().pod_uid,
         object: &id,
         detail: "handed back",
+        more: More {
+            jti: &caller.token_id,
+            kid: &caller.kid,
+            ..More::of(&caller.workload)
+        },
         ..Event::new(Kind::Issued, "lease.ended")
     });
     Ok(StatusCode::NO_CONTENT)
@@ -344,7 +366,12 @@ fn material(front: &Front, who: &Workload, granted: &Grantable, fetched: Fetched
             Ok(Given::new(material, life))
         }
         (Credential::Token(token), Fetched::Nothing) if token.issuer == OWN => {
-            let minted = mint(front, who, &granted.target, token, None);
+            let policy = policies(&granted.offer, &granted.target);
+            let more = More {
+                policy: &policy,
+                ..More::of(who)
+            };
+            let minted = mint(front, who, &granted.target, token, None, more);
             let (issued, _) = minted.map_err(|refusal| (refusal, refusal.error.to_owned()))?;
             let material = LeaseMaterial::Bearer {
                 user: token.username.clone(),

@@ -14,7 +14,7 @@ use sidegate_policies::wire::{RecordKeyRequest, RecordKeyResponse, RecordKeyRing
 
 use super::caller::Caller;
 use super::{json, Front, Refusal, MAX_BODY};
-use crate::audit::Event;
+use crate::audit::{Event, More};
 
 /// `POST /v1/record-keys`.
 pub async fn certify(
@@ -38,6 +38,7 @@ pub async fn certify(
         subject: &who.client_id(),
         pod_uid: &who.subject.pod_uid,
         object: &asked.public_key,
+        more: More::of(who),
         ..Event::new(Kind::Issued, "record-key.certified")
     });
     Ok(Json(RecordKeyResponse { certificate }))

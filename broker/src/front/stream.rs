@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use super::caller::{session, Caller};
 use super::{Front, Refusal};
 use crate::attest::NotAttested;
-use crate::audit::Event;
+use crate::audit::{Event, More};
 use crate::lockdown::{concerned, Acknowledged};
 use crate::rings::RingName;
 
@@ -237,6 +237,7 @@ impl Pump {
             pod_uid: &self.caller.subject().pod_uid,
             object,
             detail,
+            more: More::of(&self.caller.workload),
             ..Event::new(Kind::Bundle, event)
         });
     }

@@ -19,11 +19,12 @@ use sidegate_policies::wire::TokenResponse;
 
 use super::caller::{attestation_refused, proof_refused, refused, single};
 use super::{body, Front, Refusal, MAX_BODY};
-use crate::attest::NotAttested;
-use crate::audit::Event;
+use crate::attest::{NotAttested, Presented};
+use crate::audit::{Event, More};
 use crate::dpop::Call;
+use crate::index::Offer;
 use crate::issuer::{Issued, Workload, SESSION_SCOPE};
-use crate::jwt::Slot;
+use crate::jwt::{kid_of, Slot};
 use crate::lockdown::About;
 
 /// The grant type of RFC 8693.
@@ -54,13 +55,17 @@ pub async fn exchange(State(front): State<Arc<Front>>, request: Request) -> Resu
     let frozen = |id: &str| denied.token(id, now_ms);
     let admit = |pod_uid: &str| front.budget.exchange(pod_uid).is_ok();
     let since = Instant::now();
-    let who = front.attestor.attest(slot, token, &key, &frozen, &admit).await;
+    let mut presented = Presented::default();
+    let attested = front
+        .attestor
+        .attest_told(slot, token, &key, (&frozen, &admit), &mut presented);
+    let who = attested.await;
     front.metrics.attested(since.elapsed(), who.as_ref().map(|_| ()));
     let who = who.map_err(|error| {
         match error {
             // Counted there: a flood is not an event per call.
             NotAttested::TooMany => front.budget.say(&front.audit),
-            _ => refused(&front, "token.refused", "", &error.to_string()),
+            _ => not_attested(&front, &presented, &error, since),
         }
         attestation_refused(&error)
     })?;
@@ -70,13 +75,30 @@ pub async fn exchange(State(front): State<Arc<Front>>, request: Request) -> Resu
         Some(audience) if audience != front.issuer.url() => {
             let tasks = front.tasks.clone();
             let minted = tasks
-                .blocking(move || target_token(&front, &who, &audience, &form))
+                .blocking(move || target_token(&front, &who, &audience, &form, (&presented, since)))
                 .await;
             minted.unwrap_or_else(|| Err(Refusal::unavailable()))?
         }
-        _ => session_token(&front, &who, &key.thumbprint(), form.get("scope"))?,
+        _ => session_token(&front, &who, &key.thumbprint(), form.get("scope"), (&presented, since))?,
     };
     Ok(Json(answer).into_response())
+}
+
+/// Audits a caller who is not attested, with what its token says where that is known to be the cluster's word.
+fn not_attested(front: &Front, presented: &Presented, error: &NotAttested, since: Instant) {
+    front.audit.note(Event {
+        subject: &presented.user,
+        pod_uid: &presented.pod_uid,
+        detail: &error.to_string(),
+        more: More {
+            pod: &presented.pod,
+            node: &presented.node,
+            credential_id: &presented.credential_id,
+            took: Some(since.elapsed()),
+            ..More::NONE
+        },
+        ..Event::new(Kind::Refused, "token.refused")
+    });
 }
 
 /// The token presented, by grant type. One that does not belong to the grant is refused, not ignored.
@@ -139,13 +161,24 @@ fn session_token(
     who: &Workload,
     thumbprint: &str,
     asked: Option<&String>,
+    (presented, since): (&Presented, Instant),
 ) -> Result<TokenResponse, Refusal> {
     if asked.is_some_and(|asked| asked.split(' ').all(|scope| scope != SESSION_SCOPE)) {
         return Err(Refusal::invalid_scope());
     }
     let issued = front.issuer.session(who, thumbprint, front.clock.now());
     let issued = issued.map_err(|_| Refusal::unavailable())?;
-    front.audit.note(granted(&who.client_id(), who, "session", &issued));
+    let more = More {
+        credential_id: &presented.credential_id,
+        asked: asked.map_or("", String::as_str),
+        granted: SESSION_SCOPE,
+        took: Some(since.elapsed()),
+        ..More::of(who)
+    };
+    let (client, kid) = (who.client_id(), kid_of(&issued.token).unwrap_or_default());
+    front
+        .audit
+        .note(granted(&client, who, "session", (&issued, &kid), more));
     Ok(TokenResponse {
         access_token: issued.token,
         issued_token_type: TYPE_ACCESS.to_owned(),
@@ -163,6 +196,7 @@ fn target_token(
     who: &Workload,
     audience: &str,
     form: &BTreeMap<String, String>,
+    (presented, since): (&Presented, Instant),
 ) -> Result<TokenResponse, Refusal> {
     let offer = front.index().offer(&who.subject);
     let found = offer
@@ -178,7 +212,15 @@ fn target_token(
         });
     let (name, token) = found.ok_or_else(Refusal::invalid_target)?;
     let asked = form.get("scope").map(String::as_str);
-    let (issued, scope) = mint(front, who, &name, token, asked)?;
+    let policy = policies(&offer, &name);
+    let more = More {
+        credential_id: &presented.credential_id,
+        asked: asked.unwrap_or_default(),
+        policy: &policy,
+        took: Some(since.elapsed()),
+        ..More::of(who)
+    };
+    let (issued, scope) = mint(front, who, &name, token, asked, more)?;
     Ok(TokenResponse {
         access_token: issued.token,
         issued_token_type: TYPE_ACCESS.to_owned(),
@@ -195,6 +237,7 @@ pub fn mint(
     target: &str,
     token: &TokenCredential,
     asked: Option<&str>,
+    more: More<'_>,
 ) -> Result<(Issued, String), Refusal> {
     let about = About {
         subject: Some(&who.subject),
@@ -231,17 +274,45 @@ pub fn mint(
     let issued = front.issuer.target(who, &token.audience, &scope, front.clock.now());
     let issued = issued.map_err(|_| Refusal::unavailable())?;
     // On record before it leaves.
-    let recorded = front.audit.record(granted(&who.client_id(), who, target, &issued));
+    let given = format!("audience {}, scope {scope}, {} s", token.audience, issued.expires_in);
+    let more = More {
+        granted: &given,
+        ..more
+    };
+    let (client, kid) = (who.client_id(), kid_of(&issued.token).unwrap_or_default());
+    let recorded = front.audit.record(granted(&client, who, target, (&issued, &kid), more));
     recorded.map_err(|_| Refusal::unavailable())?;
     Ok((issued, scope))
 }
 
-fn granted<'a>(client: &'a str, who: &'a Workload, object: &'a str, issued: &'a Issued) -> Event<'a> {
+/// The policies by which a workload has a Target, by name.
+pub fn policies(offer: &Offer, target: &str) -> String {
+    let all = offer.bundle.policies.iter().filter(|policy| {
+        let home = policy.metadata.namespace.as_deref().unwrap_or_default();
+        let mut named = policy.spec.target_refs.iter();
+        named.any(|reference| format!("{home}/{}", reference.name) == target)
+    });
+    let names: Vec<String> = all.map(|policy| policy.full_name()).collect();
+    names.join(" ")
+}
+
+fn granted<'a>(
+    client: &'a str,
+    who: &'a Workload,
+    object: &'a str,
+    (issued, kid): (&'a Issued, &'a str),
+    more: More<'a>,
+) -> Event<'a> {
     Event {
         subject: client,
         pod_uid: &who.subject.pod_uid,
         object,
         detail: &issued.id,
+        more: More {
+            jti: &issued.id,
+            kid,
+            ..more
+        },
         ..Event::new(Kind::Issued, "token.granted")
     }
 }

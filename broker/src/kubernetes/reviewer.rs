@@ -21,6 +21,8 @@ use crate::jwt::sha256_base64url;
 const REMEMBERED_MS: i64 = 10_000;
 const MAX_REMEMBERED: usize = 10_000;
 const AT_ONCE: usize = 64;
+/// The token's own id among the same.
+const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 /// The pod's UID among what a review tells beside the name.
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 
@@ -108,5 +110,6 @@ fn told(status: TokenReviewStatus) -> Review {
         user: user.username.unwrap_or_default(),
         groups: user.groups.unwrap_or_default(),
         pod_uid,
+        credential_id: extra.get(CREDENTIAL_ID).and_then(|ids| ids.first()).cloned(),
     }
 }

@@ -37,6 +37,68 @@ async fn target_token(client: &mut Client, world: &World) -> String {
     answer.body["access_token"].as_str().unwrap().to_owned()
 }
 
+/// What is given out, and what is refused, is on record with who asked, for what, by which policy, token and key.
+#[tokio::test]
+async fn what_is_given_out_is_on_record_with_who_what_and_why() {
+    let world = World::start().await;
+    let mut sidecar = world.sidecar().await;
+    target_token(&mut sidecar, &world).await;
+    let leased = sidecar.post("/v1/leases", json!({"target": "local/shop"})).await;
+    assert_eq!(leased.status, StatusCode::OK);
+    sidecar.post("/v1/leases", json!({"target": "other/elsewhere"})).await;
+    // A second key for the running instance: it is known whose token that is.
+    let stolen = sidecar.twin().exchange(&world.token()).await;
+    assert_eq!(stolen.error(), "restart_not_seen");
+    let uid = world.running.local().unwrap().pod_uid().to_owned();
+    let front = world.running.front().clone();
+    tokio::task::spawn_blocking(move || front.audit.flush())
+        .await
+        .unwrap()
+        .unwrap();
+    let events = read(&DirectoryStore::new(&world.path("state/records"))).unwrap();
+    let find = |event: &str, object: &str| {
+        let mut all = events.iter().map(|found| &found.says);
+        let found = all.find(|says| says.event == event && says.object == object);
+        found.unwrap_or_else(|| panic!("no {event} {object} in {events:#?}"))
+    };
+    for (event, object, policy, granted) in [
+        ("token.granted", "session", "", "sidegate"),
+        (
+            "token.granted",
+            "local/warehouse",
+            "local/agents",
+            "audience warehouse, scope read write, 300 s",
+        ),
+        ("lease.granted", "local/shop", "local/agents", "900 s"),
+        ("lease.refused", "other/elsewhere", "", ""),
+    ] {
+        let says = find(event, object);
+        assert_eq!((&*says.policy, &*says.granted), (policy, granted), "{says:?}");
+        assert!(
+            says.pod_uid == uid.as_str() && !says.pod.is_empty() && !says.node.is_empty(),
+            "{says:?}"
+        );
+        assert_eq!(says.instance, Some(1), "{says:?}");
+        assert!(
+            says.jti.len() > 8 && says.kid.len() > 8 && says.latency_us.is_some(),
+            "{says:?}"
+        );
+    }
+    for object in ["session", "local/warehouse"] {
+        assert!(find("token.granted", object).credential_id.starts_with("JTI="));
+    }
+    let refused = find("token.refused", "");
+    assert_eq!(refused.subject, "system:serviceaccount:local:agent");
+    assert!(
+        refused.pod_uid == uid.as_str() && refused.credential_id.starts_with("JTI="),
+        "{refused:?}"
+    );
+    assert!(
+        refused.detail.contains("RestartNotSeen") && refused.latency_us.is_some(),
+        "{refused:?}"
+    );
+}
+
 #[tokio::test]
 async fn introspection_shows_a_session_with_its_key_and_a_target_token_with_its_actor() {
     let world = World::start().await;

@@ -129,6 +129,36 @@ pub struct Audit<'a> {
     /// The precise reason, what was granted, or a person's own words.
     #[serde(skip_serializing_if = "str::is_empty")]
     pub detail: Text<'a>,
+    /// Name of the pod.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub pod: Text<'a>,
+    /// Its node.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub node: Text<'a>,
+    /// Instance of the sidecar's container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<u64>,
+    /// What the API server's own audit log calls the service-account token (`JTI=...`).
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub credential_id: Text<'a>,
+    /// What was asked for.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub asked: Text<'a>,
+    /// What was given.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub granted: Text<'a>,
+    /// The policies by which the workload has the Target.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub policy: Text<'a>,
+    /// Id of the token that was issued, or that asked.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub jti: Text<'a>,
+    /// Id of the key that signed it.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub kid: Text<'a>,
+    /// Microseconds it took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_us: Option<u64>,
 }
 
 /// `open`: a session begins.
