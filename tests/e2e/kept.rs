@@ -61,21 +61,9 @@ pub fn a_pin_goes_after_its_pod_and_never_before(cluster: &Cluster) -> Result<()
     Ok(())
 }
 
-/// Where a digest is pinned, a pod of the right shape with another image is nobody; the digests of earlier releases stand
-/// in a ConfigMap, which the leader keeps.
-pub fn a_sidecar_of_another_image_is_nobody(cluster: &Cluster) -> Result<()> {
-    let [now, before, never] = ["a", "b", "c"].map(|letter| format!("sha256:{}", letter.repeat(64)));
-    let with = |image: String| {
-        Agent::with(cluster, move |pod| {
-            pod["spec"]["initContainers"][0]["image"] = json!(image);
-        })
-    };
-    let ours = with(format!("example.invalid/sidegate:2@{now}"))?;
-    let old = with(format!("example.invalid/sidegate@{before}"))?;
-    let foreign = with(format!("example.invalid/sidegate@{never}"))?;
-    let tagged = with("example.invalid/sidegate:2".to_owned())?;
-
-    // A namespace of its own: the broker of this run writes the map of its own namespace, and pins nothing.
+/// A namespace of its own with a list of one image, which the broker may keep: the broker of this run keeps the list of its
+/// own namespace, and pins nothing.
+fn home(cluster: &Cluster, before: &str) -> Result<String> {
     let home = cluster.namespace()?;
     let inside = ["--namespace", home.as_str()];
     let kubectl = |arguments: &[&str]| cluster.kubectl(&[arguments, &inside].concat(), "");
@@ -93,8 +81,26 @@ pub fn a_sidecar_of_another_image_is_nobody(cluster: &Cluster) -> Result<()> {
     kubectl(&[&["create", "role", "admission"][..], &right].concat())?;
     let account = format!("--serviceaccount={NAMESPACE}:sidegate-broker");
     kubectl(&["create", "rolebinding", "admission", "--role=admission", &account])?;
+    Ok(home)
+}
+
+/// Where a digest is pinned, a pod of the right shape with another image is nobody; the digests of earlier releases stand
+/// in a ConfigMap, which the leader keeps.
+pub fn a_sidecar_of_another_image_is_nobody(cluster: &Cluster) -> Result<()> {
+    let [now, before, never] = ["a", "b", "c"].map(|letter| format!("sha256:{}", letter.repeat(64)));
+    let with = |image: String| {
+        Agent::with(cluster, move |pod| {
+            pod["spec"]["initContainers"][0]["image"] = json!(image);
+        })
+    };
+    let ours = with(format!("example.invalid/sidegate:2@{now}"))?;
+    let old = with(format!("example.invalid/sidegate@{before}"))?;
+    let foreign = with(format!("example.invalid/sidegate@{never}"))?;
+    let tagged = with("example.invalid/sidegate:2".to_owned())?;
+
+    let home = home(cluster, &before)?;
     let mut options = ours.site.options();
-    options.namespace = home.clone();
+    options.namespace.clone_from(&home);
     options.admission = AdmissionOptions {
         sidecar_digest: Some(now.clone()),
         uids: vec![64_100],
@@ -114,13 +120,23 @@ pub fn a_sidecar_of_another_image_is_nobody(cluster: &Cluster) -> Result<()> {
         pins: whole.pins.clone(),
         notices: whole.notices.clone(),
         images: admission.clone(),
+        strangers: Default::default(),
         timed: whole.timed.clone(),
         clock: whole.clock.clone(),
     };
     cluster.until("the authorizer knows the Role", || {
         Ok(site.runtime.block_on(admission.round(true)).is_ok())
     })?;
-    let map: Value = serde_json::from_str(&kubectl(&["get", "configmap", "sidegate-admission", "-o", "json"])?)?;
+    let get = [
+        "get",
+        "configmap",
+        "sidegate-admission",
+        "--namespace",
+        &home,
+        "-o",
+        "json",
+    ];
+    let map: Value = serde_json::from_str(&cluster.kubectl(&get, "")?)?;
     let wanted = json!({
         "digests": format!("{now}\n{before}"), "uids": "64100", "audience": site.audience(), "breakGlassGroup": "platform",
     });

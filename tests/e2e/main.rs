@@ -4,6 +4,7 @@
 //! `target/skipped.txt`; with `SIDEGATE_TEST_REQUIRE=cluster` their absence is a failure.
 
 mod applied;
+mod canary;
 mod charts;
 mod identity;
 mod inject;
@@ -183,6 +184,7 @@ type Alone = fn(&Programs) -> Result<()>;
 
 const ALONE: &[(&str, Alone)] = &[
     ("plane::ends_with_its_owner", plane::ends_with_its_owner),
+    ("canary::a_secret_is_seen_by_nobody", canary::a_secret_is_seen_by_nobody),
     (
         "outage::sessions_outlive_an_absent_api_server_and_a_restarted_broker",
         outage::sessions_outlive_an_absent_api_server_and_a_restarted_broker,
@@ -195,6 +197,7 @@ const ALONE: &[(&str, Alone)] = &[
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    canary::listen();
     let programs = match Programs::find() {
         Ok(programs) => programs,
         Err(missing) => return skipped(&arguments, &missing.0),

@@ -45,7 +45,7 @@ pub fn sessions_outlive_an_absent_api_server_and_a_restarted_broker(programs: &P
     let after = sidegate_tests::psql::psql(local, DATABASE, &[NAME])?;
     ensure!(after.out == "Ada", "{after:?}");
     site.runtime.block_on(sidecar.shutdown());
-    site.end();
+    drop(site.end());
     drop(server);
     Ok(())
 }

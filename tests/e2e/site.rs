@@ -56,7 +56,7 @@ pub fn site(cluster: &Cluster) -> Result<Arc<Site>> {
 pub fn stop() {
     let kept = SITE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     if let Some(Ok(site)) = kept.map(Arc::try_unwrap) {
-        site.end();
+        drop(site.end());
     }
 }
 
@@ -179,9 +179,10 @@ impl Site {
         self.broker.front_addr.port()
     }
 
-    /// Ends the broker.
-    pub fn end(self) {
+    /// Ends the broker; answers the folder with its state.
+    pub fn end(self) -> tempfile::TempDir {
         self.runtime.block_on(self.broker.shutdown());
+        self.folder
     }
 
     /// How the broker reaches the API server, for a part of it that a test runs by itself.
@@ -282,6 +283,11 @@ impl<'a> Agent<'a> {
     /// Applies objects as the administrator.
     pub fn apply(&self, objects: &str) -> Result<()> {
         self.cluster.kubectl(&["apply", "-f", "-"], objects).map(|_| ())
+    }
+
+    /// What the sidecar's container has: its token, its journal and its run folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Removes the pod at once.
