@@ -219,6 +219,11 @@ pub trait Issuers: Send + Sync {
     /// What is believed now.
     fn trust(&self) -> Arc<ClusterTrust>;
 
+    /// When the keys were last read, seconds since 1970; nothing: they are not read from anywhere.
+    fn read_at(&self) -> Option<i64> {
+        None
+    }
+
     /// Looks for newer keys, because a token names one that is not held; answers whether it looked.
     fn renew(&self) -> BoxFuture<'_, bool>;
 }

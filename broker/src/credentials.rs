@@ -12,9 +12,10 @@ mod outbound;
 pub mod publish;
 mod reply;
 mod request;
+mod revoke;
 pub mod vault;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -35,6 +36,7 @@ use cache::{Cache, Found, Key};
 use health::Health;
 pub use outbound::Outbound;
 use publish::Published;
+use revoke::Ending;
 
 /// A refusal is remembered so long at least, and up to twice that.
 const REMEMBERED_MS: i64 = 5_000;
@@ -75,6 +77,8 @@ pub struct Exchanged {
     until_ms: i64,
     /// Of the deny set it was asked for under.
     generation: u64,
+    /// How the provider is told that it is over, where it wants to know.
+    ending: Option<Ending>,
 }
 
 impl Exchanged {
@@ -141,8 +145,13 @@ pub struct Exchanges {
     home: String,
     published: Arc<Published>,
     cache: Mutex<Cache>,
-    health: Mutex<HashMap<Key, Health>>,
+    health: Mutex<HashMap<Key, (String, Health)>>,
+    /// Exchanges tried, by TokenIssuer and what came of them.
+    requests: Mutex<Requests>,
 }
+
+/// A TokenIssuer's name and a class, or `Ok`, and how often.
+type Requests = BTreeMap<(String, &'static str), u64>;
 
 impl Exchanges {
     /// None yet. Clients' secrets are in the namespace `home`, the broker's own.
@@ -167,6 +176,7 @@ impl Exchanges {
             published,
             cache: Mutex::default(),
             health: Mutex::default(),
+            requests: Mutex::default(),
         }
     }
 
@@ -205,16 +215,17 @@ impl Exchanges {
         drop(cache);
         let this = Arc::clone(self);
         self.tasks.spawn("exchange", async move {
-            let outcome = this.exchange(job).await;
+            let outcome = this.exchange(Arc::new(job)).await;
             tell.send_replace(Some(outcome));
         });
         Ok(Found::Running(told))
     }
 
     /// Runs one exchange to its end and keeps what came of it.
-    async fn exchange(self: &Arc<Self>, job: Job) -> Outcome {
+    async fn exchange(self: &Arc<Self>, job: Arc<Job>) -> Outcome {
         let done = self.run(&job).await;
-        let mut outcome = done.and_then(|held| {
+        let mut outcome = done.and_then(|mut held| {
+            held.ending = self.ending(&job);
             if self.lockdowns.now().set.revision == job.generation {
                 Ok(Arc::new(held))
             } else {
@@ -229,7 +240,7 @@ impl Exchanges {
         let remembered = REMEMBERED_MS.saturating_add(i64::from(jitter) % REMEMBERED_MS);
         let mut cache = self.cache();
         match &mut outcome {
-            Ok(held) => cache.keep(job.key, Arc::clone(held)),
+            Ok(held) => cache.keep(job.key, held),
             Err(failure) => {
                 if failure.class == Class::Propagation && cache.spreading(&job.key, now_ms) >= SPREADING_MS {
                     failure.class = Class::Final;
@@ -295,13 +306,41 @@ impl Exchanges {
     }
 
     /// Something about the health of one provider.
-    fn health<T>(&self, provider: &Key, ask: impl FnOnce(&mut Health, i64) -> T) -> T {
+    fn health<T>(&self, job: &Job, ask: impl FnOnce(&mut Health, i64) -> T) -> T {
         let now_ms = self.clock.now_ms();
         let mut all = self.health.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if all.len() >= MAX_PROVIDERS && !all.contains_key(provider) {
-            all.retain(|_, health| health.is_troubled(now_ms));
+        if all.len() >= MAX_PROVIDERS && !all.contains_key(&job.provider) {
+            all.retain(|_, (_, health)| health.is_troubled(now_ms));
         }
-        ask(all.entry(*provider).or_default(), now_ms)
+        let new = || (job.name.clone(), Health::default());
+        ask(&mut all.entry(job.provider).or_insert_with(new).1, now_ms)
+    }
+
+    /// Counts one try.
+    fn count(&self, job: &Job, outcome: &'static str) {
+        let mut requests = self.requests.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let known = requests.keys().any(|(name, _)| *name == job.name);
+        if known || requests.len() < MAX_PROVIDERS.saturating_mul(2) {
+            let count = requests.entry((job.name.clone(), outcome)).or_default();
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// Exchanges tried so far, by TokenIssuer and what came of them.
+    pub fn requests(&self) -> BTreeMap<(String, &'static str), u64> {
+        let requests = self.requests.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        requests.clone()
+    }
+
+    /// TokenIssuers that were asked lately, and whether each is left alone for now.
+    pub fn circuits(&self) -> BTreeMap<String, bool> {
+        let now_ms = self.clock.now_ms();
+        let all = self.health.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut circuits = BTreeMap::new();
+        for (name, health) in all.values() {
+            *circuits.entry(name.clone()).or_default() |= health.is_open(now_ms);
+        }
+        circuits
     }
 }
 

@@ -28,6 +28,7 @@ const PUSH_BUCKETS: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 1.0, 3.0, 10
 /// Everything counted in one broker.
 pub struct Metrics {
     registry: Registry,
+    providers: Providers,
     exchanges: IntCounterVec,
     attest: HistogramVec,
     push: Histogram,
@@ -82,6 +83,7 @@ impl Metrics {
             "How long each step of an attestation took, and all of it, whatever came of it.",
         );
         Ok(Metrics {
+            providers: Providers::new(own)?,
             exchanges: vector(
                 "exchanges_total",
                 "Calls of the token endpoint that came as far as attestation.",
@@ -208,6 +210,7 @@ impl Metrics {
             let usable = front.issuer.ring(ring).usable_from().saturating_sub(now);
             self.usable.with_label_values(&[ring.as_str()]).set(usable);
         }
+        self.providers.read(front);
         let refused = front.budget.refused();
         self.over_budget.inc_by(refused.saturating_sub(self.over_budget.get()));
         let mut text = Vec::new();
@@ -224,6 +227,51 @@ struct Steps(HistogramVec);
 impl Timed for Steps {
     fn took(&self, step: Step, time: Duration) {
         self.0.with_label_values(&[step.as_str()]).observe(time.as_secs_f64());
+    }
+}
+
+/// What is counted of providers; their label is the name of a TokenIssuer, which an administrator chose.
+struct Providers {
+    requests: IntCounterVec,
+    open: IntGaugeVec,
+    age: IntGaugeVec,
+}
+
+impl Providers {
+    fn new(own: &Registry) -> prometheus::Result<Self> {
+        let requests = Opts::new(
+            "provider_requests_total",
+            "Exchanges tried at a provider, by what came of them.",
+        );
+        let open = Opts::new(
+            "provider_circuit_open",
+            "1: it failed too often and is left alone for now.",
+        );
+        let age = Opts::new(
+            "jwks_age_seconds",
+            "Since the keys of an issuer whose tokens are believed were read.",
+        );
+        Ok(Providers {
+            requests: made(own, IntCounterVec::new(requests, &["issuer", "class"]))?,
+            open: made(own, IntGaugeVec::new(open, &["issuer"]))?,
+            age: made(own, IntGaugeVec::new(age, &["issuer"]))?,
+        })
+    }
+
+    /// As they are now. A TokenIssuer that is gone is not shown as well any more.
+    fn read(&self, front: &Front) {
+        for ((issuer, class), count) in front.exchanges.requests() {
+            let counter = self.requests.with_label_values(&[issuer.as_str(), class]);
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
+        self.open.reset();
+        for (issuer, open) in front.exchanges.circuits() {
+            self.open.with_label_values(&[issuer.as_str()]).set(i64::from(open));
+        }
+        if let Some(read) = front.attestor.issuers.read_at() {
+            let age = front.clock.now().saturating_sub(read);
+            self.age.with_label_values(&["cluster"]).set(age);
+        }
     }
 }
 

@@ -73,6 +73,46 @@ pub struct Preset {
     pub values: BTreeMap<String, Need>,
     /// One to three requests, in order.
     pub steps: Vec<Step>,
+    /// How the token is ended before its time (RFC 7009), where the provider has an endpoint for it.
+    #[serde(default)]
+    pub revoke: Option<Revoke>,
+}
+
+/// The request that ends a token; `{previous}` stands for it. Of the answer nothing but the status counts.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(from = "Revocation")]
+pub struct Revoke(pub Step);
+
+/// As it is written: a step without an answer.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Revocation {
+    post: Endpoint,
+    fields: BTreeMap<String, Field>,
+    #[serde(default)]
+    assertion: Option<AssertionSpec>,
+    #[serde(default)]
+    login: Option<Login>,
+}
+
+impl From<Revocation> for Revoke {
+    fn from(read: Revocation) -> Self {
+        Revoke(Step {
+            post: read.post,
+            encoding: Encoding::Form,
+            fields: read.fields,
+            assertion: read.assertion,
+            login: read.login,
+            reply: Reply {
+                token: "/".to_owned(),
+                expires_in: None,
+                expires_at: None,
+                expect: Vec::new(),
+                audience: Audience::Unchecked,
+            },
+            errors: Vec::new(),
+        })
+    }
 }
 
 /// What an exchange gives.
@@ -117,6 +157,8 @@ pub enum Need {
     Optional,
     /// A whole URL to send a request to, which must be there.
     Endpoint,
+    /// The same, which may be left out, and the request with it.
+    OptionalEndpoint,
 }
 
 /// One request and what to make of its reply.
@@ -315,11 +357,9 @@ impl Preset {
     /// Whether a value is asked for where a client logs in by a secret, and nowhere else.
     pub fn is_for_login_alone(&self, value: &str) -> bool {
         let named = |placeholder: &&Placeholder| matches!(placeholder, Placeholder::Value(name) if name == value);
-        let other = self
-            .steps
-            .iter()
-            .flat_map(Step::requested)
-            .any(|placeholder| named(&placeholder));
+        let revoke = self.revoke.iter().map(|Revoke(step)| step);
+        let mut other = self.steps.iter().chain(revoke).flat_map(Step::requested);
+        let other = other.any(|placeholder| named(&placeholder));
         !other && self.client_ids().any(|id| id == value)
     }
 
@@ -328,8 +368,16 @@ impl Preset {
             return Err(format!("steps: one to {MAX_STEPS}"));
         }
         let mut unused: Vec<&String> = self.values.keys().collect();
-        for (at, step) in self.steps.iter().enumerate() {
-            let place = format!("steps[{at}]");
+        let steps = self
+            .steps
+            .iter()
+            .enumerate()
+            .map(|(at, step)| (at, format!("steps[{at}]"), step));
+        let revoke = self
+            .revoke
+            .iter()
+            .map(|Revoke(step)| (MAX_STEPS, "revoke".to_owned(), step));
+        for (at, place, step) in steps.chain(revoke) {
             for placeholder in step.placeholders() {
                 self.known(placeholder, at, step)
                     .map_err(|why| format!("{place}: {why}"))?;
@@ -347,7 +395,13 @@ impl Preset {
     /// Whether what is filled in has the form its place wants, and cannot be missing there.
     fn fits(&self, step: &Step) -> Result<(), String> {
         if let Placeholder::Value(name) = &step.post.base {
-            if self.values.get(name) != Some(&Need::Endpoint) {
+            // What must be sent has an address; what ends a token may have none.
+            let fits = match self.values.get(name) {
+                Some(Need::Endpoint) => true,
+                Some(Need::OptionalEndpoint) => self.revoke.as_ref().is_some_and(|Revoke(revoke)| revoke == step),
+                _ => false,
+            };
+            if !fits {
                 return Err(format!("post: `{name}` is no endpoint"));
             }
         }

@@ -17,6 +17,7 @@ pub mod postgres;
 pub mod psql;
 pub mod recording;
 pub mod shop;
+pub mod stock;
 pub mod told;
 pub mod vault;
 pub mod verifiers;

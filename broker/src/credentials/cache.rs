@@ -1,11 +1,12 @@
 //! What exchanges came to, for a while: tokens until half of their life, refusals for some seconds, and who is waiting
 //! for what.
 //!
-//! Refuses more than [`MAX`] entries: what ends first makes room, and where every entry is an exchange that runs,
+//! A token that its provider wants back is not kept here: it is given again while a lease has it. Refuses more than [`MAX`]
+//! entries: what ends first makes room, and where every entry is an exchange that runs,
 //! nothing is begun. Invariant: of one key at most one exchange runs.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::watch;
 
@@ -41,7 +42,15 @@ struct Entry {
 enum State {
     Running(Told),
     Good(Arc<Exchanged>),
-    Refused { failure: Failure, until_ms: i64 },
+    /// The same, as long as somebody has it: then its provider is told that it is over.
+    Lent {
+        held: Weak<Exchanged>,
+        until_ms: i64,
+    },
+    Refused {
+        failure: Failure,
+        until_ms: i64,
+    },
 }
 
 impl Entry {
@@ -52,6 +61,8 @@ impl Entry {
             State::Running(told) if told.has_changed().is_err() && told.borrow().is_none() => i64::MIN,
             State::Running(_) => i64::MAX,
             State::Good(held) => held.until_ms,
+            State::Lent { held, .. } if held.strong_count() == 0 => i64::MIN,
+            State::Lent { until_ms, .. } => *until_ms,
             State::Refused { until_ms, .. } => *until_ms,
         }
     }
@@ -64,6 +75,10 @@ impl Cache {
         match &entry.state {
             State::Running(told) if entry.ends() == i64::MAX => Some(Ok(Found::Running(told.clone()))),
             State::Good(held) if !anew && held.fresh(generation, now_ms) => Some(Ok(Found::Held(Arc::clone(held)))),
+            State::Lent { held, .. } if !anew => {
+                let held = held.upgrade().filter(|held| held.fresh(generation, now_ms));
+                held.map(|held| Ok(Found::Held(held)))
+            }
             State::Refused { failure, until_ms } if *until_ms > now_ms => Some(Err(failure.clone())),
             _ => None,
         }
@@ -86,8 +101,15 @@ impl Cache {
     }
 
     /// A token came.
-    pub(super) fn keep(&mut self, key: Key, held: Arc<Exchanged>) {
-        self.put(key, State::Good(held), None);
+    pub(super) fn keep(&mut self, key: Key, held: &Arc<Exchanged>) {
+        let state = match held.ending {
+            None => State::Good(Arc::clone(held)),
+            Some(_) => State::Lent {
+                held: Arc::downgrade(held),
+                until_ms: held.until_ms,
+            },
+        };
+        self.put(key, state, None);
     }
 
     /// It was refused, and will be until then.

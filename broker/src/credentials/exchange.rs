@@ -60,22 +60,24 @@ impl Exchanges {
         let began = Instant::now();
         let mut tries = Tries::default();
         loop {
-            if !self.health(&job.provider, |health, now_ms| health.admit(now_ms)) {
+            if !self.health(job, |health, now_ms| health.admit(now_ms)) {
                 return Err(Failure::new(Class::Retry, "the provider is left alone for now"));
             }
             let outcome = self.once(job).await;
+            let class = outcome.as_ref().map_or_else(|failure| failure.class.as_str(), |_| "Ok");
+            self.count(job, class);
             let failure = match outcome {
                 Ok(held) => {
-                    self.health(&job.provider, |health, _| health.answered());
+                    self.health(job, |health, _| health.answered());
                     return Ok(held);
                 }
                 Err(failure) => failure,
             };
-            self.health(&job.provider, |health, now_ms| match failure.class {
+            self.health(job, |health, now_ms| match failure.class {
                 Class::Retry | Class::Broken => health.failed(now_ms, failure.retry_after),
                 Class::Final | Class::Propagation | Class::Reassert => health.answered(),
             });
-            let again = tries.again(&failure, || self.health(&job.provider, |health, _| health.retry()));
+            let again = tries.again(&failure, || self.health(job, |health, _| health.retry()));
             if !again || began.elapsed() >= OVERALL {
                 return Err(failure);
             }
@@ -122,11 +124,12 @@ impl Exchanges {
             from_ms,
             until_ms,
             generation: job.generation,
+            ending: None,
         })
     }
 
     /// The client's secret, read anew for every exchange, unless it is frozen.
-    async fn client_secret(&self, job: &Job) -> Result<Option<Zeroizing<String>>, Failure> {
+    pub(super) async fn client_secret(&self, job: &Job) -> Result<Option<Zeroizing<String>>, Failure> {
         let Some(reference) = &job.spec.client_secret_ref else {
             return Ok(None);
         };
@@ -158,7 +161,12 @@ impl Exchanges {
         secret.map(Some).ok_or_else(empty)
     }
 
-    fn assertion(&self, job: &Job, wanted: &AssertionSpec, facts: &Facts<'_>) -> Result<SecretString, Failure> {
+    pub(super) fn assertion(
+        &self,
+        job: &Job,
+        wanted: &AssertionSpec,
+        facts: &Facts<'_>,
+    ) -> Result<SecretString, Failure> {
         let claim = |field: &Field| -> Result<String, Failure> {
             let text = facts.fill(field).map_err(lacking)?;
             text.map(str::to_owned)
@@ -192,7 +200,7 @@ impl Exchanges {
 
 impl Job {
     /// Who vouches for the provider; nothing: the system's roots do.
-    fn authorities(&self) -> Result<Option<&str>, Failure> {
+    pub(super) fn authorities(&self) -> Result<Option<&str>, Failure> {
         match &self.spec.ca_bundle {
             None => Ok(None),
             Some(Authorities::Inline(pem)) => Ok(Some(pem)),
@@ -208,7 +216,7 @@ fn kid(token: &str) -> Option<String> {
     Some(header.get("kid")?.as_str()?.to_owned())
 }
 
-fn lacking(missing: Missing) -> Failure {
+pub(super) fn lacking(missing: Missing) -> Failure {
     Failure::new(Class::Broken, missing.0)
 }
 

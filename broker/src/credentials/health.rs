@@ -97,6 +97,11 @@ impl Health {
         }
     }
 
+    /// Whether the circuit is open.
+    pub(super) fn is_open(&self, now_ms: i64) -> bool {
+        ahead(self.open_until, now_ms, OPEN_MS)
+    }
+
     /// Whether there is anything to remember.
     pub(super) fn is_troubled(&self, now_ms: i64) -> bool {
         self.open_until.is_some() || !self.failures.is_empty() || ahead(self.not_before, now_ms, MAX_WAIT_MS)
@@ -122,6 +127,7 @@ mod tests {
             health.failed(at, None);
         }
         assert!(!health.admit(10_008) && !health.admit(15_000));
+        assert!(health.is_open(10_008) && !health.is_open(15_007));
         assert!(health.admit(15_007), "one probe");
         assert!(!health.admit(15_008), "and no other");
         health.failed(15_100, None);

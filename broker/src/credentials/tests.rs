@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
 use serde_json::{json, Value};
 use sidegate_policies::api::token_issuer::SubjectForm;
-use sidegate_policies::presets::{Field, Need};
+use sidegate_policies::presets::{Field, Need, Revoke};
 use tokio::sync::watch;
 
 use super::cache::{Cache, Found, MAX};
@@ -18,7 +18,7 @@ use super::*;
 fn spec(preset: &Preset) -> TokenIssuerSpec {
     let value = |name: &String, need: &Need| {
         let text = match need {
-            Need::Endpoint => "https://idp.example:8443/as/token".to_owned(),
+            Need::Endpoint | Need::OptionalEndpoint => "https://idp.example:8443/as/token".to_owned(),
             // What could break out of a form, a JSON text or a path, if anything could.
             Need::Required | Need::Optional => format!("a {name}&x=\"1\"/ö"),
         };
@@ -45,7 +45,7 @@ fn requests(preset: &Preset) -> String {
     let full = spec(preset);
     let mut bare = full.clone();
     bare.values
-        .retain(|name, _| preset.values.get(name) != Some(&Need::Optional));
+        .retain(|name, _| !matches!(preset.values.get(name), Some(Need::Optional | Need::OptionalEndpoint)));
     let mut variants = vec![(&full, "read write", None)];
     let leaves_out = |field: &Field| matches!(field, Field::Filled { optional: true, .. });
     if preset
@@ -60,7 +60,12 @@ fn requests(preset: &Preset) -> String {
         variants.push((&full, "read write", Some("s3:cr&t \"ö")));
     }
     for (spec, scope, secret) in variants {
-        for step in &preset.steps {
+        let revoke = preset.revoke.iter().map(|Revoke(step)| step);
+        let last = preset.steps.len();
+        for (at, step) in preset.steps.iter().chain(revoke).enumerate() {
+            if at == last && step.post.url(&spec.issuer, &spec.values).is_none() {
+                continue;
+            }
             let facts = Facts {
                 spec,
                 audience: "orders-db",
@@ -71,6 +76,9 @@ fn requests(preset: &Preset) -> String {
                 secret,
             };
             let request = facts.request(step).unwrap();
+            if at == last {
+                text.push_str("\n(when it is over)");
+            }
             if secret.is_some() {
                 text.push_str("\n(with a client's secret)");
             }
@@ -362,6 +370,7 @@ fn held(until_ms: i64, generation: u64) -> Arc<Exchanged> {
         from_ms: 0,
         until_ms,
         generation,
+        ending: None,
     })
 }
 
@@ -372,7 +381,7 @@ fn key(number: usize) -> Key {
 #[test]
 fn a_token_is_given_again_until_half_of_its_life_under_the_same_deny_set() {
     let mut cache = Cache::default();
-    cache.keep(key(1), held(600_000, 7));
+    cache.keep(key(1), &held(600_000, 7));
     let is_held = |cache: &Cache, generation, now, anew| {
         matches!(cache.find(&key(1), generation, now, anew), Some(Ok(Found::Held(_))))
     };
@@ -393,7 +402,7 @@ fn a_token_is_given_again_until_half_of_its_life_under_the_same_deny_set() {
 fn what_ends_first_makes_room_and_what_runs_does_not() {
     let mut cache = Cache::default();
     for number in 0..MAX {
-        cache.keep(key(number), held(1_000_000 + i64::try_from(number).unwrap(), 0));
+        cache.keep(key(number), &held(1_000_000 + i64::try_from(number).unwrap(), 0));
     }
     let (_tell, told) = watch::channel(None);
     assert!(cache.begin(key(MAX), told.clone(), 0));

@@ -13,6 +13,7 @@ use sidegate_policies::bundle::BundledTarget;
 use super::Front;
 use crate::attest::NotAttested;
 use crate::credentials::vault::VaultLease;
+use crate::credentials::Exchanged;
 use crate::index::Offer;
 use crate::issuer::Workload;
 use crate::lockdown::{About, Denied};
@@ -74,11 +75,18 @@ pub struct Held {
     pub until_ms: i64,
     /// What was made for it elsewhere.
     pub upstream: Option<Arc<VaultLease>>,
+    /// A provider's token: with the last lease that has it goes the token.
+    pub token: Option<Arc<Exchanged>>,
 }
 
 impl Held {
     fn is_of(&self, who: &Workload) -> bool {
         self.who.subject.pod_uid == who.subject.pod_uid
+    }
+
+    /// Whether something elsewhere is to end with it.
+    fn reaches_out(&self) -> bool {
+        self.upstream.is_some() || self.token.is_some()
     }
 
     fn stands(&self, bundled: &BundledTarget) -> bool {
@@ -149,14 +157,14 @@ impl Leases {
                 secret: None,
                 issuer: held.credential.issuer(),
             };
-            held.upstream.is_none() || !denied.closes(about, now_ms)
+            !held.reaches_out() || !denied.closes(about, now_ms)
         });
     }
 
-    /// Whose those are for which something was made elsewhere.
+    /// Whose those are with which something elsewhere ends.
     fn made(&self) -> Vec<(String, Arc<Workload>)> {
         let table = self.table();
-        let made = table.iter().filter(|(_, held)| held.upstream.is_some());
+        let made = table.iter().filter(|(_, held)| held.reaches_out());
         made.map(|(id, held)| (id.clone(), Arc::clone(&held.who))).collect()
     }
 

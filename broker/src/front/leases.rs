@@ -28,7 +28,7 @@ use crate::credentials::vault::{Drawing, Drawn, VaultLease, LIFE};
 use crate::credentials::{Exchanged, Failure, Wanted};
 use crate::index::{Index, Offer};
 use crate::issuer::{random_id, Workload};
-use crate::lockdown::About;
+use crate::lockdown::{About, Denied};
 use crate::secrets::SecretError;
 
 /// Life of a leased Secret, seconds.
@@ -309,6 +309,10 @@ async fn read_secret(
 /// The grant, or the refusal. What may be granted is asked again: a Lockdown may have come while something was fetched.
 fn grant(front: &Front, who: &Workload, target: &str, fetched: Fetched) -> Result<Lease, Refused> {
     let granted = Grantable::check(front, who, target)?;
+    let token = match &fetched {
+        Fetched::Token { outcome: Ok(token), .. } => Some(Arc::clone(token)),
+        _ => None,
+    };
     let given = material(front, who, &granted, fetched)?;
     let now_ms = front.clock.now_ms();
     let life_ms = i64::try_from(given.expires_in).unwrap_or(0).saturating_mul(1000);
@@ -331,6 +335,7 @@ fn grant(front: &Front, who: &Workload, target: &str, fetched: Fetched) -> Resul
         credential: granted.bundled()?.target.spec.credential.clone(),
         until_ms,
         upstream: given.upstream,
+        token,
     };
     if !front.leases.add(&id, held, now_ms) {
         return Err((Refusal::unavailable(), "too many leases".to_owned()));

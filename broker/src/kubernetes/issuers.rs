@@ -3,6 +3,7 @@
 //! Refuses keys of kinds we do not verify with. The invariant: only the API server we speak to is asked, at its own
 //! paths; no URL that its discovery document or a token names is followed.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub struct ClusterIssuers {
     client: Client,
     clock: Arc<dyn Clock>,
     trust: ArcSwap<ClusterTrust>,
+    /// When it was read, seconds since 1970.
+    read_at: AtomicI64,
     /// When a token last made us look.
     looked_ms: Mutex<Option<i64>>,
 }
@@ -38,6 +41,7 @@ impl ClusterIssuers {
         let trust = fetch(&client).await.map_err(StartError::cluster)?;
         Ok(ClusterIssuers {
             client,
+            read_at: AtomicI64::new(clock.now()),
             clock,
             trust: ArcSwap::from_pointee(trust),
             looked_ms: Mutex::new(None),
@@ -58,7 +62,10 @@ impl ClusterIssuers {
     /// What was known stays known where the API server does not answer.
     async fn look(&self) {
         match fetch(&self.client).await {
-            Ok(trust) => self.trust.store(Arc::new(trust)),
+            Ok(trust) => {
+                self.trust.store(Arc::new(trust));
+                self.read_at.store(self.clock.now(), Ordering::Relaxed);
+            }
             Err(error) => tracing::warn!(%error, "the cluster's keys cannot be read"),
         }
     }
@@ -78,6 +85,10 @@ impl ClusterIssuers {
 impl Issuers for ClusterIssuers {
     fn trust(&self) -> Arc<ClusterTrust> {
         self.trust.load_full()
+    }
+
+    fn read_at(&self) -> Option<i64> {
+        Some(self.read_at.load(Ordering::Relaxed))
     }
 
     fn renew(&self) -> BoxFuture<'_, bool> {

@@ -6,7 +6,10 @@ use http::{Method, StatusCode};
 use serde_json::{json, Value};
 use sidegate_policies::api::lockdown::Freeze;
 use sidegate_policies::api::meta::NamespacedRef;
+use sidegate_policies::record::audit::read;
+use sidegate_policies::record::layout::DirectoryStore;
 
+use crate::client::{Answer, Client};
 use crate::control::control;
 use crate::exchanges::{config, freeze, lease, refused, told, verifier, world};
 use crate::provider::{good, Provider, Reply, Seen};
@@ -34,7 +37,7 @@ async fn an_issuer_that_says_rs256_gets_it_from_the_ring_of_assertions_and_after
 }
 
 /// The client's secret at the provider, as `clientSecretRef: {name: corp-client, key: secret}` finds it.
-fn put_client_secret(world: &World, text: &str) {
+pub fn put_client_secret(world: &World, text: &str) {
     let folder = world.path("secrets/sidegate-system/corp-client");
     std::fs::create_dir_all(&folder).unwrap();
     put_secret(&folder.join("secret"), text);
@@ -189,7 +192,7 @@ async fn a_key_signs_for_a_provider_once_it_is_published() {
     let (jwks, discovery) = (folder.join("jwks"), folder.join(".well-known/openid-configuration"));
     let told_us = another(&discovery, "").await;
     let first = std::fs::read_to_string(&jwks).unwrap();
-    let mut back = crate::client::Client::new(&world.running.issuer_url, &world.running.ca_pem, world.clock.clone());
+    let mut back = Client::new(&world.running.issuer_url, &world.running.ca_pem, world.clock.clone());
     let shown = back.call(Method::GET, "/jwks", None).await.body;
     assert_eq!(
         serde_json::from_str::<Value>(&first).unwrap(),
@@ -255,8 +258,154 @@ async fn a_machine_publishes_into_no_config_map() {
 #[tokio::test]
 async fn keys_for_an_upload_are_those_of_the_public_face() {
     let world = World::start().await;
-    let mut back = crate::client::Client::new(&world.running.issuer_url, &world.running.ca_pem, world.clock.clone());
+    let mut back = Client::new(&world.running.issuer_url, &world.running.ca_pem, world.clock.clone());
     let shown = back.call(Method::GET, "/jwks", None).await.body;
     let (code, printed) = control(&world.running.control_socket, Method::GET, "/jwks", None).await;
     assert_eq!((code, printed), (StatusCode::OK, shown));
+}
+
+/// A provider that gives a token after the other and is told when they are over.
+async fn revoking() -> (Provider, World) {
+    let provider = Provider::start(|request, number| {
+        if request.path == "/as/revoke" {
+            return Reply::Json(200, json!({}));
+        }
+        let mut body = good();
+        body["access_token"] = format!("canary-{number}").into();
+        Reply::Json(200, body)
+    })
+    .await;
+    let origin = &provider.origin;
+    let values = format!("{{tokenEndpoint: '{origin}/as', clientId: c1, revocationEndpoint: '{origin}/as/revoke'}}");
+    let world = World::try_start(&config(&provider.issuer_by("Generic", "", &values, ""))).await;
+    let world = world.unwrap_or_else(|error| panic!("{error:?}"));
+    (provider, world)
+}
+
+/// Waits until the audit has an event so many times.
+pub async fn noted(world: &World, event: &str, times: usize) {
+    let store = DirectoryStore::new(&world.path("state/records"));
+    let there = async {
+        loop {
+            let events = read(&store).unwrap();
+            if events.iter().filter(|told| told.says.event == event).count() >= times {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(20), there).await;
+    waited.unwrap_or_else(|_| panic!("the audit has not {times} times {event}"));
+}
+
+/// The tokens that were ended, in their order.
+fn ended(provider: &Provider) -> Vec<String> {
+    let seen = provider
+        .seen()
+        .into_iter()
+        .filter(|request| request.path == "/as/revoke");
+    seen.map(|request| request.form()["token"].clone()).collect()
+}
+
+pub async fn hand_back(sidecar: &mut Client, lease: &Answer) {
+    let path = format!("/v1/leases/{}", lease.body["id"].as_str().unwrap());
+    assert_eq!(
+        sidecar.call(Method::DELETE, &path, None).await.status,
+        StatusCode::NO_CONTENT
+    );
+}
+
+#[tokio::test]
+async fn a_token_is_ended_at_its_provider_with_the_last_lease_that_has_it() {
+    let (provider, world) = revoking().await;
+    let mut sidecar = world.sidecar().await;
+    let (first, second) = (lease(&mut sidecar).await, lease(&mut sidecar).await);
+    let token = |answer: &Answer| answer.body["material"]["token"].clone();
+    assert_eq!((token(&first), token(&second)), (json!("canary-1"), json!("canary-1")));
+    hand_back(&mut sidecar, &first).await;
+    hand_back(&mut sidecar, &second).await;
+    provider.asked(2).await;
+    assert_eq!(ended(&provider), ["canary-1"], "once, and not while somebody has it");
+    let form = provider.seen()[1].form();
+    assert_eq!(
+        (form["client_id"].as_str(), form["token_type_hint"].as_str()),
+        ("c1", "access_token")
+    );
+    // What is over is not given again. A Lockdown ends it too, and so does another sidecar in the pod's place.
+    let third = lease(&mut sidecar).await;
+    assert_eq!(token(&third), "canary-3");
+    let target = NamespacedRef {
+        namespace: "local".to_owned(),
+        name: "ledger".to_owned(),
+    };
+    let lockdowns = &world.running.front().lockdowns;
+    lockdowns.lock("drill", freeze(Freeze::Target(target))).unwrap();
+    provider.asked(4).await;
+    assert_eq!(ended(&provider), ["canary-1", "canary-3"]);
+    lockdowns.unlock("drill").unwrap();
+    assert_eq!(token(&lease(&mut sidecar).await), "canary-5");
+    let (code, _) = control(&world.running.control_socket, Method::POST, "/sidecar-restarted", None).await;
+    assert_eq!(code, StatusCode::OK);
+    provider.asked(6).await;
+    assert_eq!(ended(&provider), ["canary-1", "canary-3", "canary-5"]);
+    noted(&world, "exchange.revoked", 3).await;
+    let told = told(world).await;
+    let revoked = told.iter().filter(|(event, _)| event == "exchange.revoked");
+    assert_eq!(revoked.count(), 3, "{told:?}");
+}
+
+#[tokio::test]
+async fn a_token_that_ends_by_itself_or_with_the_broker_is_left_to_its_end() {
+    let (provider, world) = revoking().await;
+    let mut sidecar = world.sidecar().await;
+    let first = lease(&mut sidecar).await;
+    world.clock.advance_ms(120_000);
+    let second = lease(&mut sidecar).await;
+    assert_eq!((first.status, second.status), (StatusCode::OK, StatusCode::OK));
+    told(world).await;
+    assert_eq!(ended(&provider), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_provider_that_fails_in_passing_is_told_again_and_one_that_says_no_is_not() {
+    for (status, times, event) in [(503, 3, "exchange.revoked"), (400, 2, "exchange.unrevoked")] {
+        let (provider, world) = revoking().await;
+        provider.answer(move |request, number| match (request.path.as_str(), number) {
+            ("/as/revoke", 2) => Reply::Json(status, json!({"error": "canary"})),
+            _ => Reply::Json(200, good()),
+        });
+        let mut sidecar = world.sidecar().await;
+        let leased = lease(&mut sidecar).await;
+        hand_back(&mut sidecar, &leased).await;
+        provider.asked(times).await;
+        noted(&world, event, 1).await;
+        assert_eq!(provider.seen().len(), times, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_provider_is_counted_by_what_comes_of_it_and_shown_while_it_is_left_alone() {
+    let provider = Provider::start(|_, number| match number {
+        1 => Reply::Json(200, good()),
+        _ => Reply::Json(500, json!({})),
+    })
+    .await;
+    let world = world(&provider, "").await;
+    let mut sidecar = world.sidecar().await;
+    assert_eq!(lease(&mut sidecar).await.status, StatusCode::OK);
+    let shows = |line: &str| {
+        let front = world.running.front();
+        let text = String::from_utf8(front.metrics.text(front).unwrap().0).unwrap();
+        assert!(text.lines().any(|shown| shown == line), "{line}\n{text}");
+    };
+    shows(r#"sidegate_broker_provider_requests_total{class="Ok",issuer="corp"} 1"#);
+    shows(r#"sidegate_broker_provider_circuit_open{issuer="corp"} 0"#);
+    world.clock.advance_ms(60_000);
+    for _ in 0..2 {
+        lease(&mut sidecar).await;
+    }
+    shows(r#"sidegate_broker_provider_requests_total{class="Retry",issuer="corp"} 5"#);
+    shows(r#"sidegate_broker_provider_circuit_open{issuer="corp"} 1"#);
+    world.clock.advance_ms(5_000);
+    shows(r#"sidegate_broker_provider_circuit_open{issuer="corp"} 0"#);
 }

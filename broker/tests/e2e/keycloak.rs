@@ -1,5 +1,6 @@
 //! A real Keycloak over real TLS: it fetches our keys itself, finds its client by who the assertion is from and about
-//! (federated client authentication), and its own token is what the caller gets. `make interop` runs it.
+//! (federated client authentication), and its own token is what the caller gets; another client of it has a secret. Both
+//! tokens are ended there. `make interop` runs it.
 
 #![allow(clippy::print_stdout)] // what a real server said, and why it was not asked
 
@@ -15,11 +16,16 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
 use crate::exchanges::config;
+use crate::issuers::{hand_back, noted, put_client_secret};
 use crate::provider::certificates;
 use crate::world::World;
 
-/// The realm: our broker as an identity provider whose assertions count, and one client per agent.
+/// The realm: our broker as an identity provider whose assertions count, one client per agent, and one with a secret.
 fn realm(issuer: &str, subject: &str) -> Value {
+    let audience = json!([{
+        "name": "ledger", "protocol": "openid-connect", "protocolMapper": "oidc-audience-mapper",
+        "config": {"included.custom.audience": "ledger", "access.token.claim": "true"},
+    }]);
     json!({
         "realm": "corp", "enabled": true,
         "identityProviders": [{
@@ -34,10 +40,11 @@ fn realm(issuer: &str, subject: &str) -> Value {
             "clientId": "ledger-agent", "enabled": true, "publicClient": false, "serviceAccountsEnabled": true,
             "standardFlowEnabled": false, "clientAuthenticatorType": "federated-jwt",
             "attributes": {"jwt.credential.issuer": "sidegate", "jwt.credential.sub": subject},
-            "protocolMappers": [{
-                "name": "ledger", "protocol": "openid-connect", "protocolMapper": "oidc-audience-mapper",
-                "config": {"included.custom.audience": "ledger", "access.token.claim": "true"},
-            }],
+            "protocolMappers": audience,
+        }, {
+            "clientId": "ledger-secret", "enabled": true, "publicClient": false, "serviceAccountsEnabled": true,
+            "standardFlowEnabled": false, "clientAuthenticatorType": "client-secret", "secret": "kc & secret",
+            "protocolMappers": audience,
         }],
     })
 }
@@ -140,4 +147,27 @@ async fn keycloak_takes_our_assertion_and_its_token_is_leased() {
         "{claims}"
     );
     println!("Keycloak's token: {claims}, leased for {} s", leased.body["expiresIn"]);
+    hand_back(&mut sidecar, &leased).await;
+    noted(&world, "exchange.revoked", 1).await;
+
+    put_client_secret(&world, "kc & secret");
+    let with_secret = "preset: Keycloak\n  values: {clientId: ledger-secret}\n  \
+                       clientSecretRef: {name: corp-client, key: secret}";
+    let mut index = world.running.front().index.clone();
+    index.borrow_and_update();
+    std::fs::write(
+        world.path("config/all.yaml"),
+        config.replace("preset: Keycloak", with_secret),
+    )
+    .unwrap();
+    let changed = tokio::time::timeout(std::time::Duration::from_secs(9), index.changed());
+    changed.await.expect("the configuration is not taken up").unwrap();
+    let leased = sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await;
+    assert_eq!(leased.status, StatusCode::OK, "{}", leased.body);
+    let token = leased.body["material"]["token"].as_str().unwrap();
+    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+    let claims: Value = serde_json::from_slice(&payload).unwrap();
+    assert_eq!(claims["azp"], "ledger-secret");
+    hand_back(&mut sidecar, &leased).await;
+    noted(&world, "exchange.revoked", 2).await;
 }

@@ -20,6 +20,8 @@ mod leases;
 mod oidc;
 mod provider;
 mod rings;
+#[path = "../../../tests/src/stock.rs"]
+mod stock;
 mod streams;
 mod tokens;
 mod vault;

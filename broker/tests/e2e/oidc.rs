@@ -1,86 +1,17 @@
 //! A stock OpenID provider (npm `oidc-provider`) over real TLS: it verifies our assertion by its own rules, and its own
 //! token is what the caller gets.
 
-use std::path::PathBuf;
-use std::process::Stdio;
-
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
 use http::{Method, StatusCode};
 use serde_json::{json, Value};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::client::Client;
 use crate::provider::certificates;
+use crate::stock::Stock;
 use crate::world::{put_secret, World, CONFIG};
 
 const RESOURCE: &str = "https://ledger.example/";
-
-/// The provider's program; it ends with its input.
-struct Stock {
-    _child: Child,
-    _input: ChildStdin,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Stock {
-    async fn start(port: u16, cert: &str, key: &str, jwks: &Value) -> Self {
-        Self::start_with(port, cert, key, json!({"jwks": jwks})).await
-    }
-
-    /// With more settings, the broker's keys among them.
-    async fn start_with(port: u16, cert: &str, key: &str, more: Value) -> Self {
-        let here = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/clients/oidc/provider.mjs");
-        let cache = std::env::var_os("SIDEGATE_CACHE").map(PathBuf::from);
-        let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/sidegate"));
-        let modules = cache.join("clients/oidc/node_modules");
-        assert!(
-            modules.exists(),
-            "oidc-provider is missing: run `bash tests/setup/need.sh oidc`"
-        );
-        let mut child = Command::new("node")
-            .arg(here)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut input = child.stdin.take().unwrap();
-        let mut settings = json!({
-            "modules": modules, "issuer": format!("https://127.0.0.1:{port}"), "port": port, "resource": RESOURCE,
-            "cert": cert, "key": key,
-        });
-        settings
-            .as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        input.write_all(format!("{settings}\n").as_bytes()).await.unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut stock = Stock {
-            _child: child,
-            _input: input,
-            lines,
-        };
-        stock.says("ready").await;
-        stock
-    }
-
-    /// Waits for a line that begins so, and gives it.
-    async fn says(&mut self, begins: &str) -> String {
-        let find = async {
-            while let Some(line) = self.lines.next_line().await.unwrap() {
-                if line.starts_with(begins) {
-                    return line;
-                }
-            }
-            panic!("the provider ended");
-        };
-        let waited = tokio::time::timeout(std::time::Duration::from_secs(30), find).await;
-        waited.unwrap_or_else(|_| panic!("the provider never says {begins}"))
-    }
-}
 
 fn config(port: u16, ca: &str, audience: &str) -> String {
     let pem = ca.trim_end().replace('\n', "\n      ");
@@ -116,7 +47,13 @@ async fn a_stock_provider_takes_our_assertion_and_its_token_is_leased() {
         .unwrap_or_else(|error| panic!("{error:?}"));
     let mut back = Client::new(&world.running.issuer_url, &world.running.ca_pem, world.clock.clone());
     let jwks = back.call(Method::GET, "/jwks", None).await.body;
-    let mut stock = Stock::start(port, &cert, &key.serialize_pem(), &jwks).await;
+    let mut stock = Stock::start(
+        port,
+        &cert,
+        &key.serialize_pem(),
+        json!({"jwks": jwks, "resource": RESOURCE}),
+    )
+    .await;
     let mut sidecar = world.sidecar().await;
     let leased = sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await;
     assert_eq!(leased.status, StatusCode::OK, "{}", leased.body);
@@ -139,7 +76,13 @@ async fn a_stock_provider_with_another_key_says_no_and_the_caller_hears_only_tha
     let other = World::start().await;
     let mut back = Client::new(&other.running.issuer_url, &other.running.ca_pem, other.clock.clone());
     let jwks = back.call(Method::GET, "/jwks", None).await.body;
-    let mut stock = Stock::start(port, &cert, &key.serialize_pem(), &jwks).await;
+    let mut stock = Stock::start(
+        port,
+        &cert,
+        &key.serialize_pem(),
+        json!({"jwks": jwks, "resource": RESOURCE}),
+    )
+    .await;
     let mut sidecar = world.sidecar().await;
     let refused = sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await;
     assert_eq!(
@@ -159,7 +102,13 @@ async fn a_token_of_a_stock_provider_for_another_audience_is_not_leased() {
         .unwrap_or_else(|error| panic!("{error:?}"));
     let mut back = Client::new(&world.running.issuer_url, &world.running.ca_pem, world.clock.clone());
     let jwks = back.call(Method::GET, "/jwks", None).await.body;
-    let mut stock = Stock::start(port, &cert, &key.serialize_pem(), &jwks).await;
+    let mut stock = Stock::start(
+        port,
+        &cert,
+        &key.serialize_pem(),
+        json!({"jwks": jwks, "resource": RESOURCE}),
+    )
+    .await;
     let mut sidecar = world.sidecar().await;
     let refused = sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await;
     stock.says("granted").await;
@@ -184,8 +133,9 @@ async fn a_stock_provider_takes_a_clients_secret_with_our_assertion_and_no_other
         .unwrap_or_else(|error| panic!("{error:?}"));
     let mut back = Client::new(&world.running.issuer_url, &world.running.ca_pem, world.clock.clone());
     let jwks = back.call(Method::GET, "/jwks", None).await.body;
-    let more = json!({"jwks": jwks, "secret": "a secret: & % +", "broker": world.running.issuer_url});
-    let mut stock = Stock::start_with(port, &cert, &key.serialize_pem(), more).await;
+    let more =
+        json!({"jwks": jwks, "resource": RESOURCE, "secret": "a secret: & % +", "broker": world.running.issuer_url});
+    let mut stock = Stock::start(port, &cert, &key.serialize_pem(), more).await;
     let folder = world.path("secrets/sidegate-system/stock");
     std::fs::create_dir_all(&folder).unwrap();
     put_secret(&folder.join("secret"), "another");
@@ -209,4 +159,29 @@ async fn a_stock_provider_takes_a_clients_secret_with_our_assertion_and_no_other
     );
     // What the provider read in the assertion.
     assert!(claims["agent"].as_str().unwrap().starts_with("sg:local:"), "{claims}");
+}
+
+#[tokio::test]
+async fn a_stock_provider_ends_a_token_when_its_lease_is_handed_back() {
+    let (port, (ca, cert, key)) = (free(), certificates());
+    let endpoint = format!("revocationEndpoint: 'https://127.0.0.1:{port}/token/revocation', resource:");
+    let config = config(port, &ca, RESOURCE).replace("resource:", &endpoint);
+    let world = World::try_start(&config)
+        .await
+        .unwrap_or_else(|error| panic!("{error:?}"));
+    let mut back = Client::new(&world.running.issuer_url, &world.running.ca_pem, world.clock.clone());
+    let jwks = back.call(Method::GET, "/jwks", None).await.body;
+    // It revokes no token that says everything itself.
+    let more = json!({"jwks": jwks, "resource": RESOURCE, "format": "opaque"});
+    let mut stock = Stock::start(port, &cert, &key.serialize_pem(), more).await;
+    let mut sidecar = world.sidecar().await;
+    let leased = sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await;
+    assert_eq!(leased.status, StatusCode::OK, "{}", leased.body);
+    stock.says("granted").await;
+    let path = format!("/v1/leases/{}", leased.body["id"].as_str().unwrap());
+    let ended = sidecar.call(Method::DELETE, &path, None).await;
+    assert_eq!(ended.status, StatusCode::NO_CONTENT);
+    let said = stock.says("revoked").await;
+    let token = leased.body["material"]["token"].as_str().unwrap();
+    assert_eq!(said, format!("revoked {}", &token[..8]));
 }

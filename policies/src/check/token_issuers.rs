@@ -101,7 +101,7 @@ fn values(spec: &TokenIssuerSpec, preset: &Preset, report: &mut Report<'_>) {
                 );
                 report.problem(field, message);
             }
-            Some(Need::Endpoint) => {
+            Some(Need::Endpoint | Need::OptionalEndpoint) => {
                 if let Err(why) = url::read(value) {
                     report.problem(field, why);
                 }
@@ -117,7 +117,8 @@ fn values(spec: &TokenIssuerSpec, preset: &Preset, report: &mut Report<'_>) {
         }
     }
     for (name, need) in &preset.values {
-        if *need != Need::Optional && !spec.values.contains_key(name) {
+        let optional = matches!(need, Need::Optional | Need::OptionalEndpoint);
+        if !optional && !spec.values.contains_key(name) {
             let message = format!("preset {} wants `{name}`", preset.name);
             report.problem(format!("spec.values.{name}"), message);
         }

@@ -10,10 +10,20 @@ const lines = createInterface({ input: process.stdin });
 const settings = JSON.parse((await lines[Symbol.asyncIterator]().next()).value);
 const home = pathToFileURL(`${settings.modules}/oidc-provider/lib/index.js`);
 const { Provider, errors } = await import(home.href);
-const { createLocalJWKSet, jwtVerify } = await import(pathToFileURL(`${settings.modules}/jose/dist/webapi/index.js`).href);
+const { createLocalJWKSet, exportJWK, generateKeyPair, jwtVerify } = await import(pathToFileURL(`${settings.modules}/jose/dist/webapi/index.js`).href);
 const EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange";
 
+// Keys of its own for each start.
+const own = async (alg) => {
+  const { privateKey, publicKey } = await generateKeyPair(alg, { extractable: true });
+  const named = { alg, use: "sig", kid: `stock-${alg}` };
+  return { secret: { ...(await exportJWK(privateKey)), ...named }, open: { ...(await exportJWK(publicKey)), ...named } };
+};
+const keys = [await own("RS256"), await own("ES256")];
+const sign = { alg: settings.alg ?? "RS256" };
+
 const provider = new Provider(settings.issuer, {
+  jwks: { keys: keys.map((key) => key.secret) },
   clients: [
     {
       client_id: "sidegate-ledger",
@@ -49,8 +59,8 @@ const provider = new Provider(settings.issuer, {
         audience: resource,
         scope: "read write",
         accessTokenTTL: 240,
-        accessTokenFormat: "jwt",
-        jwt: { sign: { alg: "RS256" } },
+        accessTokenFormat: settings.format ?? "jwt",
+        jwt: { sign },
       }),
     },
   },
@@ -70,7 +80,7 @@ const exchange = async (ctx) => {
     scope: "read write",
     accessTokenTTL: 240,
     accessTokenFormat: "jwt",
-    jwt: { sign: { alg: "RS256" } },
+    jwt: { sign },
   });
   ctx.agent = subject.payload.sub;
   ctx.body = {
@@ -86,6 +96,8 @@ provider.registerGrantType(EXCHANGE, exchange, params);
 const tell = (name) => provider.on(name, (ctx, error) => console.log(`${name}: ${error?.message} ${error?.error_detail}`));
 ["grant.error", "server_error"].forEach(tell);
 provider.on("grant.success", () => console.log("granted"));
+provider.on("client_credentials.destroyed", (token) => console.log(`revoked ${token.jti.slice(0, 8)}`));
+console.log(`keys ${JSON.stringify({ keys: keys.map((key) => key.open) })}`);
 lines.on("close", () => process.exit(0));
 createServer({ key: settings.key, cert: settings.cert }, provider.callback()).listen(settings.port, "127.0.0.1", () =>
   console.log("ready"),
