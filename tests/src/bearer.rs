@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{ensure, Context, Result};
-use serde_json::json;
+use serde_json::{json, Value};
 use sidegate_broker::Running;
 
 use crate::postgres::{Major, Options, Postgres};
@@ -20,8 +20,13 @@ fn validator() -> Result<PathBuf> {
     Ok(found)
 }
 
-/// The shop behind tokens alone, whoever their subjects are mapped to; the superuser still has a password.
+/// The shop behind tokens of our own issuer alone; the superuser still has a password.
 pub fn server() -> Result<Postgres> {
+    server_for("/^sg:.*$")
+}
+
+/// The same behind tokens of subjects like these (as in `pg_ident.conf`), which are mapped to the shop's role.
+pub fn server_for(subjects: &str) -> Result<Postgres> {
     let options = Options {
         settings: vec!["log_connections = on".into()],
         tls: Some("db.internal".into()),
@@ -29,7 +34,7 @@ pub fn server() -> Result<Postgres> {
     };
     let server = shop::server(Major::V18, options)?;
     let module = server.write("validator.so", &std::fs::read(validator()?)?)?;
-    server.write("pg_ident.conf", format!("agents /^sg:.*$ {ROLE}\n").as_bytes())?;
+    server.write("pg_ident.conf", format!("agents {subjects} {ROLE}\n").as_bytes())?;
     let hba = "host all postgres 127.0.0.1/32 scram-sha-256\n\
                hostssl all all 127.0.0.1/32 oauth issuer=\"https://issuer.invalid\" scope=\"db\" map=agents\n";
     server.write("pg_hba.conf", hba.as_bytes())?;
@@ -41,9 +46,17 @@ pub fn server() -> Result<Postgres> {
 /// Makes the server trust this broker's keys, for this audience.
 pub fn trust(server: &Postgres, broker: &Running, audience: &str) -> Result<()> {
     let front = broker.front();
-    let trust = json!({
-        "issuer": broker.issuer_url, "audience": audience, "jwks": front.issuer.jwks(front.clock.now()),
-    });
+    trust_issuer(
+        server,
+        &broker.issuer_url,
+        &front.issuer.jwks(front.clock.now()),
+        audience,
+    )
+}
+
+/// Makes the server trust the keys of any issuer, for this audience.
+pub fn trust_issuer(server: &Postgres, issuer: &str, jwks: &Value, audience: &str) -> Result<()> {
+    let trust = json!({"issuer": issuer, "audience": audience, "jwks": jwks});
     server.write("sidegate_validator.json", trust.to_string().as_bytes())?;
     Ok(())
 }

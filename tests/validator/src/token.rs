@@ -22,7 +22,11 @@ pub fn judge(token: &str) -> Result<String, String> {
         .duration_since(std::time::UNIX_EPOCH)
         .map_err(|error| error.to_string())?
         .as_secs();
-    match (claims["nbf"].as_u64(), claims["exp"].as_u64()) {
+    // RFC 9068 wants `iat` and no `nbf`.
+    match (
+        claims["nbf"].as_u64().or(claims["iat"].as_u64()),
+        claims["exp"].as_u64(),
+    ) {
         (Some(from), Some(until)) if from <= now + 5 && now < until => {}
         times => return Err(format!("valid {times:?}, now {now}")),
     }
