@@ -89,6 +89,7 @@ impl Exchanges {
 
     async fn once(&self, job: &Job) -> Result<Exchanged, Failure> {
         let from_ms = self.clock.now_ms();
+        self.frozen(job)?;
         let secret = self.client_secret(job).await?;
         let mut previous = SecretString::from(String::new());
         let mut given: Option<Given> = None;
@@ -128,12 +129,11 @@ impl Exchanges {
         })
     }
 
-    /// The client's secret, read anew for every exchange, unless it is frozen.
-    pub(super) async fn client_secret(&self, job: &Job) -> Result<Option<Zeroizing<String>>, Failure> {
-        let Some(reference) = &job.spec.client_secret_ref else {
-            return Ok(None);
+    /// Refuses where the client's secret is frozen: what is suspected to have leaked opens nothing more.
+    fn frozen(&self, job: &Job) -> Result<(), Failure> {
+        let Some(HomeRef { name, .. }) = &job.spec.client_secret_ref else {
+            return Ok(());
         };
-        let HomeRef { name, key } = reference;
         let path = format!("{}/{name}", self.home);
         let about = About {
             secret: Some(&path),
@@ -143,6 +143,16 @@ impl Exchanges {
             let why = format!("its client's secret is frozen by lockdown `{lockdown}`");
             return Err(Failure::new(Class::Retry, why));
         }
+        Ok(())
+    }
+
+    /// The client's secret, read anew for every request.
+    pub(super) async fn client_secret(&self, job: &Job) -> Result<Option<Zeroizing<String>>, Failure> {
+        let Some(reference) = &job.spec.client_secret_ref else {
+            return Ok(None);
+        };
+        let HomeRef { name, key } = reference;
+        let path = format!("{}/{name}", self.home);
         let read = self.secrets.read(&self.home, name, &[key]).await;
         let read = read.map_err(|error| {
             let class = match &error {

@@ -109,6 +109,7 @@ impl Exchanges {
     async fn revoke(&self, job: &Job, token: &SecretString) -> Result<(), Failure> {
         let none = || Failure::new(Class::Broken, "the preset ends no token");
         let Revoke(step) = job.preset.revoke.as_ref().ok_or_else(none)?;
+        // Frozen or not: a Lockdown is the very time to end what this secret opened.
         let secret = self.client_secret(job).await?;
         let mut facts = Facts {
             spec: &job.spec,

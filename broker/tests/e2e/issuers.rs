@@ -409,3 +409,24 @@ async fn a_provider_is_counted_by_what_comes_of_it_and_shown_while_it_is_left_al
     world.clock.advance_ms(5_000);
     shows(r#"sidegate_broker_provider_circuit_open{issuer="corp"} 0"#);
 }
+
+#[tokio::test]
+async fn a_lockdown_of_everything_ends_what_a_clients_secret_opened_and_shows_it_for_nothing_else() {
+    let provider = Provider::start(|_, _| Reply::Json(200, good())).await;
+    let origin = &provider.origin;
+    let values = format!("{{tokenEndpoint: '{origin}/as', clientId: c1, revocationEndpoint: '{origin}/as/revoke'}}");
+    let world = World::try_start(&config(&provider.issuer_by("Generic", "", &values, SECRET))).await;
+    let world = world.unwrap_or_else(|error| panic!("{error:?}"));
+    put_client_secret(&world, "canary");
+    let mut sidecar = world.sidecar().await;
+    assert_eq!(lease(&mut sidecar).await.status, StatusCode::OK);
+    let lockdowns = &world.running.front().lockdowns;
+    lockdowns
+        .lock("drill", freeze(Freeze::Everything(Default::default())))
+        .unwrap();
+    provider.asked(2).await;
+    assert_eq!(ended(&provider), ["canary-of-the-provider"]);
+    assert_eq!(basic(&provider.seen()[1]), "c1:canary");
+    refused(&lease(&mut sidecar).await, StatusCode::FORBIDDEN, "locked");
+    assert_eq!(provider.seen().len(), 2);
+}
