@@ -132,6 +132,22 @@ struct Job {
     generation: u64,
 }
 
+impl Job {
+    fn of(&self) -> Provider<'_> {
+        Provider {
+            name: &self.name,
+            key: &self.provider,
+        }
+    }
+}
+
+/// A provider as it is counted and left alone: its TokenIssuer, and which configuration of it.
+#[derive(Clone, Copy)]
+struct Provider<'a> {
+    name: &'a str,
+    key: &'a Key,
+}
+
 /// Every exchange of one broker.
 pub struct Exchanges {
     issuer: Arc<Issuer>,
@@ -306,22 +322,22 @@ impl Exchanges {
     }
 
     /// Something about the health of one provider.
-    fn health<T>(&self, job: &Job, ask: impl FnOnce(&mut Health, i64) -> T) -> T {
+    fn health<T>(&self, provider: Provider<'_>, ask: impl FnOnce(&mut Health, i64) -> T) -> T {
         let now_ms = self.clock.now_ms();
         let mut all = self.health.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if all.len() >= MAX_PROVIDERS && !all.contains_key(&job.provider) {
+        if all.len() >= MAX_PROVIDERS && !all.contains_key(provider.key) {
             all.retain(|_, (_, health)| health.is_troubled(now_ms));
         }
-        let new = || (job.name.clone(), Health::default());
-        ask(&mut all.entry(job.provider).or_insert_with(new).1, now_ms)
+        let new = || (provider.name.to_owned(), Health::default());
+        ask(&mut all.entry(*provider.key).or_insert_with(new).1, now_ms)
     }
 
     /// Counts one try.
-    fn count(&self, job: &Job, outcome: &'static str) {
+    fn count(&self, name: &str, outcome: &'static str) {
         let mut requests = self.requests.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let known = requests.keys().any(|(name, _)| *name == job.name);
+        let known = requests.keys().any(|(counted, _)| counted == name);
         if known || requests.len() < MAX_PROVIDERS.saturating_mul(2) {
-            let count = requests.entry((job.name.clone(), outcome)).or_default();
+            let count = requests.entry((name.to_owned(), outcome)).or_default();
             *count = count.saturating_add(1);
         }
     }

@@ -23,8 +23,8 @@ use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
     connect, findings, is_digest, own_name, reading, Admission, ClusterIssuers, ClusterMaps, ClusterOptions,
-    ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases, PinSweeper,
-    PodEvents, PublishedMaps, TlsSecret,
+    ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases,
+    PinSweeper, PodEvents, PublishedMaps, TlsSecret,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;

@@ -9,6 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use sidegate_policies::api::token_issuer::{Authorities, HomeRef, SubjectForm};
+use sidegate_policies::api::TokenIssuerSpec;
 use sidegate_policies::objects::absent;
 use sidegate_policies::presets::{AssertionAlg, AssertionSpec, Class, Field};
 use tokio::time::Instant;
@@ -60,24 +61,24 @@ impl Exchanges {
         let began = Instant::now();
         let mut tries = Tries::default();
         loop {
-            if !self.health(job, |health, now_ms| health.admit(now_ms)) {
+            if !self.health(job.of(), |health, now_ms| health.admit(now_ms)) {
                 return Err(Failure::new(Class::Retry, "the provider is left alone for now"));
             }
             let outcome = self.once(job).await;
             let class = outcome.as_ref().map_or_else(|failure| failure.class.as_str(), |_| "Ok");
-            self.count(job, class);
+            self.count(&job.name, class);
             let failure = match outcome {
                 Ok(held) => {
-                    self.health(job, |health, _| health.answered());
+                    self.health(job.of(), |health, _| health.answered());
                     return Ok(held);
                 }
                 Err(failure) => failure,
             };
-            self.health(job, |health, now_ms| match failure.class {
+            self.health(job.of(), |health, now_ms| match failure.class {
                 Class::Retry | Class::Broken => health.failed(now_ms, failure.retry_after),
                 Class::Final | Class::Propagation | Class::Reassert => health.answered(),
             });
-            let again = tries.again(&failure, || self.health(job, |health, _| health.retry()));
+            let again = tries.again(&failure, || self.health(job.of(), |health, _| health.retry()));
             if !again || began.elapsed() >= OVERALL {
                 return Err(failure);
             }
@@ -211,11 +212,16 @@ impl Exchanges {
 impl Job {
     /// Who vouches for the provider; nothing: the system's roots do.
     pub(super) fn authorities(&self) -> Result<Option<&str>, Failure> {
-        match &self.spec.ca_bundle {
-            None => Ok(None),
-            Some(Authorities::Inline(pem)) => Ok(Some(pem)),
-            Some(Authorities::ConfigMap(reference)) => Err(Failure::new(Class::Retry, absent(reference))),
-        }
+        trusted(&self.spec)
+    }
+}
+
+/// Who vouches for the provider of a TokenIssuer; nothing: the system's roots do.
+pub(super) fn trusted(spec: &TokenIssuerSpec) -> Result<Option<&str>, Failure> {
+    match &spec.ca_bundle {
+        None => Ok(None),
+        Some(Authorities::Inline(pem)) => Ok(Some(pem)),
+        Some(Authorities::ConfigMap(reference)) => Err(Failure::new(Class::Retry, absent(reference))),
     }
 }
 

@@ -180,7 +180,7 @@ fn message(url: &Url<'_>, request: &Request) -> Option<http::Request<Full<Bytes>
         value.set_sensitive(true);
         message = message.header(*name, value);
     }
-    let mut message = message
+    message
         .header(header::HOST, host)
         .header(header::CONTENT_TYPE, request.content_type)
         .header(header::ACCEPT, HeaderValue::from_static("application/json"))
@@ -188,13 +188,7 @@ fn message(url: &Url<'_>, request: &Request) -> Option<http::Request<Full<Bytes>
         .header(header::USER_AGENT, HeaderValue::from_static("sidegate"))
         .header(header::CONNECTION, HeaderValue::from_static("close"))
         .body(Full::new(Bytes::copy_from_slice(request.body.as_bytes())))
-        .ok()?;
-    if let Some(login) = &request.authorization {
-        let mut login = HeaderValue::from_str(login).ok()?;
-        login.set_sensitive(true);
-        message.headers_mut().insert(header::AUTHORIZATION, login);
-    }
-    Some(message)
+        .ok()
 }
 
 async fn read(response: http::Response<Incoming>) -> Result<Answer, Failure> {

@@ -34,8 +34,6 @@ pub(super) struct Request {
     pub(super) secret: Option<(&'static str, SecretString)>,
     pub(super) url: String,
     pub(super) content_type: &'static str,
-    /// The header `Authorization`, where a client logs in by it.
-    pub(super) authorization: Option<Zeroizing<String>>,
     pub(super) body: Zeroizing<String>,
 }
 
@@ -97,19 +95,18 @@ impl Facts<'_> {
         };
         Ok(Request {
             method: Method::POST,
-            secret: None,
+            secret: authorization.map(|login| ("authorization", login)),
             url,
             content_type,
-            authorization,
             body: Zeroizing::new(body),
         })
     }
 }
 
 /// RFC 6749 section 2.3.1: either part is encoded as in a form before the two are put together.
-fn basic(id: &str, secret: &str) -> Zeroizing<String> {
+fn basic(id: &str, secret: &str) -> SecretString {
     let pair = Zeroizing::new(format!("{}:{}", url::encoded(id), url::encoded(secret)));
-    Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())))
+    format!("Basic {}", STANDARD.encode(pair.as_bytes())).into()
 }
 
 fn form(fields: &BTreeMap<&str, &str>) -> String {

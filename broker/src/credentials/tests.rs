@@ -82,8 +82,10 @@ fn requests(preset: &Preset) -> String {
             if secret.is_some() {
                 text.push_str("\n(with a client's secret)");
             }
-            let login = request.authorization.as_ref().map(|login| {
-                let pair = STANDARD.decode(login.strip_prefix("Basic ").unwrap()).unwrap();
+            let login = request.secret.as_ref().map(|(_, login)| {
+                let pair = STANDARD
+                    .decode(login.expose_secret().strip_prefix("Basic ").unwrap())
+                    .unwrap();
                 format!("authorization: Basic of {}\n", String::from_utf8(pair).unwrap())
             });
             text.push_str(&format!(

@@ -20,9 +20,10 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use super::cache::Key;
+use super::exchange::trusted;
 use super::reply::Answer;
 use super::request::Request;
-use super::{digest, Exchanged, Exchanges, Failure, Wanted};
+use super::{digest, Exchanged, Exchanges, Failure, Provider, Wanted};
 use crate::audit::Event;
 use crate::issuer::Workload;
 
@@ -86,6 +87,7 @@ struct Made {
 struct Server {
     origin: String,
     ca_pem: Option<String>,
+    name: String,
     provider: Key,
 }
 
@@ -167,7 +169,8 @@ impl Exchanges {
         let text = serde_json::to_string(spec).map_err(|_| broken("the TokenIssuer cannot be written"))?;
         let server = Server {
             origin: origin.to_owned(),
-            ca_pem: spec.ca_bundle.as_ref().map(|bundle| bundle.inline.clone()),
+            ca_pem: trusted(spec)?.map(str::to_owned),
+            name: drawing.issuer.metadata.name.clone(),
             provider: digest(&[&drawing.issuer.metadata.name, &text]),
         };
         let from_ms = self.clock.now_ms();
@@ -253,7 +256,11 @@ impl Exchanges {
         path: &str,
         body: Option<Value>,
     ) -> Result<Answer, Failure> {
-        if !self.health(&server.provider, |health, now_ms| health.admit(now_ms)) {
+        let provider = Provider {
+            name: &server.name,
+            key: &server.provider,
+        };
+        if !self.health(provider, |health, now_ms| health.admit(now_ms)) {
             return Err(Failure::new(Class::Retry, "the provider is left alone for now"));
         }
         let request = Request {
@@ -265,7 +272,9 @@ impl Exchanges {
         };
         let answer = self.outbound.post(&request, server.ca_pem.as_deref()).await;
         let judged = answer.and_then(judged);
-        self.health(&server.provider, |health, now_ms| match &judged {
+        let class = judged.as_ref().map_or_else(|failure| failure.class.as_str(), |_| "Ok");
+        self.count(&server.name, class);
+        self.health(provider, |health, now_ms| match &judged {
             Err(failure) if failure.class != Class::Final => health.failed(now_ms, failure.retry_after),
             _ => health.answered(),
         });

@@ -28,7 +28,7 @@ use crate::credentials::vault::{Drawing, Drawn, VaultLease, LIFE};
 use crate::credentials::{Exchanged, Failure, Wanted};
 use crate::index::{Index, Offer};
 use crate::issuer::{random_id, Workload};
-use crate::lockdown::{About, Denied};
+use crate::lockdown::About;
 use crate::secrets::SecretError;
 
 /// Life of a leased Secret, seconds.

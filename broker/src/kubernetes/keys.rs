@@ -215,7 +215,10 @@ mod tests {
         let before = RingName::ALL.map(|name| kids(&memory, name));
         assert!(before.iter().all(|kids| !kids.is_empty()));
         let mut torn = entries.clone();
-        let other = Keys::first(RingName::Access, 2000).unwrap().print(RingName::Access).unwrap();
+        let other = Keys::first(RingName::Access, 2000)
+            .unwrap()
+            .print(RingName::Access)
+            .unwrap();
         torn.insert(entry(RingName::Access), other);
         torn.get_mut(&entry(RingName::Record)).unwrap().pop();
         assert!(read(&torn, &memory).unwrap_err().contains("record"));

@@ -33,8 +33,7 @@ fn holds(freeze: &Freeze, bundled: &BundledTarget) -> bool {
     let home = target.metadata.namespace.as_deref().unwrap_or_default();
     let (secret, issuer) = match &target.spec.credential {
         Credential::Secret(secret) => (Some(format!("{home}/{}", secret.name)), None),
-        Credential::Token(token) => (None, Some(token.issuer.as_str())),
-        Credential::None(_) => (None, None),
+        other => (None, other.issuer()),
     };
     let about = About {
         subject: None,
