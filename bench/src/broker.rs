@@ -304,6 +304,14 @@ async fn open_all(
 
 /// Tells of every bundle and deny set, and acknowledges it.
 async fn follow(stream: &mut Stream, tell: &tokio::sync::mpsc::Sender<Seen>) -> Result<()> {
+    let hello = ToBroker::Hello {
+        protocol: 1,
+        release: "bench".to_owned(),
+        bundle: None,
+        deny_revision: 0,
+        revisions: Default::default(),
+    };
+    stream.say(&hello).await?;
     loop {
         let line = stream.next().await?;
         let seen = now_micros();

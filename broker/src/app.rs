@@ -13,6 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
 use sidegate_policies::engine::Subject;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::approvals::store::RequestFolder;
@@ -126,8 +127,8 @@ impl Broker {
             Some(shared) => shared.keys.digest_key(),
             None => digest_key(&state)?,
         };
-        let (cluster_name, objects, withheld) = (config.cluster.clone(), ground.objects, ground.withheld);
-        let (in_force, index) = InForce::first(Arc::clone(&state), cluster_name, digest_key, objects, withheld)?;
+        let in_force = InForce::new(&state, &config, digest_key);
+        let (in_force, index) = in_force.first(ground.objects, ground.withheld, ground.revisions)?;
         let lockdowns = Arc::new(Lockdowns::open(Arc::clone(&state), Arc::clone(&config.clock))?);
         let secrets = (ground.secrets.clone(), config.place.home().to_owned());
         let published = Arc::new(Published::new(ground.follow.key_maps()));
@@ -153,6 +154,9 @@ impl Broker {
             metrics,
             budget: Budget::new(config.limits, Arc::clone(&config.clock)),
             streams: Streams::default(),
+            stream_age: config.stream_age,
+            sealer: authority.sealer(),
+            catch_up: Notify::new(),
             clock: Arc::clone(&config.clock),
             tasks: tasks.clone(),
         });

@@ -17,12 +17,16 @@ use rustls::ServerConfig;
 
 use crate::clock::Clock;
 use crate::config::StartError;
+use crate::seal::Sealer;
 use crate::state::StateDir;
 use material::{Material, MaterialError};
 
-/// What is served now; a handshake takes it as it is at that moment.
+/// What is served now; a handshake takes it as it is at that moment, and so does a seal.
 #[derive(Default)]
-pub struct Served(ArcSwapOption<Held>);
+pub struct Served {
+    held: ArcSwapOption<Held>,
+    sealer: Arc<Sealer>,
+}
 
 /// A checked set.
 pub struct Held {
@@ -38,7 +42,7 @@ impl fmt::Debug for Served {
 
 impl ResolvesServerCert for Served {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.0.load().as_ref().map(|held| Arc::clone(&held.certified))
+        self.held.load().as_ref().map(|held| Arc::clone(&held.certified))
     }
 }
 
@@ -46,13 +50,14 @@ impl Served {
     /// Serves this set from the next handshake on, if it fits together.
     pub fn swap(&self, material: Material) -> Result<(), MaterialError> {
         let certified = Arc::new(material.certified()?);
-        self.0.store(Some(Arc::new(Held { material, certified })));
+        self.sealer.renew(&material)?;
+        self.held.store(Some(Arc::new(Held { material, certified })));
         Ok(())
     }
 
     /// The set served now.
     pub fn held(&self) -> Option<Arc<Held>> {
-        self.0.load_full()
+        self.held.load_full()
     }
 }
 
@@ -165,6 +170,11 @@ impl Authority {
     /// The set served now.
     pub fn held(&self) -> Option<Arc<Held>> {
         self.served.held()
+    }
+
+    /// Seals bundles, with a key of this process under the authority.
+    pub fn sealer(&self) -> Arc<Sealer> {
+        Arc::clone(&self.served.sealer)
     }
 
     /// Renews what is due. Called again and again; blocks. `now` in seconds. Answers whether something changed.

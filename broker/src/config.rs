@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sidegate_policies::compile::Problem;
@@ -41,6 +42,11 @@ pub struct BrokerConfig {
     /// Whether an identity provider may live on this machine. Only a composition root says so, in local mode and in
     /// tests; no argument or variable does.
     pub loopback_providers: bool,
+    /// How long a stream lives at most, a tenth more or less: then another replica may be nearer.
+    pub stream_age: Duration,
+    /// Raised after the store of a cluster was restored from a backup: its revisions begin lower, and sidecars take
+    /// nothing older than what they hold.
+    pub store_generation: u64,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
 }
@@ -60,6 +66,8 @@ impl BrokerConfig {
             cluster: "local".to_owned(),
             limits: Limits::default(),
             loopback_providers: false,
+            stream_age: Duration::from_secs(3600),
+            store_generation: 0,
             clock: Arc::new(SystemClock),
         }
     }

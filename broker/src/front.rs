@@ -25,7 +25,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::Router;
 use http::header::{HeaderValue, CACHE_CONTROL};
-use tokio::sync::watch;
+use tokio::sync::{watch, Notify};
 
 use crate::approvals::Approvals;
 use crate::attest::Attestor;
@@ -39,6 +39,7 @@ use crate::issuer::Issuer;
 use crate::lockdown::Lockdowns;
 use crate::metrics::Metrics;
 use crate::revoked::Revoked;
+use crate::seal::Sealer;
 use crate::secrets::Secrets;
 use crate::task::Tasks;
 
@@ -78,6 +79,12 @@ pub struct Front {
     pub budget: budget::Budget,
     /// Streams open now.
     pub streams: Streams,
+    /// How long they live, a tenth more or less.
+    pub stream_age: Duration,
+    /// Seals what they are offered.
+    pub sealer: Arc<Sealer>,
+    /// Told when a sidecar holds something newer than this replica has read.
+    pub catch_up: Notify,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
     /// All tasks.

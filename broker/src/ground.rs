@@ -9,6 +9,7 @@ use sidegate_policies::api::Lockdown;
 use sidegate_policies::check::is_label;
 use sidegate_policies::compile::Problem;
 use sidegate_policies::objects::Objects;
+use sidegate_policies::seal::Revisions;
 use tokio::sync::watch;
 
 use crate::app::Base;
@@ -59,6 +60,8 @@ pub struct Ground {
     pub objects: Objects,
     /// Targets among them that are offered to nobody.
     pub withheld: Withheld,
+    /// How far they were read, from a store that counts by itself.
+    pub revisions: Option<Revisions>,
     /// The first Lockdowns.
     pub lockdowns: Vec<Lockdown>,
     /// What was found about them.
@@ -225,6 +228,7 @@ pub fn machine(read: Box<MachineRead>, config: &BrokerConfig, state: &Arc<StateD
         lockdowns: objects.lockdowns(),
         objects,
         withheld: Withheld::default(),
+        revisions: None,
         findings: Findings {
             problems: Vec::new(),
             warnings: read.warnings,
@@ -273,7 +277,7 @@ pub(crate) async fn cluster(
     let (events, writer) = PodEvents::new(client.clone(), Arc::clone(&clock));
     tasks.spawn("events", writer.run(tasks.stopping()));
     let kinds = Kinds::follow(client.clone(), tasks).await?;
-    let stored = kinds.stored();
+    let (stored, revisions) = kinds.read();
     maps.refresh(&stored).await;
     let mut read = reading::read(&stored, &maps.known());
     read.objects.settle_authorities(maps.home());
@@ -294,6 +298,7 @@ pub(crate) async fn cluster(
         secrets: Secrets::Cluster(secrets.clone()),
         objects: read.objects,
         withheld: read.withheld,
+        revisions: Some(revisions),
         lockdowns,
         findings: findings(&read.found),
         separation: Separation::None,

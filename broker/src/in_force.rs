@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use sidegate_policies::objects::Objects;
 use sidegate_policies::record::Kind;
+use sidegate_policies::seal::Revisions;
 use tokio::sync::watch;
 
 use crate::audit::{Audit, Event, Unrecorded};
+use crate::config::BrokerConfig;
 use crate::front::Front;
 use crate::index::{Index, Withheld};
 use crate::state::{StateDir, StateError};
@@ -35,36 +37,61 @@ pub struct InForce {
     pub cluster: String,
     /// Key of approval digests, base64url.
     pub digest_key: String,
+    /// The store's generation, as its operator says.
+    pub generation: u64,
 }
 
 impl InForce {
-    /// The first index, and where later ones go.
+    /// Nothing is in force yet.
+    pub fn new(state: &Arc<StateDir>, config: &BrokerConfig, digest_key: String) -> Self {
+        InForce {
+            index: watch::Sender::new(Arc::default()),
+            state: Arc::clone(state),
+            cluster: config.cluster.clone(),
+            digest_key,
+            generation: config.store_generation,
+        }
+    }
+
+    /// Puts the first objects into force, and answers where they are seen. `revisions` say how far objects were read
+    /// from a store that counts by itself; of files we count the readings.
     pub fn first(
-        state: Arc<StateDir>,
-        cluster: String,
-        digest_key: String,
+        self,
         objects: Objects,
         withheld: Withheld,
+        revisions: Option<Revisions>,
     ) -> Result<(Self, watch::Receiver<Arc<Index>>), StateError> {
-        let revision = state.count("bundle")?;
-        let index = Index::new(objects, revision, cluster.clone(), digest_key.clone()).withholding(withheld);
-        let (index, watcher) = watch::channel(Arc::new(index));
-        let in_force = InForce {
-            index,
-            state,
-            cluster,
-            digest_key,
-        };
-        Ok((in_force, watcher))
+        let revision = self.state.count("bundle")?;
+        let index = self.index_of(objects, revision, withheld, revisions);
+        self.index.send_replace(Arc::new(index));
+        let watcher = self.index.subscribe();
+        Ok((self, watcher))
     }
 
     /// Puts objects into force, on record first; gives their revision.
-    pub fn put(&self, front: &Front, objects: Objects, withheld: Withheld) -> Result<u64, NotAccepted> {
+    pub fn put(
+        &self,
+        front: &Front,
+        objects: Objects,
+        withheld: Withheld,
+        revisions: Option<Revisions>,
+    ) -> Result<u64, NotAccepted> {
         let revision = self.state.count("bundle")?;
-        let index = Index::new(objects, revision, self.cluster.clone(), self.digest_key.clone());
         accepted(&front.audit, revision)?;
-        self.index.send_replace(Arc::new(index.withholding(withheld)));
+        let index = self.index_of(objects, revision, withheld, revisions);
+        self.index.send_replace(Arc::new(index));
         Ok(revision)
+    }
+
+    fn index_of(&self, objects: Objects, revision: u64, withheld: Withheld, revisions: Option<Revisions>) -> Index {
+        let (cluster, digest_key) = (self.cluster.clone(), self.digest_key.clone());
+        let revisions = revisions.map(|revisions| Revisions {
+            generation: self.generation,
+            ..revisions
+        });
+        Index::new(objects, revision, cluster, digest_key)
+            .withholding(withheld)
+            .consuming(revisions)
     }
 }
 

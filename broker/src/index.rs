@@ -16,6 +16,7 @@ use sidegate_policies::api::{AccessPolicy, Target};
 use sidegate_policies::bundle::{version, Bundle, BundledTarget};
 use sidegate_policies::engine::Subject;
 use sidegate_policies::objects::Objects;
+use sidegate_policies::seal::Revisions;
 
 /// How long a grant may be used where a rule does not say.
 pub const DEFAULT_VALIDITY: Duration = Duration::from_secs(15 * 60);
@@ -57,8 +58,10 @@ impl Withheld {
 }
 
 /// One accepted configuration.
+#[derive(Default)]
 pub struct Index {
     revision: u64,
+    revisions: Revisions,
     cluster: String,
     digest_key: String,
     objects: Objects,
@@ -75,8 +78,8 @@ pub struct Offer {
     pub version: String,
     /// The exact text.
     pub body: Arc<str>,
-    /// The configuration's revision.
-    pub revision: u64,
+    /// How far the store was read that it is made of.
+    pub revisions: Revisions,
     /// The same, typed.
     pub bundle: Bundle,
 }
@@ -107,6 +110,7 @@ impl Index {
     pub fn new(objects: Objects, revision: u64, cluster: String, digest_key: String) -> Self {
         Index {
             revision,
+            revisions: Revisions::of("Configuration", revision),
             cluster,
             digest_key,
             objects,
@@ -119,6 +123,17 @@ impl Index {
     pub fn withholding(mut self, withheld: Withheld) -> Self {
         self.withheld = withheld;
         self
+    }
+
+    /// The same, read from a store that counts by itself.
+    pub fn consuming(mut self, revisions: Option<Revisions>) -> Self {
+        self.revisions = revisions.unwrap_or(self.revisions);
+        self
+    }
+
+    /// How far the store was read.
+    pub fn revisions(&self) -> &Revisions {
+        &self.revisions
     }
 
     /// The configuration's revision.
@@ -224,6 +239,7 @@ impl Index {
                 .collect(),
             targets,
             digest_key: self.digest_key.clone(),
+            staleness: None,
         };
         // A map with text keys and plain values always serialises; an empty body denies everything all the same.
         let body = serde_json::to_string(&bundle).unwrap_or_default();
@@ -238,7 +254,7 @@ impl Index {
         Offer {
             version: version(body.as_bytes()),
             body: body.into(),
-            revision: self.revision,
+            revisions: self.revisions.clone(),
             bundle,
         }
     }
@@ -254,7 +270,7 @@ impl Index {
         Offer {
             version: version(body.as_bytes()),
             body: body.into(),
-            revision: self.revision,
+            revisions: self.revisions.clone(),
             bundle,
         }
     }

@@ -187,7 +187,7 @@ impl Watched {
         objects.settle_authorities(HOME);
         // Lockdowns first: what a new configuration freezes is frozen before what it allows is offered.
         front.lockdowns.configure(objects.lockdowns())?;
-        self.in_force.put(front, objects, Withheld::default())
+        self.in_force.put(front, objects, Withheld::default(), None)
     }
 }
 

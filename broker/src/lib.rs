@@ -33,6 +33,7 @@ pub mod report;
 pub mod revoked;
 pub mod rings;
 pub mod rotation;
+pub mod seal;
 pub mod secrets;
 pub mod server;
 pub mod state;

@@ -91,6 +91,9 @@ struct Arguments {
     /// address.
     #[arg(long, value_name = "https://HOST[:PORT]")]
     issuer_url: Option<String>,
+    /// Raise it after the cluster's store was restored from a backup, or sidecars refuse its older revisions.
+    #[arg(long, requires = "kubernetes", value_name = "NUMBER", default_value_t = 0)]
+    store_generation: u64,
     /// The agent, as NAMESPACE/NAME of its service account.
     #[arg(long = "as", value_name = "NAMESPACE/NAME", default_value = "local/agent")]
     identity: String,
@@ -137,7 +140,7 @@ fn main() -> ExitCode {
 fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
     let state = arguments.state.clone().ok_or("--state is missing")?;
     let (listen, issuer_listen) = (arguments.listen, arguments.issuer_listen);
-    let health_listen = arguments.health_listen;
+    let (health_listen, store_generation) = (arguments.health_listen, arguments.store_generation);
     let (front_url, issuer_url) = (arguments.front_url.clone(), arguments.issuer_url.clone());
     let place = match arguments.kubernetes {
         true => Place::Cluster(ClusterOptions {
@@ -156,6 +159,7 @@ fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
     config.listen = listen;
     config.issuer_listen = issuer_listen;
     config.health_listen = health_listen;
+    config.store_generation = store_generation;
     config.front_url = front_url;
     config.issuer_url = issuer_url;
     Ok(config)

@@ -21,6 +21,34 @@ pub struct Bundle {
     pub cluster_policies: Vec<ClusterAccessPolicy>,
     /// Key of approval digests (HMAC-SHA-256), base64url without padding, 32 bytes.
     pub digest_key: String,
+    /// How these workloads meet a silent broker; absent: as the sidecar's own environment says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staleness: Option<Staleness>,
+}
+
+/// What a sidecar does once its broker has been silent for long: safety before work, or work before safety.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Staleness {
+    /// New sessions are refused after 30 s, open ones end after 5 min.
+    #[default]
+    Default,
+    /// Both after 30 s.
+    Strict,
+    /// Who holds a valid lease goes on until it ends.
+    Available,
+}
+
+impl std::str::FromStr for Staleness {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "Default" => Ok(Staleness::Default),
+            "Strict" => Ok(Staleness::Strict),
+            "Available" => Ok(Staleness::Available),
+            other => Err(format!("`{other}` is none of Default, Strict, Available")),
+        }
+    }
 }
 
 /// A Target with its references resolved.

@@ -9,6 +9,7 @@ use crate::engine::PolicySet;
 
 mod policies;
 mod targets;
+pub mod understood;
 
 /// One problem in a configuration, located as well as its source allows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -21,6 +21,7 @@ pub mod presets;
 pub mod quantity;
 pub mod reason;
 pub mod record;
+pub mod seal;
 pub mod sql;
 pub mod wire;
 pub mod yaml;

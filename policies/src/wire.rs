@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::access_request::{ApproverSet, RequestState, RequestedOperation};
 use crate::api::lockdown::{Freeze, LockdownAction};
 use crate::engine::Subject;
+use crate::seal::{Revisions, Seal};
 
 /// RFC 8693 section 2.2.1.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -64,9 +65,11 @@ pub enum ToSidecar {
         version: String,
         /// JSON of [`crate::bundle::Bundle`].
         body: String,
-        /// Grows with every change of the store; a bundle with a lower one is refused.
-        revision: u64,
+        /// What the broker vouches for: a bundle without a good one is refused.
+        seal: Seal,
     },
+    /// A newer seal of the bundle sent last, after a deny set.
+    Seal(Seal),
     /// The whole deny set; always written before a waiting bundle.
     Deny(DenySet),
     /// Every `heartbeat_ms`.
@@ -100,6 +103,9 @@ pub enum ToBroker {
         /// Deny revision held.
         #[serde(default)]
         deny_revision: u64,
+        /// How far the store was read that the bundle held came from: nothing older is taken.
+        #[serde(default)]
+        revisions: Revisions,
     },
     /// A bundle was swapped in, or a deny set applied.
     #[serde(rename_all = "camelCase")]
@@ -144,6 +150,8 @@ pub enum NackClass {
     Size,
     /// Its body is not what its version says.
     Hash,
+    /// The broker did not vouch for it, or vouched for something else.
+    Seal,
     /// It is older than what is in force.
     Older,
     /// It does not compile.
@@ -160,6 +168,7 @@ impl NackClass {
         match self {
             NackClass::Size => "size",
             NackClass::Hash => "hash",
+            NackClass::Seal => "seal",
             NackClass::Older => "older",
             NackClass::Compile => "compile",
             NackClass::Other => "other",
@@ -173,6 +182,9 @@ impl NackClass {
 pub struct SidecarStatus {
     /// Bundle version in force.
     pub bundle: Option<String>,
+    /// Whether new sessions are let in: the broker spoke a moment ago, and to this very process.
+    #[serde(default)]
+    pub fresh: bool,
     /// One entry per target.
     pub targets: Vec<TargetStatus>,
     /// Open sessions.
@@ -186,6 +198,9 @@ pub struct SidecarStatus {
     /// Panics caught: must stay 0.
     pub panics: u64,
 }
+
+/// How the problem of a target begins that a sidecar denies because it is older than a policy about it.
+pub const NOT_UNDERSTOOD: &str = "PolicyNotUnderstood";
 
 /// One target as a sidecar serves it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

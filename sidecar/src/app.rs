@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sidegate_policies::engine::Subject;
 use sidegate_policies::reason::Reason;
-use sidegate_policies::wire::{SidecarStatus, TargetStatus};
+use sidegate_policies::wire::{SidecarStatus, TargetStatus, NOT_UNDERSTOOD};
 use tokio::sync::watch;
 use tokio::time::{interval, timeout, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::accept::{HeldPort, ListenError, Listeners};
 use crate::authority::Authority;
 use crate::broker::Broker;
-use crate::bundle_source::{self, Attested, Enforcer};
+use crate::bundle_source::{self, Attested, Enforcer, Keeper, Seals};
 use crate::config::{Announced, SidecarConfig};
 use crate::credentials::Credentials;
 use crate::dial::names::Names;
@@ -110,13 +110,17 @@ impl Sidecar {
         let tls = client::pinned(&config.broker_ca_pem)?;
         let broker = Broker::new(config.broker.clone(), tls, names(&config), identity, tasks.apart());
         let authority = Authority::new(Arc::new(broker.clone()), tasks.clone(), config.separation);
-        let authority = Arc::new(authority.limited_to(memory::limit(config.memory_limit)));
+        let authority = authority
+            .limited_to(memory::limit(config.memory_limit))
+            .meeting_silence(config.staleness);
+        let authority = Arc::new(authority);
         let context = context(&config, &broker, &authority, &stop)?;
         let scraped = Arc::new(Scraped {
             authority: authority.clone(),
             credentials: context.credentials.clone(),
             broker: broker.clone(),
         });
+        authority.leases_known_to(context.credentials.clone());
         let listeners = Listeners::new(authority.clone(), context, config.agent_uid);
         let listeners = Arc::new(listeners);
         announce(held, &listeners)?;
@@ -126,12 +130,17 @@ impl Sidecar {
         let enforcer = Arc::new(Enforcer {
             authority: authority.clone(),
             listeners: listeners.clone(),
+            seals: Seals::pinned(&config.broker_ca_pem)?,
         });
+        bundle_source::restore(enforcer.clone(), config.run_dir.clone(), config.pod.uid.clone()).await;
+        let keeper = Arc::new(Keeper::new(config.run_dir.clone()));
+        tasks.spawn("keeper", keeper.clone().run(tasks.clone(), stop.clone()));
         let source = bundle_source::Source {
             broker: broker.clone(),
             enforcer,
             status: status.clone(),
             attested: begin_log(volume, &authority, &broker, (&stop_log, &log_done)),
+            keeper,
         };
         let scrape_addrs = scrapes
             .iter()
@@ -301,6 +310,12 @@ async fn tell(
     }
 }
 
+/// Why nobody is served on a target, if nobody is.
+fn problem(target: &TargetState, listeners: &Listeners) -> Option<String> {
+    let listens = listeners.problem(&target.id).map(|problem| problem.to_string());
+    listens.or_else(|| Some(format!("{NOT_UNDERSTOOD}: {}", target.not_understood.as_ref()?)))
+}
+
 fn status(authority: &Authority, listeners: &Listeners) -> SidecarStatus {
     let bundle = authority.in_force();
     let targets = bundle.iter().flat_map(|bundle| bundle.targets.values());
@@ -313,7 +328,7 @@ fn status(authority: &Authority, listeners: &Listeners) -> SidecarStatus {
             .map(ToString::to_string)
             .collect(),
         address: target.address(),
-        problem: listeners.problem(&target.id).map(|problem| problem.to_string()),
+        problem: problem(target, listeners),
         insecure: target.insecure(),
         sessions: authority
             .sessions
@@ -323,6 +338,7 @@ fn status(authority: &Authority, listeners: &Listeners) -> SidecarStatus {
     let metrics = &authority.metrics;
     SidecarStatus {
         bundle: bundle.as_ref().map(|bundle| bundle.version.to_string()),
+        fresh: authority.fresh(),
         targets: targets.collect(),
         sessions: metrics.sessions.get(),
         allowed: metrics.allowed.get(),
@@ -348,10 +364,10 @@ impl Running {
         &self.listeners
     }
 
-    /// Waits until a bundle is in force and status shows it; false if that takes longer than `limit`.
+    /// Waits until a bundle of the broker's is in force and status shows it; false if that takes longer than `limit`.
     pub async fn ready(&self, limit: Duration) -> bool {
         let mut status = self.status();
-        let ready = status.wait_for(|status| status.bundle.is_some());
+        let ready = status.wait_for(|status| status.bundle.is_some() && status.fresh);
         matches!(timeout(limit, ready).await, Ok(Ok(_))) && self.authority.fresh()
     }
 

@@ -2,17 +2,18 @@
 //!
 //! The bundle is swapped whole and numbered; the gate compares numbers, so a new one governs the next operation.
 //! Refuses new sessions when the broker has been silent. Invariant: nothing is allowed before a bundle, a subject and
-//! a deny set have come from the broker.
+//! a deny set have come from the broker in this very process; what was kept from an earlier one only refuses.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use sidegate_policies::engine::set::PolicySet;
 use sidegate_policies::engine::{Subject, TargetId};
 use sidegate_policies::reason::Reason;
+use sidegate_policies::seal::Revisions;
 
 use crate::approvals::Approver;
 use crate::memory::Memory;
@@ -21,9 +22,12 @@ use crate::rate::Rates;
 use crate::record::Log;
 use crate::revoke::Revocations;
 use crate::session::{Session, Sessions};
-use crate::staleness::{Limits, Staleness};
+use crate::staleness::{Leased, Limits, Staleness};
 use crate::target::TargetState;
 use crate::task::Tasks;
+
+/// Clocks of broker and sidecar may differ by so much.
+const SKEW_MS: u64 = 60_000;
 
 /// One bundle, compiled.
 pub struct InForce {
@@ -31,8 +35,10 @@ pub struct InForce {
     pub generation: u64,
     /// SHA-256 of the body.
     pub version: Arc<str>,
-    /// The broker's revision of it.
-    pub revision: u64,
+    /// How far the broker had read the store.
+    pub revisions: Revisions,
+    /// How these workloads meet a silent broker, if the bundle says.
+    pub staleness: Option<sidegate_policies::bundle::Staleness>,
     /// Cluster name.
     pub cluster: String,
     /// The engine.
@@ -78,6 +84,12 @@ pub struct Authority {
     heard_wall: AtomicI64,
     /// A deny set has come.
     armed: AtomicBool,
+    /// A bundle has come from the broker in this process, or it said that the one kept is still the one.
+    confirmed: AtomicBool,
+    /// The highest revisions ever taken, also those of a bundle that is void by now.
+    taken: ArcSwap<Revisions>,
+    /// Who knows which targets have a valid lease.
+    leased: OnceLock<Arc<dyn Leased>>,
     draining: AtomicBool,
     /// What is frozen.
     pub deny: Revocations,
@@ -95,8 +107,8 @@ pub struct Authority {
     pub tasks: Tasks,
     /// How the agent is kept apart.
     pub separation: Separation,
-    /// How long the broker may be silent.
-    pub staleness: Limits,
+    /// How long the broker may be silent, where the bundle does not say.
+    staleness: Limits,
 }
 
 impl Authority {
@@ -111,6 +123,9 @@ impl Authority {
             heard: AtomicU64::new(0),
             heard_wall: AtomicI64::new(0),
             armed: AtomicBool::new(false),
+            confirmed: AtomicBool::new(false),
+            taken: ArcSwap::default(),
+            leased: OnceLock::new(),
             draining: AtomicBool::new(false),
             deny: Revocations::default(),
             sessions: Arc::default(),
@@ -131,6 +146,29 @@ impl Authority {
         self
     }
 
+    /// The same with how it meets a silent broker, where the bundle does not say.
+    #[must_use]
+    pub fn meeting_silence(mut self, limits: Limits) -> Self {
+        self.staleness = limits;
+        self
+    }
+
+    /// Takes who knows which targets have a valid lease; once.
+    pub fn leases_known_to(&self, who: Arc<dyn Leased>) {
+        let _ = self.leased.set(who);
+    }
+
+    /// How long the broker may be silent, as the bundle in force says, or else the environment.
+    pub fn limits(&self) -> Limits {
+        let said = self.bundle.load().as_ref().and_then(|bundle| bundle.staleness);
+        said.map_or(self.staleness, Limits::of)
+    }
+
+    /// Whether a target has a lease that may be used now.
+    pub fn holds_lease(&self, target: &TargetId) -> bool {
+        self.leased.get().is_some_and(|leased| leased.holds(target))
+    }
+
     /// Number of the bundle in force; 0 before the first. A cached plan is worth nothing under another number.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
@@ -145,11 +183,27 @@ impl Authority {
     pub fn enforce(&self, mut bundle: InForce) -> Arc<InForce> {
         let generation = self.generation().saturating_add(1);
         bundle.generation = generation;
+        self.took(&bundle.revisions);
         let bundle = Arc::new(bundle);
         self.bundle.store(Some(bundle.clone()));
         self.metrics.bundle_since.mark();
         self.generation.store(generation, Ordering::Release);
         bundle
+    }
+
+    /// The highest revisions taken: nothing older is taken any more.
+    pub fn taken(&self) -> Arc<Revisions> {
+        self.taken.load_full()
+    }
+
+    /// A store was read this far.
+    pub fn took(&self, revisions: &Revisions) {
+        self.taken.rcu(|taken| taken.raised(revisions));
+    }
+
+    /// The broker gave the bundle in force, or said that it is still the one.
+    pub fn confirmed(&self) {
+        self.confirmed.store(true, Ordering::Release);
     }
 
     /// Who the broker attested this pod to be.
@@ -181,6 +235,15 @@ impl Authority {
             .store(jiff::Timestamp::now().as_millisecond(), Ordering::Release);
     }
 
+    /// Takes the broker's clock, in milliseconds since 1970: one that differs by more than a minute is counted, for tokens
+    /// and certificates will not agree for long.
+    pub fn broker_clock(&self, now_ms: i64) {
+        let own = jiff::Timestamp::now().as_millisecond();
+        if own.abs_diff(now_ms) > SKEW_MS {
+            self.metrics.skewed.up();
+        }
+    }
+
     /// Nothing the broker said before counts as heard any more.
     pub fn unheard(&self) {
         self.heard.store(0, Ordering::Release);
@@ -201,9 +264,33 @@ impl Authority {
         (heard != 0).then(|| Duration::from_millis(longer))
     }
 
-    /// Whether bundle and kill switch are fresh enough for a new session.
+    /// Whether bundle and kill switch are fresh enough for a new session with any target.
     pub fn fresh(&self) -> bool {
-        self.armed.load(Ordering::Acquire) && self.staleness.judge(self.silent()) == Staleness::Fresh
+        self.spoken() && self.limits().judge(self.silent()) == Staleness::Fresh
+    }
+
+    /// The same for one target: where work goes before safety, one with a valid lease is served on (test
+    /// `each_column_refuses_and_ends_what_its_rows_say`).
+    pub fn fresh_for(&self, target: &TargetId) -> bool {
+        self.lets_in(target, self.silent())
+    }
+
+    /// The same after such a silence.
+    pub(crate) fn lets_in(&self, target: &TargetId, silent: Option<Duration>) -> bool {
+        let limits = self.limits();
+        match limits.judge(silent) {
+            Staleness::Fresh => self.spoken(),
+            Staleness::Refuse | Staleness::Close => {
+                silent.is_some() && limits.spares_leased && self.spoken() && self.holds_lease(target)
+            }
+            Staleness::Void => false,
+        }
+    }
+
+    /// Whether bundle and deny set are the broker's word to this process (test
+    /// `a_bundle_kept_from_before_refuses_until_the_broker_spoke`).
+    pub fn spoken(&self) -> bool {
+        self.armed.load(Ordering::Acquire) && self.confirmed.load(Ordering::Acquire)
     }
 
     /// Ends the open sessions this is true of, and counts them as cut.
@@ -235,5 +322,39 @@ impl Authority {
     /// Whether the process is shutting down.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::arithmetic_side_effects)]
+mod tests {
+    use super::*;
+    use crate::testing::Bench;
+
+    #[tokio::test]
+    async fn whichever_clock_says_longer_says_how_long_the_broker_was_silent() {
+        let bench = Bench::new();
+        let authority = &bench.authority;
+        assert!(authority.silent().unwrap() < Duration::from_secs(20));
+        let hour = 3_600_000;
+        // The wall clock jumped ahead, or the machine slept: what stands still then is the other clock.
+        authority.heard_wall.fetch_sub(hour, Ordering::Release);
+        assert!(authority.silent().unwrap() >= Duration::from_secs(3_600));
+        assert!(!authority.fresh());
+        // It jumped back: the monotonic clock is asked.
+        authority.heard_wall.fetch_add(2 * hour, Ordering::Release);
+        assert!(authority.silent().unwrap() < Duration::from_secs(20));
+        authority.unheard();
+        assert_eq!(authority.silent(), None);
+    }
+
+    #[tokio::test]
+    async fn a_broker_whose_clock_is_more_than_a_minute_off_is_counted() {
+        let bench = Bench::new();
+        let now = jiff::Timestamp::now().as_millisecond();
+        for (off, counted) in [(0, 0), (-50_000, 0), (50_000, 0), (-70_000, 1), (70_000, 2)] {
+            bench.authority.broker_clock(now + off);
+            assert_eq!(bench.authority.metrics.skewed.get(), counted, "{off} ms");
+        }
     }
 }

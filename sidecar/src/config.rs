@@ -15,6 +15,7 @@ use sidegate_policies::quantity::ByteSize;
 use crate::authority::Separation;
 use crate::broker::Url;
 use crate::dial::names;
+use crate::staleness::Limits;
 use crate::task::Lanes;
 
 /// Where the kubelet projects the token.
@@ -54,11 +55,14 @@ pub struct SidecarConfig {
     pub memory_limit: Option<u64>,
     /// Where `GET /metrics` is served, in plain HTTP; nowhere: not at all.
     pub metrics: Vec<SocketAddr>,
-    /// Which pod this is, as the kubelet says. For logs only: who we are is the broker's word.
+    /// How a silent broker is met, where the bundle does not say: what the pod's profile says.
+    pub staleness: Limits,
+    /// Which pod this is, as the kubelet says. For logs, and for what an earlier start kept: who we are is the broker's
+    /// word.
     pub pod: PodFacts,
 }
 
-/// A pod as the environment describes it, never checked and never trusted.
+/// A pod as the environment describes it: whatever depends on it only refuses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodFacts {
     /// Its name.
@@ -116,6 +120,9 @@ impl SidecarConfig {
         });
         let cluster_domain = problems.may("SIDEGATE_CLUSTER_DOMAIN", get("SIDEGATE_CLUSTER_DOMAIN"), domain);
         let memory_limit = problems.may("SIDEGATE_MEMORY_LIMIT", get("SIDEGATE_MEMORY_LIMIT"), bytes);
+        let staleness = problems.may("SIDEGATE_STALENESS", get("SIDEGATE_STALENESS"), |text| {
+            text.parse().map(Limits::of)
+        });
         let said = |name: &str| get(name).unwrap_or_default();
         let ips = said("SIDEGATE_POD_IPS");
         let metrics = problems.may("SIDEGATE_METRICS_PORT", get("SIDEGATE_METRICS_PORT"), |text| {
@@ -138,6 +145,7 @@ impl SidecarConfig {
                 lanes: Lanes::wanted(),
                 memory_limit,
                 metrics: metrics.unwrap_or_default(),
+                staleness: staleness.unwrap_or_default(),
                 pod: PodFacts {
                     name: said("SIDEGATE_POD_NAME"),
                     uid: said("SIDEGATE_POD_UID"),
@@ -273,6 +281,8 @@ pub fn system_name_servers() -> Vec<SocketAddr> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use sidegate_policies::bundle::Staleness;
+
     use super::*;
 
     fn read(values: &[(&str, &str)]) -> Result<SidecarConfig, Vec<ConfigProblem>> {
@@ -299,6 +309,7 @@ mod tests {
             ("SIDEGATE_CLUSTER_DOMAIN", "cluster.local."),
             ("SIDEGATE_MEMORY_LIMIT", "134217728"),
             ("SIDEGATE_METRICS_PORT", "9464"),
+            ("SIDEGATE_STALENESS", "Strict"),
             ("SIDEGATE_POD_NAME", "support-1"),
             ("SIDEGATE_POD_UID", "7a1b9c52"),
             ("SIDEGATE_POD_IPS", "10.0.0.7,fd00::7"),
@@ -306,6 +317,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.cluster_domain.as_deref(), Some("cluster.local"));
         assert_eq!(config.memory_limit, Some(128 << 20));
+        assert_eq!(config.staleness, Limits::of(Staleness::Strict));
         assert_eq!(
             (&*config.pod.name, &*config.pod.uid, &*config.pod.ips),
             ("support-1", "7a1b9c52", "10.0.0.7,fd00::7")
@@ -328,6 +340,7 @@ mod tests {
             ("SIDEGATE_CLUSTER_DOMAIN", "cluster local"),
             ("SIDEGATE_MEMORY_LIMIT", "much"),
             ("SIDEGATE_METRICS_PORT", "9464"),
+            ("SIDEGATE_STALENESS", "strict"),
         ])
         .unwrap_err();
         let names: Vec<&str> = problems.iter().map(|problem| problem.variable).collect();
@@ -340,6 +353,7 @@ mod tests {
                 "SIDEGATE_NAME_SERVERS",
                 "SIDEGATE_CLUSTER_DOMAIN",
                 "SIDEGATE_MEMORY_LIMIT",
+                "SIDEGATE_STALENESS",
                 "SIDEGATE_METRICS_PORT"
             ]
         );

@@ -102,4 +102,10 @@ pub struct Metrics {
     pub nacks: Counter,
     /// When the present bundle came into force.
     pub bundle_since: Since,
+    /// Files with a last known good bundle that were not taken.
+    pub kept_refused: Counter,
+    /// Streams that fell silent or broke.
+    pub streams_lost: Counter,
+    /// Heartbeats whose clock was more than a minute from ours.
+    pub skewed: Counter,
 }

@@ -72,6 +72,11 @@ impl Revocations {
         self.set.load().revision
     }
 
+    /// The set in force.
+    pub fn set(&self) -> Arc<DenySet> {
+        self.set.load_full()
+    }
+
     /// Swaps the set and tells matching sessions to end. None if the revision is lower than the one held.
     pub fn apply(&self, set: DenySet, sessions: &Sessions) -> Option<Applied> {
         {

@@ -1,5 +1,5 @@
-//! How old the broker's last word may be, and what ends when it is older: the default column of the table in
-//! `identity-and-broker.md`, section 9.
+//! How old the broker's last word may be, and what ends when it is older: the table in `identity-and-broker.md`,
+//! section 9, a column for each [`bundle::Staleness`].
 //!
 //! Refuses nothing itself: the gate asks [`Limits::judge`], the watcher ends what is overdue. Invariant: either clock
 //! makes it stale, the monotonic one, which stands still while the host sleeps, and the wall clock, which jumps.
@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sidegate_policies::bundle;
+use sidegate_policies::engine::TargetId;
 use sidegate_policies::reason::Reason;
 use tokio::time::{interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -25,16 +27,20 @@ pub struct Limits {
     pub close: Duration,
     /// From then on the bundle is void: everything is denied until another one comes.
     pub void: Duration,
+    /// Targets with a valid lease are spared by the first two.
+    pub spares_leased: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits {
-            refuse: Duration::from_secs(30),
-            close: Duration::from_secs(5 * 60),
-            void: Duration::from_secs(24 * 3600),
-        }
+        Limits::of(bundle::Staleness::Default)
     }
+}
+
+/// Who knows which targets have a lease that may be used now.
+pub trait Leased: Send + Sync {
+    /// Whether this one has.
+    fn holds(&self, target: &TargetId) -> bool;
 }
 
 /// What the broker's silence means.
@@ -51,6 +57,23 @@ pub enum Staleness {
 }
 
 impl Limits {
+    /// A column of the table.
+    pub fn of(how: bundle::Staleness) -> Self {
+        let refuse = Duration::from_secs(30);
+        let close = Duration::from_secs(5 * 60);
+        let (close, spares_leased) = match how {
+            bundle::Staleness::Default => (close, false),
+            bundle::Staleness::Strict => (refuse, false),
+            bundle::Staleness::Available => (close, true),
+        };
+        Limits {
+            refuse,
+            close,
+            void: Duration::from_secs(24 * 3600),
+            spares_leased,
+        }
+    }
+
     /// What a silence of this length means; `None`: the broker never spoke, or what it said counts no more.
     pub fn judge(&self, silent: Option<Duration>) -> Staleness {
         match silent {
@@ -86,12 +109,17 @@ pub(crate) fn look(
     silent: Option<Duration>,
     before: Staleness,
 ) -> Staleness {
-    let now = authority.staleness.judge(silent);
+    let limits = authority.limits();
+    let now = limits.judge(silent);
     if now != before && silent.is_some() {
         tracing::warn!(?silent, staleness = ?now, "how long the broker has been silent means something else now");
     }
     if now >= Staleness::Close {
-        authority.cut(Reason::Stale, |session| session.cut_reason().is_none());
+        // A lease chain that ends closes its sessions by itself.
+        let spared = limits.spares_leased && now < Staleness::Void;
+        authority.cut(Reason::Stale, |session| {
+            session.cut_reason().is_none() && !(spared && authority.holds_lease(&session.target.id))
+        });
     }
     if let (Staleness::Void, Some(held)) = (now, held) {
         authority.void(&held);
@@ -105,12 +133,26 @@ mod tests {
 
     #[test]
     fn each_row_of_the_table_begins_where_it_says() {
-        let limits = Limits::default();
+        let limits = Limits::of(bundle::Staleness::Default);
         let at = |seconds: u64| limits.judge(Some(Duration::from_secs(seconds)));
         assert_eq!(limits.judge(None), Staleness::Refuse);
         assert_eq!((at(0), at(29)), (Staleness::Fresh, Staleness::Fresh));
         assert_eq!((at(30), at(299)), (Staleness::Refuse, Staleness::Refuse));
         assert_eq!((at(300), at(86_399)), (Staleness::Close, Staleness::Close));
         assert_eq!((at(86_400), at(1 << 40)), (Staleness::Void, Staleness::Void));
+        let strict = Limits::of(bundle::Staleness::Strict);
+        let at = |seconds: u64| strict.judge(Some(Duration::from_secs(seconds)));
+        assert_eq!(
+            (at(29), at(30), at(86_400)),
+            (Staleness::Fresh, Staleness::Close, Staleness::Void)
+        );
+        let available = Limits::of(bundle::Staleness::Available);
+        assert_eq!(
+            available,
+            Limits {
+                spares_leased: true,
+                ..limits
+            }
+        );
     }
 }

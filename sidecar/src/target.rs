@@ -11,6 +11,7 @@ use sidegate_policies::api::target::{
 };
 use sidegate_policies::api::TargetSpec;
 use sidegate_policies::bundle::BundledTarget;
+use sidegate_policies::compile::understood::Withheld;
 use sidegate_policies::engine::TargetId;
 
 use crate::tls::client::ClientTls;
@@ -32,6 +33,8 @@ pub struct TargetState {
     /// Whether a bundle brought it. Listeners named by the environment exist before the first bundle; their sessions
     /// are refused as unavailable until it comes.
     pub known: bool,
+    /// What of it, or of a policy about it, this release does not understand: everything on it is denied.
+    pub not_understood: Option<String>,
     pub(crate) client_tls: OnceLock<ClientTls>,
 }
 
@@ -47,8 +50,16 @@ impl TargetState {
             ca_pem: bundled.ca_pem.clone(),
             loopback: bundled.loopback,
             known: true,
+            not_understood: None,
             client_tls: OnceLock::new(),
         })
+    }
+
+    /// A target of which something is not understood. One that is not understood itself does not listen.
+    pub fn withheld(withheld: &Withheld) -> Option<Self> {
+        let mut target = TargetState::bundled(withheld.target.as_ref()?)?;
+        target.not_understood = Some(withheld.why.clone());
+        Some(target)
     }
 
     /// A listener that the environment announced before any bundle came.
@@ -76,6 +87,7 @@ impl TargetState {
             ca_pem: None,
             loopback: false,
             known: false,
+            not_understood: None,
             client_tls: OnceLock::new(),
         }
     }

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::accept::Listeners;
 use crate::approvals::{Approver, ApproverError};
 use crate::authority::{Authority, Separation};
-use crate::bundle_source::Enforcer;
+use crate::bundle_source::{Enforcer, Seals};
 use crate::credentials::{CredentialError, Credentials, LeaseSource};
 use crate::dial::names::Names;
 use crate::dial::DialContext;
@@ -257,6 +257,7 @@ impl Bench {
         let enforcer = Enforcer {
             authority: authority.clone(),
             listeners: Arc::new(listeners),
+            seals: Seals::pinned(&crate::bundle_source::signing::Signer::new().ca_pem).unwrap(),
         };
         let bench = Bench {
             authority,
@@ -279,15 +280,27 @@ impl Bench {
 
     /// Puts a bundle of these targets and policies into force.
     pub fn enforce(&self, targets: serde_json::Value, policies: serde_json::Value) {
-        let revision = self.authority.in_force().map_or(1, |bundle| bundle.revision + 1);
+        self.enforce_meeting(targets, policies, serde_json::Value::Null);
+    }
+
+    /// The same, for workloads that meet a silent broker like this.
+    pub fn enforce_meeting(
+        &self,
+        targets: serde_json::Value,
+        policies: serde_json::Value,
+        staleness: serde_json::Value,
+    ) {
         let body = json!({
             "cluster": "local", "targets": targets, "policies": policies, "clusterPolicies": [],
-            "digestKey": crate::secret::base64url(&[7; 32]),
+            "digestKey": crate::secret::base64url(&[7; 32]), "staleness": staleness,
         })
         .to_string();
         let version = sidegate_policies::bundle::version(body.as_bytes());
-        let bundle = self.enforcer.compile(&version, &body, revision);
+        let bundle = self
+            .enforcer
+            .compile(&version, &body, &crate::bundle_source::signing::statement(&version));
         drop(self.enforcer.enforce(bundle.unwrap_or_else(|error| panic!("{error}"))));
+        self.authority.confirmed();
     }
 
     /// Waits until a kind of frame has reached the collector.

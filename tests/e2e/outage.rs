@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::{ensure, Context, Result};
+use serde_json::json;
 use sidegate_broker::jwt::{SigningKey, Slot};
+use sidegate_policies::seal::Revisions;
 use sidegate_tests::cluster::{Cluster, Programs};
 use sidegate_tests::shop::DATABASE;
 use sidegate_tests::wire;
@@ -13,7 +15,7 @@ use crate::charts;
 use crate::site::{until, Agent, Site};
 
 /// An API server that hangs stops new identities, and nothing else; a broker that was restarted finds its sidecars, with
-/// their sessions open and their keys pinned.
+/// their sessions open and their keys pinned, and has read the store as far as before, what was deleted last included.
 pub fn sessions_outlive_an_absent_api_server_and_a_restarted_broker(programs: &Programs) -> Result<()> {
     let cluster = Cluster::start(programs)?;
     charts::install_kinds(&cluster)?;
@@ -25,12 +27,15 @@ pub fn sessions_outlive_an_absent_api_server_and_a_restarted_broker(programs: &P
     let mut open = wire::Wire::login(shop.local, DATABASE)?;
     let token = shop.agent.token()?;
     absent(&cluster, &shop, &mut open, &token)?;
+    let before = deleted_last(&cluster, &shop.agent.site)?;
 
     let Shop { agent, server, local } = shop;
     let Agent { site, uid, .. } = agent;
     let site = Arc::into_inner(site)
         .context("the broker is held elsewhere")?
         .restarted()?;
+    let after = site.broker.front().index().revisions().clone();
+    ensure!(after.behind(&before).is_none(), "{after:?} after {before:?}");
     until(
         "the sidecar is back",
         || Ok(site.broker.status().sidecars),
@@ -42,12 +47,51 @@ pub fn sessions_outlive_an_absent_api_server_and_a_restarted_broker(programs: &P
         "",
     )?;
     ensure!(lease.contains(&uid), "{lease}");
+    caught_up(&cluster, &site)?;
     let after = sidegate_tests::psql::psql(local, DATABASE, &[NAME])?;
     ensure!(after.out == "Ada", "{after:?}");
     site.runtime.block_on(sidecar.shutdown());
     drop(site.end());
     drop(server);
     Ok(())
+}
+
+fn read_so_far(site: &Site, kind: &str) -> Result<u64> {
+    let revisions = site.broker.front().index().revisions().clone();
+    revisions.kinds.get(kind).copied().context("a kind that was not read")
+}
+
+/// Deletes what was written last: nothing that is left in the store says how far it was read.
+fn deleted_last(cluster: &Cluster, site: &Site) -> Result<Revisions> {
+    let issuer = json!({
+        "apiVersion": "sidegate.dev/v1alpha1", "kind": "TokenIssuer", "metadata": {"name": "short-lived"},
+        "spec": {"preset": "Dex", "issuer": "https://dex.example", "values": {}},
+    });
+    let before = read_so_far(site, "TokenIssuer")?;
+    let created = cluster.create(&issuer)?;
+    let number = created["metadata"]["resourceVersion"]
+        .as_str()
+        .context("no resourceVersion")?;
+    let number: u64 = number.parse()?;
+    ensure!(number > before, "{number} after {before}");
+    cluster.kubectl(&["delete", "tokenissuer", "short-lived"], "")?;
+    let read = || read_so_far(site, "TokenIssuer");
+    until("the deletion was read", read, |read| *read > number)?;
+    Ok(site.broker.front().index().revisions().clone())
+}
+
+/// A replica that is told it is behind lists anew, and then knows how far the store is, although nothing it follows
+/// changed.
+fn caught_up(cluster: &Cluster, site: &Site) -> Result<()> {
+    let before = read_so_far(site, "TokenIssuer")?;
+    let elsewhere =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "later", "namespace": "default"}});
+    cluster.create(&elsewhere)?;
+    let told = || {
+        site.broker.front().catch_up.notify_one();
+        read_so_far(site, "TokenIssuer")
+    };
+    until("the replica caught up", told, |read| *read > before).map(|_| ())
 }
 
 fn absent(cluster: &Cluster, shop: &Shop<'_>, open: &mut wire::Wire, token: &str) -> Result<()> {

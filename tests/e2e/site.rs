@@ -334,6 +334,7 @@ impl<'a> Agent<'a> {
             cluster_domain: None,
             memory_limit: None,
             metrics: vec![(std::net::Ipv4Addr::LOCALHOST, 0).into()],
+            staleness: Default::default(),
             pod: PodFacts::default(),
         };
         self.site.runtime.block_on(async {

@@ -13,7 +13,8 @@ use sidegate_broker::config::{BrokerConfig, Identity, Machine, StartError};
 use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::authority::Separation;
 use sidegate_sidecar::broker::Url;
-use sidegate_sidecar::config::{PodFacts, SidecarConfig};
+use sidegate_sidecar::config::{Announced, PodFacts, SidecarConfig};
+use sidegate_sidecar::staleness::Limits;
 
 /// A running instance.
 pub struct World {
@@ -32,6 +33,8 @@ pub struct Setup {
     identity: Identity,
     name_servers: Vec<std::net::SocketAddr>,
     memory_limit: Option<u64>,
+    ports: Vec<Announced>,
+    staleness: Limits,
 }
 
 impl Setup {
@@ -47,6 +50,8 @@ impl Setup {
             },
             name_servers: Vec::new(),
             memory_limit: None,
+            ports: Vec::new(),
+            staleness: Limits::default(),
         }
     }
 
@@ -68,8 +73,36 @@ impl Setup {
         self
     }
 
+    /// Announces a port, as the environment of an injected pod does.
+    pub fn port(mut self, announced: Announced) -> Setup {
+        self.ports.push(announced);
+        self
+    }
+
+    /// Lets the broker be silent for so long.
+    pub fn staleness(mut self, limits: Limits) -> Setup {
+        self.staleness = limits;
+        self
+    }
+
     /// Starts broker and sidecar and waits until the first bundle is in force.
     pub async fn start(self) -> Result<World> {
+        let (place, broker) = self.place().await?;
+        let sidecar = place.sidecar().await?;
+        ensure!(
+            sidecar.ready(Duration::from_secs(20)).await,
+            "no bundle came into force: {:?}",
+            broker.status()
+        );
+        Ok(World {
+            broker,
+            sidecar,
+            folder: place.folder,
+        })
+    }
+
+    /// Starts the broker alone: broker and sidecar are then stopped and started as the test wants.
+    pub async fn place(self) -> Result<(Place, sidegate_broker::app::Running)> {
         let folder = tempfile::Builder::new().prefix("sidegate-world-").tempdir()?;
         let path = |name: &str| folder.path().join(name);
         fs::create_dir(path("config"))?;
@@ -92,18 +125,20 @@ impl Setup {
         let mut config = BrokerConfig::new(machine.into(), path("state"));
         config.health_listen = Some((std::net::Ipv4Addr::LOCALHOST, 0).into());
         config.loopback_providers = true;
-        let broker = Broker::start(config).await.map_err(|error| match error {
+        let broker = Broker::start(config.clone()).await.map_err(|error| match error {
             StartError::Config(problems) => {
                 let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
                 anyhow::anyhow!("{}", lines.join("\n"))
             }
             other => other.into(),
         })?;
-        let sidecar = Sidecar::start(SidecarConfig {
+        config.listen = broker.front_addr;
+        let local = broker.local().context("a broker of one machine")?;
+        let sidecar = SidecarConfig {
             broker: Url::parse(&broker.front_url)?,
             broker_ca_pem: broker.ca_pem.clone(),
-            token_file: broker.local().context("a broker of one machine")?.token_file(),
-            ports: Vec::new(),
+            token_file: local.token_file(),
+            ports: self.ports,
             name_servers: self.name_servers,
             run_dir: path("run"),
             journal_dir: path("journal"),
@@ -114,19 +149,40 @@ impl Setup {
             cluster_domain: None,
             memory_limit: self.memory_limit,
             metrics: vec![(std::net::Ipv4Addr::LOCALHOST, 0).into()],
-            pod: PodFacts::default(),
-        })
-        .await?;
-        ensure!(
-            sidecar.ready(Duration::from_secs(20)).await,
-            "no bundle came into force: {:?}",
-            broker.status()
-        );
-        Ok(World {
-            broker,
-            sidecar,
+            staleness: self.staleness,
+            pod: PodFacts {
+                uid: local.pod_uid().to_owned(),
+                ..PodFacts::default()
+            },
+        };
+        let place = Place {
             folder,
-        })
+            broker: config,
+            sidecar,
+        };
+        Ok((place, broker))
+    }
+}
+
+/// Where a broker and a sidecar are started, one as often as the other.
+pub struct Place {
+    /// Everything they keep.
+    pub folder: tempfile::TempDir,
+    /// The broker's configuration, at the address it had first.
+    pub broker: BrokerConfig,
+    /// The sidecar's.
+    pub sidecar: SidecarConfig,
+}
+
+impl Place {
+    /// Starts a broker where the first one was.
+    pub async fn broker(&self) -> Result<sidegate_broker::app::Running> {
+        Ok(Broker::start(self.broker.clone()).await?)
+    }
+
+    /// Starts a sidecar, and waits for nothing.
+    pub async fn sidecar(&self) -> Result<sidegate_sidecar::app::Running> {
+        Ok(Sidecar::start(self.sidecar.clone()).await?)
     }
 }
 

@@ -22,6 +22,7 @@ mod redirect;
 mod schema;
 mod scraped;
 mod session_name;
+mod silence;
 mod startup;
 mod state;
 mod tamper;

@@ -406,6 +406,7 @@ impl Sidecars {
                 memory_limit: None,
                 pod: PodFacts::default(),
                 metrics: Vec::new(),
+                staleness: Default::default(),
             })
             .await?;
             ensure!(sidecar.ready(PATIENCE).await, "no bundle came into force");

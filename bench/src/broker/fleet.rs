@@ -229,6 +229,7 @@ fn ground(
         secrets: Secrets::Folder(SecretFolder::new(None)),
         objects,
         withheld: Default::default(),
+        revisions: None,
         lockdowns: Vec::new(),
         findings: Findings {
             problems: Vec::new(),

@@ -212,6 +212,18 @@ impl Material {
             .map_err(|_| MaterialError::Damaged("the leaf's key is not that of its certificate"))
     }
 
+    /// A key for seals, made now and kept in memory alone, under the authority for as long as the leaf.
+    pub fn sealing(&self) -> Result<SealKey, MaterialError> {
+        let above: Vec<_> = self
+            .older
+            .iter()
+            .map(|older| der(&older.cross))
+            .collect::<Result<_, _>>()?;
+        let mut params = CertificateParams::default();
+        validity(&mut params, self.leaf.made, self.leaf.until);
+        SealKey::issued(params, &self.authority.issuer()?, &above)
+    }
+
     /// The authority's certificate, PEM.
     pub fn authority_pem(&self) -> &str {
         &self.authority.certificate

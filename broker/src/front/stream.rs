@@ -1,8 +1,9 @@
 //! The stream: one HTTP/2 request per sidecar, JSON lines both ways.
 //!
-//! Order within: hello, then the deny set, then the bundle; a later bundle replaces one that still waits. Refuses
-//! lines over 256 KiB and readers that drain nothing for 5 s. The invariant: a stream lives no longer than the
-//! session token it was opened or last renewed with, and deny frames never wait behind bundles.
+//! Order within: hello, then the deny set, then, once the sidecar said what it holds, the bundle; a later bundle
+//! replaces one that still waits. Refuses lines over 256 KiB and readers that drain nothing for 5 s, and offers nothing
+//! older than what a sidecar holds. The invariant: a stream lives no longer than the session token it was opened or
+//! last renewed with, nor than about an hour, and deny frames never wait behind bundles.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,13 +20,16 @@ use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
 use sidegate_policies::engine::Subject;
 use sidegate_policies::record::Kind;
-use sidegate_policies::wire::{NackClass, SidecarStatus, ToBroker, ToSidecar};
+use sidegate_policies::seal::{Revisions, Seal};
+use sidegate_policies::wire::{DenySet, NackClass, SidecarStatus, ToBroker, ToSidecar};
 use tokio::sync::{mpsc, watch};
 
 use super::caller::{session, Caller};
 use super::{Front, Refusal};
 use crate::attest::NotAttested;
 use crate::audit::{Event, More};
+use crate::index::Offer;
+use crate::issuer::random;
 use crate::lockdown::{concerned, Acknowledged};
 use crate::rings::RingName;
 
@@ -36,6 +40,10 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 const DRAIN: Duration = Duration::from_secs(5);
 const MAX_LINE: usize = 256 * 1024;
 const MAX_NACKS: u32 = 3;
+/// Asked to end, it has so long to be replaced, milliseconds.
+const REPLACED_MS: i64 = 10_000;
+/// A sidecar that does not say what it holds is taken for one that holds nothing after so many heartbeats.
+const MUTE: u32 = 2;
 
 /// One sidecar as its stream tells.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -178,6 +186,17 @@ enum Ended {
     Protocol(&'static str),
     #[error("the broker is stopping")]
     Stopping,
+    #[error("it was open for an hour")]
+    Old,
+    #[error("a bundle could not be sealed")]
+    Unsealed,
+}
+
+/// What a sidecar said it holds.
+#[derive(Default)]
+struct Held {
+    version: Option<String>,
+    revisions: Revisions,
 }
 
 struct Pump {
@@ -186,19 +205,46 @@ struct Pump {
     buffer: BytesMut,
     lines: mpsc::Sender<Bytes>,
     id: u64,
-    sent: Option<String>,
+    sent: Option<Arc<Offer>>,
     /// When that was.
     offered: Instant,
     connected: Instant,
     /// The deny set that the sidecar enforces, as it says.
     deny_held: u64,
     nacks: u32,
+    /// The deny set sent last.
+    denied: DenySet,
+    /// What the sidecar holds, once it said so.
+    held: Option<Held>,
+    /// Heartbeats without its saying so.
+    mute: u32,
+    /// It holds something newer than what could be offered.
+    behind: bool,
+    /// The deny set changed under the seal sent last.
+    unsealed: bool,
+    /// When it is asked to end, and, then, when it ends; milliseconds since 1970.
+    ends_ms: i64,
+    draining: bool,
+}
+
+/// So long, a tenth more or less, in milliseconds: streams opened together do not end together. `drawn` is anything.
+fn spread_ms(age: Duration, drawn: u16) -> i64 {
+    let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+    let tenth = age.div_euclid(10);
+    let share = tenth
+        .saturating_mul(2)
+        .saturating_mul(i64::from(drawn))
+        .div_euclid(i64::from(u16::MAX));
+    age.saturating_sub(tenth).saturating_add(share)
 }
 
 impl Pump {
     fn new(front: Arc<Front>, caller: Caller, lines: mpsc::Sender<Bytes>) -> Self {
         let id = front.streams.next.fetch_add(1, Ordering::Relaxed);
         let since_ms = front.clock.now_ms();
+        // Without randomness the spread is lost, nothing else.
+        let drawn = random::<2>().map(u16::from_be_bytes).unwrap_or(u16::MAX / 2);
+        let age_ms = spread_ms(front.stream_age, drawn);
         let report = SidecarReport {
             subject: caller.subject().account(),
             pod: caller.subject().pod.clone(),
@@ -219,6 +265,13 @@ impl Pump {
             connected: Instant::now(),
             deny_held: 0,
             nacks: 0,
+            denied: DenySet::default(),
+            held: None,
+            mute: 0,
+            behind: false,
+            unsealed: false,
+            ends_ms: since_ms.saturating_add(age_ms),
+            draining: false,
         }
     }
 
@@ -269,8 +322,10 @@ impl Pump {
                 }
                 changed = denied.changed() => {
                     changed.map_err(|_| Ended::Stopping)?;
-                    let set = denied.borrow_and_update().set.clone();
-                    self.send(&ToSidecar::Deny(set)).await?;
+                    self.denied = denied.borrow_and_update().set.clone();
+                    self.send(&ToSidecar::Deny(self.denied.clone())).await?;
+                    // With the next heartbeat: sealing for many must not stand between a Lockdown and anybody.
+                    self.unsealed = self.sent.is_some();
                 }
                 changed = index.changed() => {
                     changed.map_err(|_| Ended::Stopping)?;
@@ -311,28 +366,87 @@ impl Pump {
             }
             Err(_) => return Err(Ended::NotAttested),
         }
-        let beat = ToSidecar::Heartbeat {
-            now_ms: self.front.clock.now_ms(),
+        let now_ms = self.front.clock.now_ms();
+        self.send(&ToSidecar::Heartbeat {
+            now_ms,
             deny_revision: self.front.lockdowns.now().set.revision,
-        };
-        self.send(&beat).await
+        })
+        .await?;
+        self.age(now_ms).await?;
+        if self.held.is_none() {
+            self.mute = self.mute.saturating_add(1);
+            if self.mute >= MUTE {
+                self.held = Some(Held::default());
+                self.offer().await?;
+            }
+        } else if self.behind {
+            self.offer().await?;
+        }
+        match (self.unsealed, self.sent.clone()) {
+            (true, Some(offer)) => {
+                let seal = self.seal(&offer)?;
+                self.unsealed = false;
+                self.send(&ToSidecar::Seal(seal)).await
+            }
+            _ => Ok(()),
+        }
     }
 
-    /// Sends the bundle, unless it is the one sent last or was refused three times.
+    /// After its hour a stream is asked to end, so that sidecars spread over replicas again; its successor is open
+    /// before it closes (test `a_stream_is_asked_to_end_after_its_time_and_ends_if_it_is_not_replaced`).
+    async fn age(&mut self, now_ms: i64) -> Result<(), Ended> {
+        if now_ms < self.ends_ms {
+            return Ok(());
+        }
+        if self.draining {
+            return Err(Ended::Old);
+        }
+        self.draining = true;
+        self.ends_ms = now_ms.saturating_add(REPLACED_MS);
+        self.send(&ToSidecar::Drain).await
+    }
+
+    fn seal(&self, offer: &Offer) -> Result<Seal, Ended> {
+        let (sealer, now_ms) = (&self.front.sealer, self.front.clock.now_ms());
+        let sealed = sealer.seal(offer, self.caller.subject(), &self.denied, now_ms);
+        sealed.map_err(|_| Ended::Unsealed)
+    }
+
+    /// Sends the bundle, unless it is the one sent last or was refused three times; nothing before the sidecar said
+    /// what it holds, and nothing that is older.
     async fn offer(&mut self) -> Result<(), Ended> {
+        let Some(held) = &self.held else {
+            return Ok(());
+        };
         let offer = self.front.index().offer(self.caller.subject());
-        if self.sent.as_deref() == Some(offer.version.as_str()) {
+        if self.sent.as_ref().is_some_and(|sent| sent.version == offer.version) {
+            return Ok(());
+        }
+        let same = held.version.as_deref() == Some(offer.version.as_str());
+        // It waits for this replica to catch up, which is told to look (test
+        // `a_replica_that_is_behind_a_sidecar_waits_before_it_offers`).
+        let behind = offer.revisions.behind(&held.revisions).filter(|_| !same);
+        if let Some(behind) = &behind {
+            if !self.behind {
+                let pod = &self.caller.subject().pod;
+                tracing::warn!(%behind, pod, "a sidecar holds a newer bundle; nothing is offered yet");
+            }
+            self.front.catch_up.notify_one();
+        }
+        self.behind = behind.is_some();
+        if self.behind {
             return Ok(());
         }
         self.nacks = 0;
-        self.sent = Some(offer.version.clone());
         self.offered = Instant::now();
-        self.send(&ToSidecar::Bundle {
+        self.unsealed = false;
+        let line = ToSidecar::Bundle {
             version: offer.version.clone(),
             body: offer.body.to_string(),
-            revision: offer.revision,
-        })
-        .await
+            seal: self.seal(&offer)?,
+        };
+        self.sent = Some(offer);
+        self.send(&line).await
     }
 
     async fn send(&self, line: &ToSidecar) -> Result<(), Ended> {
@@ -367,6 +481,8 @@ impl Pump {
             ToBroker::Hello {
                 protocol,
                 release,
+                bundle,
+                revisions,
                 deny_revision,
                 ..
             } => {
@@ -374,7 +490,12 @@ impl Pump {
                     return Err(Ended::Protocol("another protocol version"));
                 }
                 self.deny_held = deny_revision;
-                self.front.streams.update(self.id, |report| report.release = release);
+                streams.update(self.id, |report| report.release = release);
+                self.held = Some(Held {
+                    version: bundle,
+                    revisions,
+                });
+                self.offer().await?;
             }
             ToBroker::Ack {
                 version,
@@ -443,7 +564,8 @@ impl Pump {
         self.front.metrics.nack(class);
         self.front.streams.update(self.id, |report| report.nack = Some(message));
         self.nacks = self.nacks.saturating_add(1);
-        if self.nacks >= MAX_NACKS || self.sent.as_deref() != Some(version) {
+        let of_last = self.sent.as_ref().is_some_and(|sent| sent.version == version);
+        if self.nacks >= MAX_NACKS || !of_last {
             return Ok(());
         }
         let nacks = self.nacks;
@@ -464,5 +586,19 @@ impl Pump {
         }
         self.caller = fresh;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_live_an_hour_a_tenth_more_or_less() {
+        let hour = Duration::from_secs(3600);
+        assert_eq!(spread_ms(hour, 0), 54 * 60_000);
+        assert_eq!(spread_ms(hour, u16::MAX), 66 * 60_000);
+        let middle = spread_ms(hour, u16::MAX / 2);
+        assert!((59 * 60_000..=61 * 60_000).contains(&middle), "{middle}");
     }
 }

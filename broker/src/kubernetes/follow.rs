@@ -84,6 +84,10 @@ impl Follower {
             let told = tokio::select! {
                 () = stop.cancelled() => return,
                 told = changed.changed() => Some(told),
+                () = self.reporter.front.catch_up.notified() => {
+                    self.kinds.list_again();
+                    continue;
+                }
                 () = tokio::time::sleep(MAPS_AGAIN) => None,
             };
             match &told {
@@ -108,9 +112,11 @@ impl Follower {
 
     /// Answers whether what was read is in force.
     fn put(&self) -> bool {
-        let mut read = reading::read(&self.kinds.stored(), &self.maps.known());
+        let (stored, revisions) = self.kinds.read();
+        let mut read = reading::read(&stored, &self.maps.known());
         read.objects.settle_authorities(self.maps.home());
-        let put = self.in_force.put(&self.reporter.front, read.objects, read.withheld);
+        let front = &self.reporter.front;
+        let put = self.in_force.put(front, read.objects, read.withheld, Some(revisions));
         self.reporter.tell(findings(&read.found));
         self.found.send_replace(Arc::new(read.found));
         match put {

@@ -8,15 +8,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kube::api::{ApiResource, DynamicObject};
+use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::core::GroupVersionKind;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde_json::Value;
 use sidegate_policies::api::{GROUP, VERSION};
+use sidegate_policies::seal::Revisions;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::answered;
 use super::reading::{Key, Kind, Stored};
 use super::watch::{follow, Change};
 use crate::config::StartError;
@@ -27,6 +30,8 @@ const QUIET: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_millis(250);
 /// Every kind is listed within this, or the broker does not start.
 const LISTED: Duration = Duration::from_secs(30);
+/// Who is behind a sidecar lists anew, and no more often than this.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// Everything people applied, as last heard of.
 pub struct Kinds {
@@ -35,12 +40,18 @@ pub struct Kinds {
     rest: watch::Sender<u64>,
     lockdowns: watch::Sender<u64>,
     troubles: watch::Sender<BTreeMap<Kind, String>>,
+    /// When everything is to be listed again.
+    again: watch::Sender<Instant>,
 }
 
 #[derive(Default)]
 struct Seen {
     stored: Stored,
     listed: Vec<Kind>,
+    /// Per kind, the highest revision that is in `stored`.
+    revisions: BTreeMap<Kind, u64>,
+    /// Per kind, a revision that was there before its present list was asked for.
+    asked: BTreeMap<Kind, u64>,
 }
 
 impl Kinds {
@@ -52,6 +63,7 @@ impl Kinds {
             rest: watch::channel(0).0,
             lockdowns: watch::channel(0).0,
             troubles: watch::channel(BTreeMap::new()).0,
+            again: watch::channel(Instant::now()).0,
         });
         for kind in Kind::ALL {
             let (kinds, stop) = (Arc::clone(&kinds), tasks.stopping());
@@ -95,6 +107,18 @@ impl Kinds {
         self.seen().stored.clone()
     }
 
+    /// The same, with how far it was read, Lockdowns left out: their set is counted by itself.
+    pub fn read(&self) -> (Stored, Revisions) {
+        let seen = self.seen();
+        let kinds = seen.revisions.iter().filter(|(kind, _)| **kind != Kind::Lockdown);
+        let kinds = kinds.map(|(kind, revision)| (kind.as_str().to_owned(), *revision));
+        let revisions = Revisions {
+            generation: 0,
+            kinds: kinds.collect(),
+        };
+        (seen.stored.clone(), revisions)
+    }
+
     /// Told of every change of Lockdowns.
     pub fn lockdowns(&self) -> watch::Receiver<u64> {
         self.lockdowns.subscribe()
@@ -125,14 +149,49 @@ impl Kinds {
                 });
             }
         };
-        follow(api, stop, |object| stored(kind, object), told).await;
+        let listing = || self.asked(kind, &api);
+        let mut again = self.again.subscribe();
+        while !stop.is_cancelled() {
+            again.borrow_and_update();
+            tokio::select! {
+                () = follow(api.clone(), stop.clone(), listing, |object| stored(kind, object), &told) => {}
+                told = again.changed() => if told.is_err() { return },
+            }
+        }
+    }
+
+    /// Lists every kind anew, for somebody holds what this replica has not read.
+    pub fn list_again(&self) {
+        self.again.send_if_modified(|at| {
+            let due = at.elapsed() >= AGAIN;
+            if due {
+                *at = Instant::now();
+            }
+            due
+        });
+    }
+
+    /// Where the store stands before a list is asked for: whatever the list holds is at least as new. A list of objects
+    /// alone would not say so, for what was deleted last counts too (test
+    /// `sessions_outlive_an_absent_api_server_and_a_restarted_broker`).
+    async fn asked(&self, kind: Kind, api: &Api<DynamicObject>) {
+        let stands = answered(api.list_metadata(&ListParams::default().limit(1))).await;
+        match stands.map(|list| number(list.metadata.resource_version.as_deref())) {
+            Ok(revision) => {
+                self.seen().asked.insert(kind, revision);
+            }
+            Err(error) => tracing::warn!(kind = kind.as_str(), %error, "the store does not say where it stands"),
+        }
     }
 
     fn take(&self, kind: Kind, change: Change<(Key, Arc<Value>)>) {
         {
             let mut seen = self.seen();
+            let asked = seen.asked.get(&kind).copied().unwrap_or_default();
             match change {
                 Change::All(listed) => {
+                    let newest = listed.iter().map(|(_, object)| revision_of(object)).max();
+                    seen.consumed(kind, newest.unwrap_or_default().max(asked));
                     seen.stored.retain(|key, _| key.kind != kind);
                     seen.stored.extend(listed);
                     if !seen.listed.contains(&kind) {
@@ -140,13 +199,15 @@ impl Kinds {
                     }
                 }
                 Change::Put((key, object)) => {
+                    seen.consumed(kind, revision_of(&object));
                     let before = seen.stored.insert(key, Arc::clone(&object));
                     // Our own status, or somebody's annotation, changes nothing that is read.
                     if before.is_some_and(|before| same(&before, &object)) {
                         return;
                     }
                 }
-                Change::Gone((key, _)) => {
+                Change::Gone((key, object)) => {
+                    seen.consumed(kind, revision_of(&object));
                     seen.stored.remove(&key);
                 }
             }
@@ -157,6 +218,23 @@ impl Kinds {
         };
         told.send_modify(|generation| *generation = generation.wrapping_add(1));
     }
+}
+
+impl Seen {
+    fn consumed(&mut self, kind: Kind, revision: u64) {
+        let highest = self.revisions.entry(kind).or_default();
+        *highest = (*highest).max(revision);
+    }
+}
+
+/// A resourceVersion as a number, which it is in every store behind an API server.
+fn number(revision: Option<&str>) -> u64 {
+    revision.and_then(|text| text.parse().ok()).unwrap_or_default()
+}
+
+/// The revision of an object; of a deleted one, that of its deletion.
+fn revision_of(object: &Value) -> u64 {
+    number(object.pointer("/metadata/resourceVersion").and_then(Value::as_str))
 }
 
 /// Whether two versions of an object say the same to us.

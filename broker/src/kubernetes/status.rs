@@ -14,6 +14,7 @@ use sidegate_policies::api::token_issuer::Authorities;
 use sidegate_policies::api::Target;
 use sidegate_policies::compile::Problem;
 use sidegate_policies::objects::absent;
+use sidegate_policies::wire::{TargetStatus, NOT_UNDERSTOOD};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,7 @@ use super::maps::{named_by, ClusterMaps, MapRead};
 use super::reading::{About, Found, Key, Kind};
 use super::secrets::ClusterSecrets;
 use crate::clock::rfc3339;
+use crate::front::stream::SidecarReport;
 use crate::front::Front;
 use crate::index::Index;
 use crate::lockdown::{concerned, Outcome};
@@ -94,16 +96,20 @@ impl Condition {
     }
 }
 
-/// How many sidecars were offered something and how many have it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// How many sidecars were offered something and how many have it; and why one does not take it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Reach {
     matched: u64,
     current: u64,
+    refused: Option<(&'static str, String)>,
 }
 
 impl Reach {
     fn condition(self) -> Condition {
         let message = format!("{}/{} pods", self.current, self.matched);
+        if let Some((reason, why)) = self.refused {
+            return Condition::new("Programmed", false, reason, format!("{message}; {why}"));
+        }
         match (self.matched, self.current) {
             (0, _) => Condition {
                 kind: "Programmed",
@@ -185,7 +191,8 @@ impl Conditions {
         let locked: Vec<_> = names.into_iter().filter_map(known).collect();
         for stream in self.front.streams.open() {
             let offer = index.offer(&stream.who);
-            let current = u64::from(stream.report.bundle.as_deref() == Some(offer.version.as_str()));
+            let current = stream.report.bundle.as_deref() == Some(offer.version.as_str());
+            let refused = refused(&stream.report).filter(|_| !current);
             let bundle = &offer.bundle;
             let object = |kind, metadata: &sidegate_policies::api::Metadata| Key {
                 kind,
@@ -203,9 +210,12 @@ impl Conditions {
             let cluster = bundle.cluster_policies.iter();
             let cluster = cluster.map(|policy| object(Kind::ClusterAccessPolicy, &policy.metadata));
             for key in targets.chain(policies).chain(cluster) {
+                let not_understood = not_understood(&stream.report, &key);
+                let has = current && not_understood.is_none();
                 let reach = reach.entry(key).or_default();
                 reach.matched = reach.matched.saturating_add(1);
-                reach.current = reach.current.saturating_add(current);
+                reach.current = reach.current.saturating_add(u64::from(has));
+                reach.refused = reach.refused.take().or(not_understood).or_else(|| refused.clone());
             }
             for (name, outcome, entries) in &locked {
                 if !concerned(entries, &stream.who, &offer) {
@@ -249,7 +259,7 @@ impl Conditions {
             }
             return wanted;
         }
-        let reach = reach.get(key).copied().unwrap_or_default();
+        let reach = reach.get(key).cloned().unwrap_or_default();
         match key.kind {
             Kind::Lockdown => wanted.push(reach.condition()),
             Kind::TokenIssuer => {
@@ -381,6 +391,23 @@ impl Conditions {
     fn asked(&self) -> std::sync::MutexGuard<'_, Asked> {
         self.asked.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
+}
+
+/// Why a sidecar did not take its bundle: after three times it is not offered again.
+fn refused(report: &SidecarReport) -> Option<(&'static str, String)> {
+    let why = report.nack.as_ref()?;
+    Some(("BundleRefused", format!("pod {}: {why}", report.pod)))
+}
+
+/// Why a sidecar denies everything on a Target, if it is older than what is said about it.
+fn not_understood(report: &SidecarReport, key: &Key) -> Option<(&'static str, String)> {
+    let named = |target: &&TargetStatus| {
+        key.kind == Kind::Target
+            && target.target == format!("{}/{}", key.namespace.as_deref().unwrap_or_default(), key.name)
+    };
+    let problem = report.status.targets.iter().find(named)?.problem.as_deref()?;
+    let understood = !problem.starts_with(NOT_UNDERSTOOD);
+    (!understood).then(|| (NOT_UNDERSTOOD, format!("pod {}: {problem}", report.pod)))
 }
 
 fn is(target: &Target, key: &Key) -> bool {
@@ -616,7 +643,15 @@ mod tests {
 
     #[test]
     fn reach_says_pods_on_the_current_version_of_pods_matched() {
-        let reach = |matched, current| Reach { matched, current }.condition();
+        let reach = |matched, current| {
+            let refused = None;
+            Reach {
+                matched,
+                current,
+                refused,
+            }
+            .condition()
+        };
         assert_eq!(
             (reach(0, 0).status(), reach(0, 0).message.as_str()),
             ("Unknown", "0/0 pods")
@@ -626,5 +661,42 @@ mod tests {
             ("False", "2/3 pods")
         );
         assert_eq!(reach(3, 3).status(), "True");
+    }
+
+    #[test]
+    fn a_sidecar_that_refuses_its_bundle_or_does_not_understand_a_target_unprograms_it_and_says_why() {
+        let key = Key {
+            kind: Kind::Target,
+            namespace: Some("data".to_owned()),
+            name: "shop".to_owned(),
+        };
+        let mut report = SidecarReport {
+            pod: "agent".to_owned(),
+            ..SidecarReport::default()
+        };
+        assert_eq!((refused(&report), not_understood(&report, &key)), (None, None));
+        report.nack = Some("the seal's signature is wrong".to_owned());
+        let why = refused(&report);
+        report.status.targets.push(TargetStatus {
+            target: "data/shop".to_owned(),
+            problem: Some("port 15432 is taken".to_owned()),
+            ..TargetStatus::default()
+        });
+        assert_eq!(not_understood(&report, &key), None, "another problem");
+        report.status.targets[0].problem = Some("PolicyNotUnderstood: policy p: unknown field `http`".to_owned());
+        assert_eq!(not_understood(&report, &key).unwrap().0, "PolicyNotUnderstood");
+        let other = Key {
+            kind: Kind::AccessPolicy,
+            ..key
+        };
+        assert_eq!(not_understood(&report, &other), None);
+        let reach = Reach {
+            matched: 2,
+            current: 1,
+            refused: why,
+        };
+        let condition = reach.condition();
+        assert_eq!((condition.status(), condition.reason), ("False", "BundleRefused"));
+        assert_eq!(condition.message, "1/2 pods; pod agent: the seal's signature is wrong");
     }
 }

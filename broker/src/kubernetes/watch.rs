@@ -2,6 +2,8 @@
 //!
 //! Refuses nothing. The invariant: a list counts when it is whole, so that what was deleted unheard of goes with it.
 
+use std::future::Future;
+
 use futures_util::StreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::WatchStreamExt as _;
@@ -29,29 +31,35 @@ pub(super) async fn follow_one<K>(
     K: kube::Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
     let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    follow_those(api, only, stop, |object| object, told).await;
+    let listing = || std::future::ready(());
+    follow_those((api, only), stop, listing, |object| object, told).await;
 }
 
-/// Tells every change until told to stop. Only what `kept` keeps of an object waits for its list to be whole.
-pub(super) async fn follow<K, T>(
+/// Tells every change until told to stop. `listing` is run before each list. Only what `kept` keeps of an object waits
+/// for its list to be whole.
+pub(super) async fn follow<K, T, L>(
     api: Api<K>,
     stop: CancellationToken,
+    listing: impl Fn() -> L,
     kept: impl Fn(K) -> T,
     told: impl FnMut(Result<Change<T>, watcher::Error>),
 ) where
     K: kube::Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    L: Future<Output = ()>,
 {
-    follow_those(api, watcher::Config::default(), stop, kept, told).await;
+    follow_those((api, watcher::Config::default()), stop, listing, kept, told).await;
 }
 
-pub(super) async fn follow_those<K, T>(
-    api: Api<K>,
-    which: watcher::Config,
+/// The same of those that a selector finds.
+pub(super) async fn follow_those<K, T, L>(
+    (api, which): (Api<K>, watcher::Config),
     stop: CancellationToken,
+    listing: impl Fn() -> L,
     kept: impl Fn(K) -> T,
     mut told: impl FnMut(Result<Change<T>, watcher::Error>),
 ) where
     K: kube::Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
+    L: Future<Output = ()>,
 {
     let events = watcher::watcher(api, which).default_backoff();
     let mut events = std::pin::pin!(events);
@@ -62,7 +70,10 @@ pub(super) async fn follow_those<K, T>(
             event = events.next() => event,
         };
         match event {
-            Some(Ok(Event::Init)) => listed.clear(),
+            Some(Ok(Event::Init)) => {
+                listed.clear();
+                listing().await;
+            }
             Some(Ok(Event::InitApply(object))) => listed.push(kept(object)),
             Some(Ok(Event::InitDone)) => told(Ok(Change::All(std::mem::take(&mut listed)))),
             Some(Ok(Event::Apply(object))) => told(Ok(Change::Put(kept(object)))),

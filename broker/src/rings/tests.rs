@@ -380,7 +380,8 @@ fn a_change_is_planned_on_what_was_there_when_it_began() {
     let changing = ring.change();
     let before = ring.keys();
     // As when another replica's keys arrive meanwhile.
-    ring.keys.store(Arc::new(Keys::first(RingName::Access, START + 9).unwrap()));
+    ring.keys
+        .store(Arc::new(Keys::first(RingName::Access, START + 9).unwrap()));
     let next = ring.due(&changing, START + DAY).unwrap().unwrap();
     assert!(before.missing_in(&next).is_empty());
 }

@@ -14,6 +14,7 @@ use rustls::pki_types::{pem::PemObject, CertificateDer, ServerName};
 use serde_json::{json, Value};
 use sidegate_broker::clock::{Clock, ManualClock};
 use sidegate_broker::jwt::{sha256_base64url, SigningKey};
+use sidegate_policies::seal::Revisions;
 use sidegate_policies::wire::{ToBroker, ToSidecar, TokenResponse};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -197,7 +198,8 @@ impl Client {
         self.session = Some(token.access_token);
     }
 
-    pub async fn stream(&mut self) -> Stream {
+    /// A stream on which nothing was said yet.
+    pub async fn mute_stream(&mut self) -> Stream {
         // The nonce may be a minute old by now: one cheap call renews it.
         self.call(Method::GET, "/v1/record-keys", None).await;
         let (up, mut lines) = mpsc::channel::<Bytes>(8);
@@ -220,6 +222,26 @@ impl Client {
             buffer: Vec::new(),
             _sender: sender,
         }
+    }
+
+    /// A stream of a sidecar that holds nothing yet.
+    pub async fn stream(&mut self) -> Stream {
+        self.stream_holding(None, Revisions::default()).await
+    }
+
+    /// A stream of a sidecar that holds this bundle, which came from a store read so far.
+    pub async fn stream_holding(&mut self, bundle: Option<String>, revisions: Revisions) -> Stream {
+        let mut stream = self.mute_stream().await;
+        stream
+            .say(&ToBroker::Hello {
+                protocol: 1,
+                release: "test".to_owned(),
+                bundle,
+                deny_revision: 0,
+                revisions,
+            })
+            .await;
+        stream
     }
 }
 

@@ -229,6 +229,7 @@ fn sidecar_config(
         lanes: Lanes::wanted(),
         memory_limit: None,
         metrics: Vec::new(),
+        staleness: Default::default(),
         pod: PodFacts::default(),
         agent_uid: Some(run_as.map_or_else(Uid::effective, |user| user.uid).as_raw()),
     })

@@ -80,6 +80,7 @@ pub fn bundle(policies: &[Value]) -> Bundle {
             .map(|policy| serde_json::from_value(policy).unwrap())
             .collect(),
         digest_key: String::new(),
+        staleness: None,
     }
 }
 

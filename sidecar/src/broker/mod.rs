@@ -81,6 +81,11 @@ impl Broker {
         self.tasks().running()
     }
 
+    /// The next call dials anew; those under way stay where they are.
+    pub fn part(&self) {
+        self.shared.connection.close();
+    }
+
     pub(crate) fn tasks(&self) -> &Tasks {
         self.shared.connection.tasks()
     }

@@ -1,6 +1,7 @@
 //! Putting into force what the stream brought: deny sets and bundles, and what they mean for open sessions.
 //!
-//! A bundle is taken only if its body is what its version says, is no older than the one in force, and compiles whole.
+//! A bundle is taken only if its body is what its seal says, no older in any kind than what was taken before, and
+//! compiles whole.
 //! Invariant: when a deny set or bundle is acknowledged, the sessions it ends are gone or two seconds have passed.
 
 use std::collections::BTreeMap;
@@ -8,13 +9,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sidegate_policies::api::TargetSpec;
-use sidegate_policies::bundle::{self, Bundle};
-use sidegate_policies::compile::compile_body;
+use sidegate_policies::bundle;
+use sidegate_policies::compile::understood::{self, Understood};
 use sidegate_policies::engine::{Completeness, ConnectFacts};
 use sidegate_policies::engine::{Effect, Facts, Operation, Phase, Verb};
 use sidegate_policies::reason::Reason;
+use sidegate_policies::seal::{Behind, Seal, Statement};
 use sidegate_policies::wire::{DenySet, NackClass};
 
+use super::seal::{SealRefused, Seals};
 use crate::accept::Listeners;
 use crate::authority::{Authority, InForce};
 use crate::secret::from_base64url;
@@ -35,14 +38,15 @@ pub enum BundleRefused {
     /// The body is not what its version says.
     #[error("the body's SHA-256 is not its version")]
     Version,
-    /// Older than the one in force.
-    #[error("revision {offered} is older than {held}, which is in force")]
-    Older {
-        /// Of the bundle offered.
-        offered: u64,
-        /// Of the bundle in force.
-        held: u64,
-    },
+    /// The broker did not vouch for it.
+    #[error(transparent)]
+    Seal(#[from] SealRefused),
+    /// The seal is about something else.
+    #[error("the seal is about another {0}")]
+    Sealed(&'static str),
+    /// Older than what was taken before.
+    #[error("{0}")]
+    Older(Behind),
     /// It does not compile.
     #[error("{0}")]
     Compile(String),
@@ -54,7 +58,8 @@ impl BundleRefused {
         match self {
             BundleRefused::TooLarge => NackClass::Size,
             BundleRefused::Version => NackClass::Hash,
-            BundleRefused::Older { .. } => NackClass::Older,
+            BundleRefused::Seal(_) | BundleRefused::Sealed(_) => NackClass::Seal,
+            BundleRefused::Older(_) => NackClass::Older,
             BundleRefused::Compile(_) => NackClass::Compile,
         }
     }
@@ -75,6 +80,8 @@ pub struct Enforcer {
     pub authority: Arc<Authority>,
     /// The listeners that follow the bundle.
     pub listeners: Arc<Listeners>,
+    /// Who may seal bundles.
+    pub seals: Seals,
 }
 
 impl Enforcer {
@@ -82,8 +89,10 @@ impl Enforcer {
     /// have ended. None: the set is older than the one held.
     pub fn deny(&self, set: DenySet) -> Option<impl std::future::Future<Output = Closed> + Send + 'static> {
         let received = Instant::now();
-        let applied = self.authority.deny.apply(set, &self.authority.sessions)?;
+        let applied = self.authority.deny.apply(set, &self.authority.sessions);
+        // Under an older one too: what is held then is what the broker said later.
         self.authority.armed();
+        let applied = applied?;
         self.authority.metrics.cut.add(applied.closing.len() as u64);
         Some(gone(applied.closing, received))
     }
@@ -95,38 +104,56 @@ impl Enforcer {
         gone(self.authority.cut(Reason::LeaseEnded, |_| true), received)
     }
 
-    /// Checks and compiles a bundle; heavy, so call it off the runtime.
-    pub fn compile(&self, version: &str, body: &str, revision: u64) -> Result<InForce, BundleRefused> {
+    /// What a seal says, if the broker made it for the pod it says we are.
+    pub fn check(&self, seal: &Seal) -> Result<Statement, SealRefused> {
+        let subject = self.authority.subject().ok_or(SealRefused::Pod)?;
+        let now = jiff::Timestamp::now().as_millisecond();
+        self.seals.check(seal, &subject.pod_uid, now)
+    }
+
+    /// Checks and compiles a bundle under a seal that was checked; heavy, so call it off the runtime.
+    pub fn compile(&self, version: &str, body: &str, sealed: &Statement) -> Result<InForce, BundleRefused> {
         if body.len() > BODY_LIMIT {
             return Err(BundleRefused::TooLarge);
         }
         if bundle::version(body.as_bytes()) != version {
             return Err(BundleRefused::Version);
         }
-        if let Some(held) = self.authority.in_force().map(|held| held.revision) {
-            if revision < held {
-                return Err(BundleRefused::Older {
-                    offered: revision,
-                    held,
-                });
-            }
+        if sealed.version != version {
+            return Err(BundleRefused::Sealed("body"));
         }
-        let policies = compile_body(body.as_bytes()).map_err(|problems| {
+        // The very one in force is no step back, whoever offers it.
+        let same = self.authority.in_force().is_some_and(|held| *held.version == *version);
+        if let Some(behind) = sealed.revisions.behind(&self.authority.taken()).filter(|_| !same) {
+            return Err(BundleRefused::Older(behind));
+        }
+        let Understood {
+            bundle: parsed,
+            policies,
+            withheld,
+        } = understood::read(body.as_bytes()).map_err(|problems| {
             let first: Vec<String> = problems.iter().take(10).map(ToString::to_string).collect();
             BundleRefused::Compile(first.join("; "))
         })?;
-        let parsed: Bundle = serde_json::from_str(body).map_err(|error| BundleRefused::Compile(error.to_string()))?;
-        let targets: BTreeMap<_, _> = parsed
-            .targets
-            .iter()
-            .filter_map(TargetState::bundled)
+        if parsed.cluster != sealed.cluster {
+            return Err(BundleRefused::Sealed("cluster"));
+        }
+        for (target, withheld) in &withheld {
+            tracing::error!(%target, why = withheld.why, "not understood: everything on this target is denied");
+        }
+        let served = parsed.targets.iter().filter_map(TargetState::bundled);
+        // They listen, to say what is the matter; the engine does not know them.
+        let refusing = withheld.values().filter_map(TargetState::withheld);
+        let targets: BTreeMap<_, _> = served
+            .chain(refusing)
             .map(|target| (target.id.clone(), Arc::new(target)))
             .collect();
         let digest_key = from_base64url(&parsed.digest_key).filter(|key| key.len() == 32);
         Ok(InForce {
             generation: 0,
             version: version.into(),
-            revision,
+            revisions: sealed.revisions.clone(),
+            staleness: parsed.staleness,
             cluster: parsed.cluster,
             policies,
             targets,
@@ -149,6 +176,9 @@ fn still_allowed(session: &Session, bundle: &InForce) -> bool {
     let Some(target) = bundle.targets.get(&session.target.id) else {
         return false;
     };
+    if target.not_understood.is_some() {
+        return false;
+    }
     // A session that has not connected yet meets the new bundle at its connect; one on an announced listener too.
     let Some(facts) = session.facts() else {
         return true;
@@ -194,3 +224,7 @@ async fn gone(closing: Vec<Arc<Session>>, received: Instant) -> Closed {
         took_us: u64::try_from(received.elapsed().as_micros()).unwrap_or(u64::MAX),
     }
 }
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;

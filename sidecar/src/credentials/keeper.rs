@@ -88,6 +88,11 @@ impl Keeper {
         }
     }
 
+    /// Whether there is a lease that may be used now.
+    pub(super) fn usable(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Ready(lease) if lease.usable())
+    }
+
     /// Drops the lease if it is still the one that was refused.
     pub(super) fn refused(&self, id: &str) {
         self.state.send_if_modified(|state| {

@@ -19,6 +19,7 @@ use sidegate_policies::wire::{Lease, LeaseRequest};
 use tokio_util::sync::CancellationToken;
 
 use crate::session::Sessions;
+use crate::staleness::Leased;
 use crate::task::Tasks;
 pub(crate) use keeper::random_unit;
 use keeper::Keeper;
@@ -127,6 +128,13 @@ impl Credentials {
             .run(self.source.clone(), self.sessions.clone(), self.stop.clone());
         self.tasks.spawn("lease", work);
         keeper
+    }
+}
+
+impl Leased for Credentials {
+    fn holds(&self, target: &TargetId) -> bool {
+        let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+        keepers.get(target).is_some_and(|keeper| keeper.usable())
     }
 }
 

@@ -258,19 +258,14 @@ impl Gate {
     /// What must hold before any session opens, and the `open` frame.
     fn begin(&mut self) -> Result<(), Refusal> {
         let what = CONNECTION;
-        self.write_open()
-            .map_err(|_| Refusal::new(Reason::CannotRecord, what))?;
+        let recorded = self.write_open();
         if self.authority.is_draining() {
             return Err(Refusal::new(Reason::Draining, what));
         }
-        if !self.authority.fresh() {
-            let reason = if self.bundle.is_some() {
-                Reason::Stale
-            } else {
-                Reason::Unavailable
-            };
-            return Err(Refusal::new(reason, what));
+        if !self.authority.fresh_for(&self.session.target.id) {
+            return Err(self.unheard(what));
         }
+        recorded.map_err(|_| Refusal::new(Reason::CannotRecord, what))?;
         self.refresh_frozen();
         if self.frozen.refuses(jiff::Timestamp::now().as_millisecond()) {
             return Err(Refusal::new(Reason::Locked, what));
@@ -278,8 +273,29 @@ impl Gate {
         if !self.session.target.known {
             return Err(Refusal::new(Reason::Unavailable, what).because("no policy has arrived yet"));
         }
+        if self.session.target.not_understood.is_some() {
+            let why = "PolicyNotUnderstood: this sidecar is older than a policy about the target";
+            return Err(Refusal::new(Reason::PolicyGone, what).because(why));
+        }
         self.check_room(what, Pressure::Shed)?;
         self.check(what)
+    }
+
+    /// Why nothing new opens while the broker is away (tests `a_sidecar_whose_broker_is_away_serves_once_it_is_back` and
+    /// `a_bundle_kept_from_before_refuses_until_the_broker_spoke`).
+    fn unheard(&self, what: &'static str) -> Refusal {
+        let (reason, why) = match (self.authority.spoken(), self.authority.silent()) {
+            (false, _) => (
+                Reason::Unavailable,
+                "BrokerUnreachable: the broker has not answered yet",
+            ),
+            (true, None) => (Reason::Stale, "NotAttested: the broker vouches for this pod no more"),
+            (true, Some(_)) if self.bundle.is_some() => {
+                (Reason::Stale, "RevocationStale: what is frozen and allowed may be old")
+            }
+            (true, Some(_)) => (Reason::Stale, "BundleStale: no policy is new enough"),
+        };
+        Refusal::new(reason, what).because(why)
     }
 
     /// Asks with structure alone: what must fall, falls; nothing is granted.

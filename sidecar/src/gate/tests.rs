@@ -282,6 +282,103 @@ async fn a_silent_broker_leaves_open_sessions_five_minutes_and_the_bundle_a_day(
     );
 }
 
+/// A row of the failure matrix: deny set over 10,000. Metrics: `cut`, `denied`.
+#[tokio::test]
+async fn more_frozen_things_than_can_be_looked_at_deny_everything_and_are_counted() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    let elsewhere = sidegate_policies::wire::DenyEntry {
+        lockdown: "many".to_owned(),
+        freeze: sidegate_policies::api::lockdown::Freeze::Namespace("elsewhere".to_owned()),
+        action: Default::default(),
+        until_ms: None,
+    };
+    let set = sidegate_policies::wire::DenySet {
+        revision: 1,
+        entries: vec![elsewhere; crate::revoke::ENTRY_LIMIT + 1],
+    };
+    drop(bench.enforcer.deny(set));
+    let metrics = &bench.authority.metrics;
+    assert_eq!(
+        (metrics.cut.get(), gate.session().cut_reason()),
+        (1, Some(Reason::Locked))
+    );
+    let denied = metrics.denied.get();
+    assert_eq!(
+        refused(gate.admit(statement(SqlCommand::Select, "select 1"))).reason,
+        Reason::Locked
+    );
+    let (mut new, _entered) = self::gate(&bench);
+    assert_eq!(
+        new.connect(&ConnectFacts::default()).unwrap_err().reason,
+        Reason::Locked
+    );
+    assert_eq!(metrics.denied.get(), denied + 2);
+}
+
+#[tokio::test]
+async fn a_target_whose_policy_is_not_understood_is_denied_and_its_sessions_end() {
+    let bench = bench(json!({}));
+    let (mut gate, _entered) = connected(&bench);
+    gone(gate.admit(statement(SqlCommand::Select, "select 1")));
+    let mut newer = policy(rules(), json!({}));
+    newer["spec"]["rules"][0]["http"] = json!({});
+    bench.enforce(json!([target("Postgres", 1, 1)]), json!([newer]));
+    assert_eq!(gate.session().cut_reason(), Some(Reason::PolicyGone));
+    assert!(refused(gate.admit(statement(SqlCommand::Select, "select 1"))).reason == Reason::PolicyGone);
+    let (mut new, _entered) = self::gate(&bench);
+    let refusal = new.connect(&ConnectFacts::default()).unwrap_err();
+    assert_eq!(refusal.reason, Reason::PolicyGone);
+    assert!(refusal.text().contains("PolicyNotUnderstood"), "{}", refusal.text());
+}
+
+struct Leases(bool);
+
+impl crate::staleness::Leased for Leases {
+    fn holds(&self, _: &TargetId) -> bool {
+        self.0
+    }
+}
+
+#[tokio::test]
+async fn each_column_refuses_and_ends_what_its_rows_say() {
+    use crate::staleness::{look, Staleness};
+    use sidegate_policies::bundle::Staleness::{Available, Default, Strict};
+    // Seconds of silence, and, per column: whether a new session is let in, whether an open one lives.
+    let rows = |leased| match leased {
+        true => [
+            (29, [(true, true), (true, true), (true, true)]),
+            (31, [(false, true), (false, false), (true, true)]),
+            (301, [(false, false), (false, false), (true, true)]),
+            (86_401, [(false, false), (false, false), (false, false)]),
+        ],
+        false => [
+            (29, [(true, true), (true, true), (true, true)]),
+            (31, [(false, true), (false, false), (false, true)]),
+            (301, [(false, false), (false, false), (false, false)]),
+            (86_401, [(false, false), (false, false), (false, false)]),
+        ],
+    };
+    let shop = TargetId::new("data", "shop");
+    for leased in [true, false] {
+        for (seconds, columns) in rows(leased) {
+            for (how, wanted) in [Default, Strict, Available].into_iter().zip(columns) {
+                let bench = bench(json!({}));
+                let targets = json!([target("Postgres", 1, 1)]);
+                bench.enforce_meeting(targets, json!([policy(rules(), json!({}))]), json!(how));
+                bench.authority.leases_known_to(Arc::new(Leases(leased)));
+                let (gate, _entered) = connected(&bench);
+                let silent = Some(std::time::Duration::from_secs(seconds));
+                let lets_in = bench.authority.lets_in(&shop, silent);
+                look(&bench.authority, bench.authority.in_force(), silent, Staleness::Fresh);
+                let lives = gate.session().cut_reason().is_none();
+                assert_eq!((lets_in, lives), wanted, "{how:?}, {seconds} s, leased: {leased}");
+                assert!(!bench.authority.lets_in(&shop, None), "a broker that never spoke");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn id_6_a_lockdown_refuses_the_next_operation_and_cuts_the_session() {
     let bench = bench(json!({}));

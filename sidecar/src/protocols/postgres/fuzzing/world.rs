@@ -222,7 +222,8 @@ fn bundle() -> InForce {
     InForce {
         generation: 0,
         version: sidegate_policies::bundle::version(body.as_bytes()).into(),
-        revision: 1,
+        revisions: Default::default(),
+        staleness: None,
         cluster: parsed.cluster,
         policies: compile_body(body.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}")),
         targets: targets.map(|target| (target.id.clone(), Arc::new(target))).collect(),
