@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 
+use crate::seal::SealKey;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
 use rcgen::{

@@ -490,7 +490,7 @@ impl Pump {
                     return Err(Ended::Protocol("another protocol version"));
                 }
                 self.deny_held = deny_revision;
-                streams.update(self.id, |report| report.release = release);
+                self.front.streams.update(self.id, |report| report.release = release);
                 self.held = Some(Held {
                     version: bundle,
                     revisions,
@@ -505,7 +505,7 @@ impl Pump {
             } => {
                 if let Some(version) = &version {
                     self.note("bundle.loaded", version, "");
-                    if self.sent.as_deref() == Some(version) {
+                    if self.sent.as_ref().is_some_and(|sent| sent.version == *version) {
                         self.front.metrics.pushed(self.offered.elapsed());
                     }
                 }

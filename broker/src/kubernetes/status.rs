@@ -242,7 +242,7 @@ impl Conditions {
             return None;
         }
         let (outcome, _) = self.front.lockdowns.outcome(&key.name)?;
-        Some(counts(object, &outcome, reach.get(key).copied().unwrap_or_default()))
+        Some(counts(object, &outcome, reach.get(key).cloned().unwrap_or_default()))
     }
 
     async fn wanted(
@@ -596,7 +596,11 @@ mod tests {
             closed,
             p99_ms,
         };
-        let reach = Reach { matched: 3, current: 2 };
+        let reach = Reach {
+            matched: 3,
+            current: 2,
+            refused: None,
+        };
         let mut object = json!({"metadata": {"generation": 3}});
         let first = counts(&object, &outcome(12, Some(140)), reach);
         let wanted = json!({"revision": 8, "matched": 3, "acked": 2, "sessionsClosed": 12, "p99Millis": 140});

@@ -88,11 +88,6 @@ impl Keeper {
         }
     }
 
-    /// Whether there is a lease that may be used now.
-    pub(super) fn usable(&self) -> bool {
-        matches!(&*self.state.borrow(), State::Ready(lease) if lease.usable())
-    }
-
     /// Drops the lease if it is still the one that was refused.
     pub(super) fn refused(&self, id: &str) {
         self.state.send_if_modified(|state| {
@@ -192,7 +187,7 @@ impl Keeper {
     }
 
     /// The lease, if it may be used now.
-    fn usable(&self) -> Option<Arc<LeaseHandle>> {
+    pub(super) fn usable(&self) -> Option<Arc<LeaseHandle>> {
         match &*self.state.borrow() {
             State::Ready(lease) if lease.usable() => Some(lease.clone()),
             _ => None,

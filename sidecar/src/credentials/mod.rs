@@ -134,7 +134,7 @@ impl Credentials {
 impl Leased for Credentials {
     fn holds(&self, target: &TargetId) -> bool {
         let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
-        keepers.get(target).is_some_and(|keeper| keeper.usable())
+        keepers.get(target).is_some_and(|keeper| keeper.usable().is_some())
     }
 }
 
