@@ -65,7 +65,10 @@ fn read_so_far(site: &Site, kind: &str) -> Result<u64> {
 fn deleted_last(cluster: &Cluster, site: &Site) -> Result<Revisions> {
     let issuer = json!({
         "apiVersion": "sidegate.dev/v1alpha1", "kind": "TokenIssuer", "metadata": {"name": "short-lived"},
-        "spec": {"preset": "Dex", "issuer": "https://dex.example", "values": {}},
+        "spec": {
+            "preset": "Keycloak", "issuer": "https://sso.example/realms/corp",
+            "allowedNamespaces": {"selector": {"matchLabels": {"team": "support"}}},
+        },
     });
     let before = read_so_far(site, "TokenIssuer")?;
     let created = cluster.create(&issuer)?;
