@@ -96,6 +96,7 @@ impl World {
         };
         authority.attested(subject.clone());
         authority.armed();
+        authority.confirmed();
         let bundle = authority.enforce(bundle());
         let target = |name: &str| {
             bundle
