@@ -30,7 +30,7 @@ use crate::credentials::{Exchanges, Outbound};
 use crate::dpop::Dpop;
 use crate::front::budget::Budget;
 use crate::front::{self, Front, Leases, Streams};
-use crate::ground::{self, host, Ground, Read};
+use crate::ground::{self, host, Ground, Read, Shared};
 use crate::in_force::{accepted, InForce};
 use crate::issuer::{random, Issuer};
 use crate::keeper::Keeper;
@@ -40,7 +40,7 @@ use crate::metrics::Metrics;
 use crate::ops;
 use crate::records::{Records, RecordsError, RecordsOptions};
 use crate::report::Reporter;
-use crate::revoked::Revoked;
+use crate::revoked::{Replicas, Revoked};
 use crate::rings::RingName;
 use crate::rotation;
 use crate::secrets::Secrets;
@@ -123,10 +123,7 @@ impl Broker {
         if ground.shared.is_none() {
             rotation::keep(&issuer, &records, &audit, config.clock.now());
         }
-        let digest_key = match &ground.shared {
-            Some(shared) => shared.keys.digest_key(),
-            None => digest_key(&state)?,
-        };
+        let digest_key = digest_key(&state, ground.shared.as_ref())?;
         let in_force = InForce::new(&state, &config, digest_key);
         let (in_force, index) = in_force.first(ground.objects, ground.withheld, ground.revisions)?;
         let lockdowns = Arc::new(Lockdowns::open(Arc::clone(&state), Arc::clone(&config.clock))?);
@@ -141,8 +138,7 @@ impl Broker {
             issuer,
             authority: Arc::clone(&authority),
             attestor,
-            dpop: Dpop::new(listeners.front_url.clone(), Arc::clone(&config.clock))
-                .map_err(|error| StartError::crypto("the nonce key", error))?,
+            dpop: dpop(&listeners, &config)?,
             index,
             lockdowns,
             approvals: Arc::new(open_approvals(&state, &config, &audit)?),
@@ -150,7 +146,7 @@ impl Broker {
             secrets: ground.secrets,
             exchanges,
             leases: Leases::default(),
-            revoked: Revoked::open(Arc::clone(&state))?,
+            revoked: revoked(&state, ground.shared.as_ref())?,
             metrics,
             budget: Budget::new(config.limits, Arc::clone(&config.clock)),
             streams: Streams::default(),
@@ -160,7 +156,9 @@ impl Broker {
             clock: Arc::clone(&config.clock),
             tasks: tasks.clone(),
         });
-        front.lockdowns.configure(ground.lockdowns)?;
+        front
+            .lockdowns
+            .configure_as_of(ground.lockdowns, at.map(|at| at.lockdowns))?;
         switch::say_ended(&front.audit, &front.lockdowns);
         accepted(&front.audit, front.index().revision()).map_err(|error| StartError::Records(error.to_string()))?;
         let reporter = Arc::new(Reporter {
@@ -433,6 +431,18 @@ fn issuer(
     }
 }
 
+fn dpop(listeners: &Listeners, config: &BrokerConfig) -> Result<Dpop, StartError> {
+    let dpop = Dpop::new(listeners.front_url.clone(), Arc::clone(&config.clock));
+    dpop.map_err(|error| StartError::crypto("the nonce key", error))
+}
+
+fn revoked(state: &Arc<StateDir>, shared: Option<&Shared>) -> Result<Revoked, StartError> {
+    match shared {
+        Some(shared) => Ok(Revoked::over(Arc::clone(&shared.revoked) as Arc<dyn Replicas>)),
+        None => Revoked::open(Arc::clone(state)),
+    }
+}
+
 /// The authority: what the replicas of a cluster share, or this machine's own.
 fn authority(
     state: &StateDir,
@@ -452,7 +462,10 @@ fn authority(
 }
 
 /// The key of approval digests, made once.
-fn digest_key(state: &StateDir) -> Result<String, StartError> {
+fn digest_key(state: &StateDir, shared: Option<&Shared>) -> Result<String, StartError> {
+    if let Some(shared) = shared {
+        return Ok(shared.keys.digest_key());
+    }
     let key = state.read_or_create("keys/digest", || {
         let key = random::<32>().map_err(|error| StartError::crypto("the digest key", error))?;
         Ok::<_, StartError>(key.to_vec())

@@ -25,7 +25,7 @@ use crate::keeper::{load, Watched};
 use crate::kubernetes::{
     connect, findings, is_digest, own_name, reading, Admission, ClusterIssuers, ClusterMaps, ClusterOptions,
     ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases,
-    PinSweeper, PodEvents, PublishedMaps, TlsSecret,
+    PinSweeper, PodEvents, PublishedMaps, RevokedLeases, TlsSecret,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
@@ -82,6 +82,10 @@ pub struct Shared {
     pub keys: Arc<KeySecret>,
     /// Authority and leaf.
     pub tls: Arc<TlsSecret>,
+    /// Revoked tokens.
+    pub revoked: Arc<RevokedLeases>,
+    /// As of which versions of the store the first objects are.
+    pub at: At,
 }
 
 /// Where later objects come from.
@@ -267,6 +271,8 @@ pub(crate) async fn cluster(
     let keys = KeySecret::open(client.clone(), options, led, &base.state, now, tasks).await?;
     let (led, time) = (Arc::clone(&leader), Arc::clone(&clock));
     let tls = TlsSecret::open(client.clone(), options, led, &base.names, time, tasks).await?;
+    let (led, time) = (Arc::clone(&leader), Arc::clone(&clock));
+    let revoked = RevokedLeases::open(client.clone(), &options.namespace, led, time, tasks).await?;
     let sweeper = PinSweeper::new(client.clone(), &options.namespace, Arc::clone(&clock));
     tasks.spawn("pins", sweeper.run(Arc::clone(&leader), tasks.stopping()));
     let admission = Admission::open(&client, options, issuer_url).await;
@@ -277,7 +283,7 @@ pub(crate) async fn cluster(
     let (events, writer) = PodEvents::new(client.clone(), Arc::clone(&clock));
     tasks.spawn("events", writer.run(tasks.stopping()));
     let kinds = Kinds::follow(client.clone(), tasks).await?;
-    let (stored, revisions) = kinds.read();
+    let (stored, at) = kinds.read();
     maps.refresh(&stored).await;
     let mut read = reading::read(&stored, &maps.known());
     read.objects.settle_authorities(maps.home());
@@ -298,7 +304,7 @@ pub(crate) async fn cluster(
         secrets: Secrets::Cluster(secrets.clone()),
         objects: read.objects,
         withheld: read.withheld,
-        revisions: Some(revisions),
+        revisions: Some(at.rest.clone()),
         lockdowns,
         findings: findings(&read.found),
         separation: Separation::None,
@@ -311,7 +317,7 @@ pub(crate) async fn cluster(
             maps,
             leader,
         },
-        shared: Some(Shared { keys, tls }),
+        shared: Some(Shared { keys, tls, revoked, at }),
     })
 }
 

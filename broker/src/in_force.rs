@@ -1,7 +1,8 @@
 //! Puts accepted objects into force, for whoever read them: folders or a cluster.
 //!
 //! Refuses to put anything into force that cannot be recorded. The invariant: what becomes visible becomes visible
-//! whole, with a revision never used before.
+//! whole. Its revision is one never used before on one machine; in a cluster it is the version of the store that was
+//! consumed, so that replicas agree on what is older.
 
 use std::sync::Arc;
 

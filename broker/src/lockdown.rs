@@ -1,7 +1,8 @@
 //! The kill switch: Lockdowns from files in the state and from the configuration, as one deny set.
 //!
-//! Refuses nothing itself; it answers what is frozen. The invariant: the revision grows with every change of the
-//! set and survives restarts, so a sidecar never goes back to an older set; a removal is a higher revision too.
+//! Refuses nothing itself; it answers what is frozen. The invariant: the revision grows with every change of the set
+//! and survives restarts, so a sidecar never goes back to an older set; a removal is a higher revision too. In a cluster
+//! it is the version of the store up to which Lockdowns were consumed, the same number at every replica.
 
 mod concerned;
 mod ends;
@@ -109,6 +110,11 @@ pub enum LockdownError {
     /// The name is already taken.
     #[error("there is already a lockdown `{0}`")]
     Exists(String),
+    /// In a cluster people apply objects, which every replica follows.
+    #[error(
+        "in a cluster a lockdown is an object: apply a Lockdown with kubectl; it freezes at every replica at once"
+    )]
+    Cluster,
     /// A name that cannot be a file's.
     #[error("a lockdown's name has 1 to 63 lower-case letters, digits and dashes")]
     Name,
@@ -123,13 +129,22 @@ pub enum LockdownError {
     Print(#[from] yaml::PrintError),
 }
 
+/// Lockdowns that came with a configuration.
+struct Configured {
+    lockdowns: Vec<Lockdown>,
+    /// Up to which version of the store these are all; absent where there is none, on one machine.
+    version: Option<u64>,
+}
+
 /// All Lockdowns of this broker.
 pub struct Lockdowns {
     folder: PathBuf,
     state: Arc<StateDir>,
     clock: Arc<dyn Clock>,
     /// Those of the configuration, once there is one.
-    configured: Mutex<Option<Vec<Lockdown>>>,
+    configured: Mutex<Option<Configured>>,
+    /// A version that a sidecar has seen.
+    elsewhere: watch::Sender<u64>,
     current: watch::Sender<Arc<Denied>>,
     ends: Mutex<Ends>,
     tally: Mutex<Tally>,
@@ -149,6 +164,7 @@ impl Lockdowns {
             state,
             clock,
             configured: Mutex::default(),
+            elsewhere: watch::channel(0).0,
             current: watch::channel(Arc::new(Denied { set })).0,
         };
         lockdowns.refresh()?;
@@ -167,12 +183,42 @@ impl Lockdowns {
 
     /// Takes the Lockdowns of a newly accepted configuration.
     pub fn configure(&self, lockdowns: Vec<Lockdown>) -> Result<(), StateError> {
-        *self.configured.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(lockdowns);
+        self.configure_as_of(lockdowns, None)
+    }
+
+    /// Takes the Lockdowns of a cluster, as of a version of its store.
+    pub fn configure_at(&self, lockdowns: Vec<Lockdown>, version: u64) -> Result<(), StateError> {
+        self.configure_as_of(lockdowns, Some(version))
+    }
+
+    /// Either of them.
+    pub fn configure_as_of(&self, lockdowns: Vec<Lockdown>, version: Option<u64>) -> Result<(), StateError> {
+        *self.configured() = Some(Configured { lockdowns, version });
         self.refresh().map(|_| ())
+    }
+
+    fn configured(&self) -> MutexGuard<'_, Option<Configured>> {
+        self.configured.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A sidecar holds the set of this revision: whoever is behind it must catch up.
+    pub fn held_elsewhere(&self, revision: u64) {
+        if revision > self.now().set.revision {
+            self.elsewhere.send_replace(revision);
+        }
+    }
+
+    /// Told of revisions that sidecars hold and this broker does not.
+    pub fn elsewhere(&self) -> watch::Receiver<u64> {
+        self.elsewhere.subscribe()
     }
 
     /// Writes a Lockdown and puts it into force before it answers; gives the revision.
     pub fn lock(&self, name: &str, spec: LockdownSpec) -> Result<u64, LockdownError> {
+        // It would freeze at this replica alone (test `a_cluster_is_locked_by_objects_alone`).
+        if self.configured().as_ref().is_some_and(|all| all.version.is_some()) {
+            return Err(LockdownError::Cluster);
+        }
         let path = self.file(name)?;
         if read_private(&path, MAX_FILE)?.is_some() {
             return Err(LockdownError::Exists(name.to_owned()));
@@ -213,14 +259,15 @@ impl Lockdowns {
 
     /// Reads the files again, drops what has passed, and publishes the set if it changed. Gives the revision.
     pub fn refresh(&self) -> Result<u64, StateError> {
-        let configured = self.configured.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let configured = self.configured();
         let folder = self.read_folder()?;
         let now_ms = self.clock.now_ms();
         let told = configured.is_some() && folder.is_ok();
         let mut lockdowns = folder.unwrap_or_else(|everything| vec![everything]);
-        lockdowns.extend(configured.iter().flatten().cloned());
+        lockdowns.extend(configured.iter().flat_map(|all| all.lockdowns.iter().cloned()));
+        let version = configured.as_ref().and_then(|all| all.version);
         let entries = lockdowns.iter().flat_map(|lockdown| entries(lockdown, now_ms));
-        let revision = self.publish(entries.collect())?;
+        let revision = self.publish(entries.collect(), version)?;
         // What is not all there yet, or cannot be read, has not ended.
         if told {
             self.ends().update(&ends_of(&lockdowns), now_ms);
@@ -228,12 +275,17 @@ impl Lockdowns {
         Ok(revision)
     }
 
-    fn publish(&self, entries: Vec<DenyEntry>) -> Result<u64, StateError> {
+    fn publish(&self, entries: Vec<DenyEntry>, version: Option<u64>) -> Result<u64, StateError> {
         let present = self.now();
-        if present.set.entries == entries {
+        let known = version.is_none_or(|version| version <= present.set.revision);
+        if present.set.entries == entries && known {
             return Ok(present.set.revision);
         }
-        let revision = self.state.count("deny")?;
+        let revision = match version {
+            // What its time ended is gone at the same version: sidecars end it by their own clocks.
+            Some(version) => version.max(present.set.revision),
+            None => self.state.count("deny")?,
+        };
         let set = DenySet { revision, entries };
         self.tally().publish(&set, Instant::now());
         self.current.send_replace(Arc::new(Denied { set }));

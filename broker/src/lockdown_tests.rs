@@ -159,3 +159,41 @@ fn more_than_ten_thousand_entries_freeze_everything() {
     };
     assert!(denied.frozen(About::default(), 0).is_some());
 }
+
+#[test]
+fn a_cluster_is_locked_by_objects_alone() {
+    let bench = Bench::new();
+    let lockdowns = bench.open();
+    lockdowns.configure_at(Vec::new(), 40).unwrap();
+    let refused = lockdowns.lock("incident", spec(Freeze::Everything(Default::default())));
+    assert!(matches!(refused, Err(LockdownError::Cluster)));
+    assert!(lockdowns.now().set.entries.is_empty());
+}
+
+#[test]
+fn in_a_cluster_the_revision_is_the_version_consumed_and_never_falls() {
+    let bench = Bench::new();
+    let lockdowns = bench.open();
+    let object = everything("test");
+    lockdowns.configure_at(vec![object.clone()], 100).unwrap();
+    assert_eq!(lockdowns.now().set.revision, 100);
+    // A list that catches up, with nothing new in it.
+    lockdowns.configure_at(vec![object.clone()], 150).unwrap();
+    assert_eq!(lockdowns.now().set.revision, 150);
+    lockdowns.configure_at(Vec::new(), 160).unwrap();
+    assert_eq!(
+        (lockdowns.now().set.revision, lockdowns.now().set.entries.len()),
+        (160, 0)
+    );
+    // A store that was restored from a copy.
+    lockdowns.configure_at(vec![object], 9).unwrap();
+    assert_eq!(
+        (lockdowns.now().set.revision, lockdowns.now().set.entries.len()),
+        (160, 1)
+    );
+    let mut elsewhere = lockdowns.elsewhere();
+    lockdowns.held_elsewhere(160);
+    assert!(!elsewhere.has_changed().unwrap(), "nothing to catch up with");
+    lockdowns.held_elsewhere(161);
+    assert_eq!(*elsewhere.borrow_and_update(), 161);
+}

@@ -1,26 +1,50 @@
 //! Ids of our own tokens that were revoked before their time, kept until they would have ended anyway.
 //!
-//! Refuses to start over a damaged list: what was revoked would be good again. The invariants: an id is refused from
-//! the moment it is added, and on the disk when [`Revoked::add`] answers well; the list is bounded.
+//! On one machine they are a file; replicas share them. Refuses to start over a damaged list: what was revoked would be
+//! good again. The invariants: an id is refused here from the moment it is added, and durable when [`Revoked::add`]
+//! answers well; the list is bounded.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::config::StartError;
 use crate::state::{StateDir, StateError};
 
 const FILE: &str = "revoked.json";
 /// Tokens live 15 minutes at most and a pod gets five a second: more than this is no honest use.
-const MAX_IDS: usize = 20_000;
+pub(crate) const MAX_IDS: usize = 20_000;
 /// A token is accepted for a few seconds after its end, and clocks differ: its id is kept a minute longer.
-const KEEP: i64 = 60;
+pub(crate) const KEEP: i64 = 60;
+
+/// Ids that the replicas of a cluster share.
+pub trait Replicas: Send + Sync {
+    /// Whether one is known to be revoked.
+    fn holds(&self, id: &str) -> bool;
+
+    /// Revokes one whose token ends at `expires`, seconds since 1970: here at once, for all before it answers well.
+    /// Blocks.
+    fn add(&self, id: &str, expires: i64) -> Result<(), NotRevoked>;
+}
 
 /// The revoked ids of one broker.
-#[derive(Debug)]
-pub struct Revoked {
+pub struct Revoked(Home);
+
+enum Home {
+    File(File),
+    Shared(Arc<dyn Replicas>),
+}
+
+struct File {
     state: Arc<StateDir>,
     /// Id to the end of its token, seconds since 1970.
     ids: Mutex<BTreeMap<String, i64>>,
+}
+
+impl fmt::Debug for Revoked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Revoked")
+    }
 }
 
 /// Why a revocation did not take.
@@ -32,13 +56,16 @@ pub enum NotRevoked {
     /// It is in force in this process, but not on the disk.
     #[error("the revocation is in force until a restart only: {0}")]
     State(#[from] StateError),
+    /// It is in force in this process, but not at the other replicas.
+    #[error("the revocation is in force at this replica only: {0}")]
+    Shared(String),
     /// It cannot be written as JSON.
     #[error("the list of revoked tokens cannot be written: {0}")]
     Print(#[from] serde_json::Error),
 }
 
 impl Revoked {
-    /// Reads the list.
+    /// Reads the list from the state directory.
     pub fn open(state: Arc<StateDir>) -> Result<Self, StartError> {
         let ids = match state.read(FILE)? {
             None => BTreeMap::new(),
@@ -48,23 +75,39 @@ impl Revoked {
                     .to_owned(),
             })?,
         };
-        Ok(Revoked {
-            state,
-            ids: Mutex::new(ids),
-        })
+        let ids = Mutex::new(ids);
+        Ok(Revoked(Home::File(File { state, ids })))
+    }
+
+    /// Over what replicas share.
+    pub fn over(replicas: Arc<dyn Replicas>) -> Self {
+        Revoked(Home::Shared(replicas))
     }
 
     /// Whether this token id was revoked.
     pub fn holds(&self, id: &str) -> bool {
-        self.ids
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .contains_key(id)
+        match &self.0 {
+            Home::File(file) => file.ids().contains_key(id),
+            Home::Shared(replicas) => replicas.holds(id),
+        }
     }
 
-    /// Revokes an id whose token ends at `expires`. Blocks on the disk. Both times in seconds.
+    /// Revokes an id whose token ends at `expires`. Blocks on the disk or the API server. Both times in seconds.
     pub fn add(&self, id: String, expires: i64, now: i64) -> Result<(), NotRevoked> {
-        let mut ids = self.ids.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match &self.0 {
+            Home::File(file) => file.add(id, expires, now),
+            Home::Shared(replicas) => replicas.add(&id, expires),
+        }
+    }
+}
+
+impl File {
+    fn ids(&self) -> MutexGuard<'_, BTreeMap<String, i64>> {
+        self.ids.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn add(&self, id: String, expires: i64, now: i64) -> Result<(), NotRevoked> {
+        let mut ids = self.ids();
         ids.retain(|_, until| until.saturating_add(KEEP) > now);
         if ids.len() >= MAX_IDS && !ids.contains_key(&id) {
             return Err(NotRevoked::Full);
@@ -124,7 +167,10 @@ mod tests {
         let (_temp, state) = state();
         let revoked = Revoked::open(state).unwrap();
         let many = (0..MAX_IDS).map(|number| (number.to_string(), 1000));
-        revoked.ids.lock().unwrap().extend(many);
+        let Revoked(Home::File(file)) = &revoked else {
+            panic!("a file");
+        };
+        file.ids().extend(many);
         assert!(matches!(revoked.add("a".to_owned(), 1000, 900), Err(NotRevoked::Full)));
         revoked.add("7".to_owned(), 1000, 900).unwrap();
     }

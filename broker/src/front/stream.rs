@@ -489,6 +489,7 @@ impl Pump {
                 if protocol != PROTOCOL {
                     return Err(Ended::Protocol("another protocol version"));
                 }
+                self.front.lockdowns.held_elsewhere(deny_revision);
                 self.deny_held = deny_revision;
                 self.front.streams.update(self.id, |report| report.release = release);
                 self.held = Some(Held {

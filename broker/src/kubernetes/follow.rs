@@ -41,11 +41,19 @@ impl Follower {
     /// Lockdowns, until told to stop.
     pub async fn lockdowns(self: Arc<Self>, stop: CancellationToken) {
         let mut changed = self.kinds.lockdowns();
+        let mut elsewhere = self.reporter.front.lockdowns.elsewhere();
         changed.mark_changed();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 told = changed.changed() => if told.is_err() { return },
+                told = elsewhere.changed() => {
+                    if told.is_err() {
+                        return;
+                    }
+                    self.kinds.seen_elsewhere(*elsewhere.borrow_and_update());
+                    continue;
+                }
             }
             changed.borrow_and_update();
             let this = Arc::clone(&self);
@@ -56,14 +64,15 @@ impl Follower {
 
     fn freeze(&self) {
         let front: &Front = &self.reporter.front;
-        let (lockdowns, found) = reading::lockdowns(&self.kinds.stored());
+        let (stored, at) = self.kinds.read();
+        let (lockdowns, found) = reading::lockdowns(&stored);
         let names: Vec<&str> = lockdowns
             .iter()
             .map(|lockdown| lockdown.metadata.name.as_str())
             .collect();
         let names = names.join(" ");
         let before = front.lockdowns.now().set.revision;
-        if let Err(error) = front.lockdowns.configure(lockdowns) {
+        if let Err(error) = front.lockdowns.configure_at(lockdowns, at.lockdowns) {
             tracing::error!(%error, "Lockdowns cannot be put into force");
         }
         let revision = front.lockdowns.now().set.revision;
@@ -112,11 +121,11 @@ impl Follower {
 
     /// Answers whether what was read is in force.
     fn put(&self) -> bool {
-        let (stored, revisions) = self.kinds.read();
+        let (stored, at) = self.kinds.read();
         let mut read = reading::read(&stored, &self.maps.known());
         read.objects.settle_authorities(self.maps.home());
         let front = &self.reporter.front;
-        let put = self.in_force.put(front, read.objects, read.withheld, Some(revisions));
+        let put = self.in_force.put(front, read.objects, read.withheld, Some(at.rest));
         self.reporter.tell(findings(&read.found));
         self.found.send_replace(Arc::new(read.found));
         match put {

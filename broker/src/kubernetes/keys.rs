@@ -222,8 +222,27 @@ mod tests {
         torn.insert(entry(RingName::Access), other);
         torn.get_mut(&entry(RingName::Record)).unwrap().pop();
         assert!(read(&torn, &memory).unwrap_err().contains("record"));
+        assert_eq!(RingName::ALL.map(|name| kids(&memory, name)), before);
         entries.remove(&entry(RingName::Federation));
         assert!(read(&entries, &memory).unwrap_err().contains("gone"));
         assert_eq!(RingName::ALL.map(|name| kids(&memory, name)), before);
+    }
+
+    #[test]
+    fn what_an_older_release_left_is_taken_over_and_what_is_damaged_is_not_replaced() {
+        let temp = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&temp.path().join("state")).unwrap();
+        state.dir("keys").unwrap();
+        let access = entry(RingName::Access);
+        let old = Keys::first(1000).unwrap().print(RingName::Access).unwrap();
+        state.write(&file(&access), &old).unwrap();
+        assert_eq!(first(&access, &state, &file(&access), 2000).unwrap(), old);
+        state.write(&file(&access), &old[1..]).unwrap();
+        assert!(first(&access, &state, &file(&access), 2000).is_err());
+        state.write(&file(DIGEST), &[7; 32]).unwrap();
+        assert_eq!(*first(DIGEST, &state, &file(DIGEST), 2000).unwrap(), [7; 32]);
+        let record = entry(RingName::Record);
+        let made = first(&record, &state, &file(&record), 2000).unwrap();
+        assert!(Keys::parse(RingName::Record, &made).is_ok(), "none was left");
     }
 }

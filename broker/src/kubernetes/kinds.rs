@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use kube::api::{ApiResource, DynamicObject, ListParams};
+use kube::api::{ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
-use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde_json::Value;
 use sidegate_policies::api::{GROUP, VERSION};
@@ -19,9 +18,9 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::answered;
 use super::reading::{Key, Kind, Stored};
-use super::watch::{follow, Change};
+use super::watch::{follow_versions, Change, Step};
+use super::Failed;
 use crate::config::StartError;
 use crate::task::Tasks;
 
@@ -33,6 +32,15 @@ const LISTED: Duration = Duration::from_secs(30);
 /// Who is behind a sidecar lists anew, and no more often than this.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// Versions of the store (resourceVersions) that were consumed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct At {
+    /// Of Lockdowns.
+    pub lockdowns: u64,
+    /// Of everything else, kind by kind.
+    pub rest: Revisions,
+}
+
 /// Everything people applied, as last heard of.
 pub struct Kinds {
     client: Client,
@@ -40,18 +48,20 @@ pub struct Kinds {
     rest: watch::Sender<u64>,
     lockdowns: watch::Sender<u64>,
     troubles: watch::Sender<BTreeMap<Kind, String>>,
-    /// When everything is to be listed again.
-    again: watch::Sender<Instant>,
+    /// Version of Lockdowns that somebody has seen.
+    elsewhere: watch::Sender<u64>,
+    /// That somebody has seen more of anything else.
+    again: watch::Sender<u64>,
+    /// When that was said last.
+    said: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
 struct Seen {
     stored: Stored,
+    /// Up to which version everything of a kind is in `stored`.
+    versions: BTreeMap<Kind, u64>,
     listed: Vec<Kind>,
-    /// Per kind, the highest revision that is in `stored`.
-    revisions: BTreeMap<Kind, u64>,
-    /// Per kind, a revision that was there before its present list was asked for.
-    asked: BTreeMap<Kind, u64>,
 }
 
 impl Kinds {
@@ -63,7 +73,9 @@ impl Kinds {
             rest: watch::channel(0).0,
             lockdowns: watch::channel(0).0,
             troubles: watch::channel(BTreeMap::new()).0,
-            again: watch::channel(Instant::now()).0,
+            elsewhere: watch::channel(0).0,
+            again: watch::channel(0).0,
+            said: Mutex::default(),
         });
         for kind in Kind::ALL {
             let (kinds, stop) = (Arc::clone(&kinds), tasks.stopping());
@@ -107,16 +119,38 @@ impl Kinds {
         self.seen().stored.clone()
     }
 
-    /// The same, with how far it was read, Lockdowns left out: their set is counted by itself.
-    pub fn read(&self) -> (Stored, Revisions) {
+    /// The same, with the version of the store that was consumed of each kind.
+    pub fn read(&self) -> (Stored, At) {
         let seen = self.seen();
-        let kinds = seen.revisions.iter().filter(|(kind, _)| **kind != Kind::Lockdown);
-        let kinds = kinds.map(|(kind, revision)| (kind.as_str().to_owned(), *revision));
-        let revisions = Revisions {
-            generation: 0,
-            kinds: kinds.collect(),
+        let rest = seen.versions.iter().filter(|(kind, _)| **kind != Kind::Lockdown);
+        let rest = rest.map(|(kind, version)| (kind.as_str().to_owned(), *version));
+        let at = At {
+            lockdowns: seen.versions.get(&Kind::Lockdown).copied().unwrap_or(0),
+            rest: Revisions {
+                generation: 0,
+                kinds: rest.collect(),
+            },
         };
-        (seen.stored.clone(), revisions)
+        (seen.stored.clone(), at)
+    }
+
+    /// The version consumed of each kind.
+    pub fn versions(&self) -> BTreeMap<Kind, u64> {
+        self.seen().versions.clone()
+    }
+
+    /// Somebody has seen Lockdowns up to this version: if that is more than was seen here, they are listed anew.
+    pub fn seen_elsewhere(&self, version: u64) {
+        self.elsewhere.send_replace(version);
+    }
+
+    /// Somebody holds more of anything else than was seen here: it is listed anew.
+    pub fn list_again(&self) {
+        let mut said = self.said.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if said.is_none_or(|at| at.elapsed() >= AGAIN) {
+            *said = Some(Instant::now());
+            self.again.send_replace(u64::MAX);
+        }
     }
 
     /// Told of every change of Lockdowns.
@@ -140,8 +174,8 @@ impl Kinds {
 
     async fn one(&self, kind: Kind, stop: CancellationToken) {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &resource(kind));
-        let told = |change: Result<_, watcher::Error>| match change {
-            Ok(change) => self.take(kind, change),
+        let told = |step: Result<_, Failed>| match step {
+            Ok(step) => self.take(kind, step),
             Err(error) => {
                 tracing::warn!(kind = kind.as_str(), %error, "cannot be followed now");
                 self.troubles.send_modify(|troubles| {
@@ -149,49 +183,22 @@ impl Kinds {
                 });
             }
         };
-        let listing = || self.asked(kind, &api);
-        let mut again = self.again.subscribe();
-        while !stop.is_cancelled() {
-            again.borrow_and_update();
-            tokio::select! {
-                () = follow(api.clone(), stop.clone(), listing, |object| stored(kind, object), &told) => {}
-                told = again.changed() => if told.is_err() { return },
-            }
-        }
+        let wanted = match kind {
+            Kind::Lockdown => self.elsewhere.subscribe(),
+            _ => self.again.subscribe(),
+        };
+        follow_versions(api, stop, wanted, |object| stored(kind, object), told).await;
     }
 
-    /// Lists every kind anew, for somebody holds what this replica has not read.
-    pub fn list_again(&self) {
-        self.again.send_if_modified(|at| {
-            let due = at.elapsed() >= AGAIN;
-            if due {
-                *at = Instant::now();
-            }
-            due
-        });
-    }
-
-    /// Where the store stands before a list is asked for: whatever the list holds is at least as new. A list of objects
-    /// alone would not say so, for what was deleted last counts too (test
-    /// `sessions_outlive_an_absent_api_server_and_a_restarted_broker`).
-    async fn asked(&self, kind: Kind, api: &Api<DynamicObject>) {
-        let stands = answered(api.list_metadata(&ListParams::default().limit(1))).await;
-        match stands.map(|list| number(list.metadata.resource_version.as_deref())) {
-            Ok(revision) => {
-                self.seen().asked.insert(kind, revision);
-            }
-            Err(error) => tracing::warn!(kind = kind.as_str(), %error, "the store does not say where it stands"),
-        }
-    }
-
-    fn take(&self, kind: Kind, change: Change<(Key, Arc<Value>)>) {
+    fn take(&self, kind: Kind, (change, version): Step<(Key, Arc<Value>)>) {
         {
             let mut seen = self.seen();
-            let asked = seen.asked.get(&kind).copied().unwrap_or_default();
+            // A store that was restored from a copy counts lower; what was consumed stays consumed.
+            let known = seen.versions.entry(kind).or_default();
+            *known = version.max(*known);
+            let Some(change) = change else { return };
             match change {
                 Change::All(listed) => {
-                    let newest = listed.iter().map(|(_, object)| revision_of(object)).max();
-                    seen.consumed(kind, newest.unwrap_or_default().max(asked));
                     seen.stored.retain(|key, _| key.kind != kind);
                     seen.stored.extend(listed);
                     if !seen.listed.contains(&kind) {
@@ -199,15 +206,13 @@ impl Kinds {
                     }
                 }
                 Change::Put((key, object)) => {
-                    seen.consumed(kind, revision_of(&object));
                     let before = seen.stored.insert(key, Arc::clone(&object));
                     // Our own status, or somebody's annotation, changes nothing that is read.
                     if before.is_some_and(|before| same(&before, &object)) {
                         return;
                     }
                 }
-                Change::Gone((key, object)) => {
-                    seen.consumed(kind, revision_of(&object));
+                Change::Gone((key, _)) => {
                     seen.stored.remove(&key);
                 }
             }
@@ -218,23 +223,6 @@ impl Kinds {
         };
         told.send_modify(|generation| *generation = generation.wrapping_add(1));
     }
-}
-
-impl Seen {
-    fn consumed(&mut self, kind: Kind, revision: u64) {
-        let highest = self.revisions.entry(kind).or_default();
-        *highest = (*highest).max(revision);
-    }
-}
-
-/// A resourceVersion as a number, which it is in every store behind an API server.
-fn number(revision: Option<&str>) -> u64 {
-    revision.and_then(|text| text.parse().ok()).unwrap_or_default()
-}
-
-/// The revision of an object; of a deleted one, that of its deletion.
-fn revision_of(object: &Value) -> u64 {
-    number(object.pointer("/metadata/resourceVersion").and_then(Value::as_str))
 }
 
 /// Whether two versions of an object say the same to us.

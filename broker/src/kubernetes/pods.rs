@@ -46,14 +46,7 @@ impl ClusterPods {
             Ok(change) => self.take(change),
             Err(error) => tracing::warn!(%error, "pods cannot be followed now"),
         };
-        follow(
-            all,
-            stop,
-            || std::future::ready(()),
-            |pod| view(pod, &self.audience),
-            told,
-        )
-        .await;
+        follow(all, stop, |pod| view(pod, &self.audience), told).await;
     }
 
     fn take(&self, change: Change<PodView>) {
