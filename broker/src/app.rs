@@ -131,7 +131,6 @@ impl Broker {
         let published = Arc::new(Published::new(ground.follow.key_maps()));
         let exchanges = exchanges(&config, &issuer, &lockdowns, &audit, &tasks, secrets, published);
         let metrics = Metrics::new().map_err(|error| StartError::crypto("metrics", error))?;
-        metrics.serves_until(authority.not_after());
         let mut attestor = ground.attestor;
         attestor.timed = metrics.steps();
         let front = Arc::new(Front {
@@ -156,9 +155,8 @@ impl Broker {
             clock: Arc::clone(&config.clock),
             tasks: tasks.clone(),
         });
-        front
-            .lockdowns
-            .configure_as_of(ground.lockdowns, at.map(|at| at.lockdowns))?;
+        let lockdowns_at = ground.shared.as_ref().map(|shared| shared.at.lockdowns);
+        front.lockdowns.configure_as_of(ground.lockdowns, lockdowns_at)?;
         switch::say_ended(&front.audit, &front.lockdowns);
         accepted(&front.audit, front.index().revision()).map_err(|error| StartError::Records(error.to_string()))?;
         let reporter = Arc::new(Reporter {

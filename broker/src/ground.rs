@@ -23,7 +23,7 @@ use crate::index::Withheld;
 use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
-    connect, findings, is_digest, own_name, reading, Admission, ClusterIssuers, ClusterMaps, ClusterOptions,
+    connect, findings, is_digest, own_name, reading, Admission, At, ClusterIssuers, ClusterMaps, ClusterOptions,
     ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases,
     PinSweeper, PodEvents, PublishedMaps, RevokedLeases, TlsSecret,
 };

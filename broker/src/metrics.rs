@@ -173,11 +173,6 @@ impl Metrics {
         self.lockdown.observe(took.as_secs_f64());
     }
 
-    /// The certificate that both faces serve ends then, seconds since 1970. Called anew whenever another one is served.
-    pub fn serves_until(&self, not_after: i64) {
-        self.tls_not_after.set(not_after);
-    }
-
     /// What the steps of attestation are told to.
     pub fn steps(&self) -> Arc<dyn Timed> {
         Arc::new(Steps(self.attest.clone()))
@@ -191,6 +186,7 @@ impl Metrics {
         let (now, now_ms) = (front.clock.now(), front.clock.now_ms());
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let index = front.index();
+        self.tls_not_after.set(front.authority.not_after());
         self.streams.set(number(front.streams.list().len()));
         self.pinned.set(i64::from(front.attestor.images.pinned()));
         self.classes.set(number(index.classes()));

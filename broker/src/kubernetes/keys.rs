@@ -234,7 +234,10 @@ mod tests {
         let state = StateDir::open(&temp.path().join("state")).unwrap();
         state.dir("keys").unwrap();
         let access = entry(RingName::Access);
-        let old = Keys::first(1000).unwrap().print(RingName::Access).unwrap();
+        let old = Keys::first(RingName::Access, 1000)
+            .unwrap()
+            .print(RingName::Access)
+            .unwrap();
         state.write(&file(&access), &old).unwrap();
         assert_eq!(first(&access, &state, &file(&access), 2000).unwrap(), old);
         state.write(&file(&access), &old[1..]).unwrap();

@@ -602,7 +602,7 @@ mod tests {
             refused: None,
         };
         let mut object = json!({"metadata": {"generation": 3}});
-        let first = counts(&object, &outcome(12, Some(140)), reach);
+        let first = counts(&object, &outcome(12, Some(140)), reach.clone());
         let wanted = json!({"revision": 8, "matched": 3, "acked": 2, "sessionsClosed": 12, "p99Millis": 140});
         assert_eq!(first, wanted);
         let written = patch(&object, &[], Some(first.clone()), "t1").unwrap();
@@ -610,14 +610,14 @@ mod tests {
         object["status"] = written["status"].clone();
         assert_eq!(patch(&object, &[], Some(first), "t2"), None, "said already");
         // Another start counts from nothing.
-        let again = counts(&object, &outcome(0, None), reach);
+        let again = counts(&object, &outcome(0, None), reach.clone());
         assert_eq!(
             (&again["sessionsClosed"], &again["p99Millis"]),
             (&json!(12), &json!(140))
         );
         // Other words are another Lockdown.
         object["metadata"]["generation"] = json!(4);
-        let other = counts(&object, &outcome(0, None), reach);
+        let other = counts(&object, &outcome(0, None), reach.clone());
         assert_eq!(
             (&other["sessionsClosed"], &other["p99Millis"]),
             (&json!(0), &Value::Null)
