@@ -16,7 +16,7 @@ use sidegate_policies::record::Kind;
 use super::budget::over;
 use super::{Front, Refusal};
 use crate::attest::NotAttested;
-use crate::audit::Event;
+use crate::audit::{Event, More};
 use crate::dpop::{Call, DpopRefused};
 use crate::issuer::Workload;
 use crate::jwt::{accept, Accepted, Refused, Slot};
@@ -76,10 +76,10 @@ async fn identify(front: &Front, request: &Parts) -> Result<Caller, Refusal> {
         .map_err(|error| proof_refused(front, error, false))?;
     let caller = session(front, token).await?;
     if caller.thumbprint != key.thumbprint() {
-        refused(
+        refused_to(
             front,
             "session.refused",
-            &caller.workload.client_id(),
+            &caller.workload,
             "the proof is by another key",
         );
         return Err(Refusal::invalid_client());
@@ -100,12 +100,7 @@ pub async fn session(front: &Front, token: &str) -> Result<Caller, Refusal> {
     match front.attestor.still(&caller.workload).await {
         Ok(pod) => caller.workload.subject.labels = pod.labels,
         Err(error) => {
-            refused(
-                front,
-                "session.refused",
-                &caller.workload.client_id(),
-                &error.to_string(),
-            );
+            refused_to(front, "session.refused", &caller.workload, &error.to_string());
             return Err(attestation_refused(&error));
         }
     }
@@ -183,6 +178,17 @@ pub fn attestation_refused(error: &NotAttested) -> Refusal {
         NotAttested::TooMany => Refusal::too_many(),
         _ => Refusal::invalid_client(),
     }
+}
+
+/// Audits a refusal of a workload that is known.
+pub fn refused_to(front: &Front, event: &'static str, who: &Workload, detail: &str) {
+    front.audit.note(Event {
+        subject: &who.client_id(),
+        pod_uid: &who.subject.pod_uid,
+        detail,
+        more: More::of(who),
+        ..Event::new(Kind::Refused, event)
+    });
 }
 
 /// Audits a refusal.

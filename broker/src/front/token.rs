@@ -17,7 +17,7 @@ use sidegate_policies::check::OWN;
 use sidegate_policies::record::Kind;
 use sidegate_policies::wire::TokenResponse;
 
-use super::caller::{attestation_refused, proof_refused, refused, single};
+use super::caller::{attestation_refused, proof_refused, refused_to, single};
 use super::{body, Front, Refusal, MAX_BODY};
 use crate::attest::{NotAttested, Presented};
 use crate::audit::{Event, More};
@@ -149,7 +149,7 @@ fn is_named_right(front: &Front, form: &BTreeMap<String, String>, who: &Workload
     let own = who.client_id();
     match form.get("client_id") {
         Some(named) if *named != own => {
-            refused(front, "token.refused", &own, "client_id names another client");
+            refused_to(front, "token.refused", who, "client_id names another client");
             Err(Refusal::invalid_client())
         }
         _ => Ok(()),
@@ -246,16 +246,12 @@ pub fn mint(
         secret: None,
     };
     if let Some(lockdown) = front.lockdowns.now().frozen(about, front.clock.now_ms()) {
-        refused(
-            front,
-            "token.refused",
-            &who.client_id(),
-            &format!("frozen by lockdown `{lockdown}`"),
-        );
+        let why = format!("frozen by lockdown `{lockdown}`");
+        refused_to(front, "token.refused", who, &why);
         return Err(Refusal::locked());
     }
     if token.issuer != OWN {
-        refused(front, "token.refused", &who.client_id(), "a token of another issuer");
+        refused_to(front, "token.refused", who, "a token of another issuer");
         return Err(Refusal::credential_refused());
     }
     let scope = match asked {
