@@ -108,7 +108,7 @@ pub fn mutate(
     let granted = targets.of(namespace, pod);
     let assigned = assign::assign(&granted, asked.targets.as_deref(), spec, &mut warnings)?;
     let guaranteed = is_guaranteed(spec);
-    memory(&asked, settings, guaranteed, &mut warnings)?;
+    fits(&asked, settings, guaranteed, &mut warnings)?;
 
     let mut injected = pod.clone();
     let sidecar = Sidecar {
@@ -165,7 +165,7 @@ fn user(spec: &Value, settings: &InjectionProfileSpec) -> Result<i64, Refusal> {
     })
 }
 
-fn memory(
+fn fits(
     asked: &Asked,
     settings: &InjectionProfileSpec,
     guaranteed: bool,
@@ -173,6 +173,13 @@ fn memory(
 ) -> Result<(), Refusal> {
     if guaranteed && (asked.cpu.is_some() || asked.memory.is_some()) {
         warnings.push("the pod is Guaranteed: the sidecar gets what its profile says for such pods".to_owned());
+    }
+    let most = settings.resources.limits.cpu;
+    if let (Some(cpu), Some(most)) = (asked.cpu, most.filter(|most| asked.cpu > Some(*most))) {
+        let message = format!(
+            "annotation sidegate.dev/cpu-request is {cpu}, and the sidecar's limit is {most}; write at most that"
+        );
+        return Err(Refusal::invalid("annotation", message));
     }
     let limit = settings.resources.limits.memory;
     match asked.memory {

@@ -11,6 +11,7 @@ use sidegate_policies::pod::shape::SIDECAR;
 
 use crate::annotations::Asked;
 use crate::assign::Assigned;
+use crate::form::set;
 use crate::install::Install;
 
 /// The program within the image.
@@ -133,8 +134,12 @@ impl Sidecar<'_> {
                 "requests": {"cpu": cpu, "ephemeral-storage": disk, "memory": memory},
             });
         }
+        let mut limits = json!({"memory": resources.limits.memory});
+        if let Some(cpu) = resources.limits.cpu {
+            set(&mut limits, "cpu", json!(cpu));
+        }
         json!({
-            "limits": {"memory": resources.limits.memory},
+            "limits": limits,
             "requests": {
                 "cpu": self.asked.cpu.unwrap_or(resources.requests.cpu),
                 "ephemeral-storage": disk,

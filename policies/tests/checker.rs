@@ -297,6 +297,11 @@ fn each_thing_wrong_with_a_profile_is_named_by_its_field() {
             "spec.resources.guaranteed.cpu",
         ),
         ("  resources: {requests: {cpu: some}}\n", "spec.resources.requests.cpu"),
+        ("  resources: {limits: {cpu: 25m}}\n", "spec.resources.limits.cpu"),
+        (
+            "  resources: {requests: {cpu: 2}, limits: {cpu: 1}}\n",
+            "spec.resources.requests.cpu",
+        ),
         ("  journal: {sizeLimit: 1Mi}\n", "spec.journal.sizeLimit"),
         ("  staleness: Lax\n", "spec.staleness"),
         ("  allowAnnotations: [image]\n", "spec.allowAnnotations[0]"),

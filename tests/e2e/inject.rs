@@ -12,7 +12,7 @@ use anyhow::{ensure, Context, Result};
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{json, Value};
 use sidegate_injector::admit::{admit, Verdict, World};
 use sidegate_injector::app::{start, InjectorConfig, Running};
@@ -26,7 +26,7 @@ use sidegate_tests::cluster::{Cluster, User};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 
-use crate::site::may;
+use crate::site::Agent;
 
 const AUDIENCE: &str = "https://sidegate-broker.sidegate-system.svc:8444";
 const INSTALL: &str = "brokerUrl: https://sidegate-broker.sidegate-system.svc:8443
@@ -67,7 +67,6 @@ metadata: {name: sidegate-injector-under-test}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: sidegate-injector-under-test}
 subjects: [{kind: ServiceAccount, name: injector, namespace: sidegate-injector-test}]
 ";
-const ACCOUNT: &str = "system:serviceaccount:sidegate-injector-test:injector";
 
 /// An injector that serves the cluster, and what it needs to.
 struct Site {
@@ -221,7 +220,13 @@ fn refused(cluster: &Cluster, object: &Value) -> Result<String> {
 
 /// What the injector would make of a stored pod.
 fn again(pod: &Value) -> Result<Verdict> {
-    let install = Install::read(INSTALL).map_err(|problems| anyhow::anyhow!(problems.join("; ")))?;
+    judged(AUDIENCE, pod)
+}
+
+/// The same for a broker of this audience.
+fn judged(audience: &str, pod: &Value) -> Result<Verdict> {
+    let install = INSTALL.replace(AUDIENCE, audience);
+    let install = Install::read(&install).map_err(|problems| anyhow::anyhow!(problems.join("; ")))?;
     let loaded = load(&[Source {
         name: "profile".to_owned(),
         text: PROFILE.to_owned(),
@@ -372,6 +377,32 @@ pub fn dry_run_and_server_side_apply_see_the_same_pod(cluster: &Cluster) -> Resu
     Ok(())
 }
 
+/// What the injector makes of a pod is what the broker believes: its sidecar gets a bundle.
+pub fn the_broker_attests_an_injected_pod(cluster: &Cluster) -> Result<()> {
+    let broker = crate::site::site(cluster)?;
+    let mut plain = None;
+    let agent = Agent::of(cluster, Arc::clone(&broker), |pod| {
+        // Of the pod that the harness writes by hand, only the agent is left.
+        for list in ["initContainers", "volumes"] {
+            pod["spec"][list] = json!([]);
+        }
+        if let Ok(Verdict::Injected { injected, .. }) = judged(broker.audience(), pod) {
+            plain = Some(std::mem::replace(pod, injected.pod));
+        }
+    })?;
+    ensure!(plain.is_some(), "it is not injected");
+    let said = agent.kubectl(&["get", "pod", "agent", "-o", "json"])?;
+    let made: Value = serde_json::from_str(&said)?;
+    ensure!(
+        made["spec"]["initContainers"][0]["env"].as_array().map_or(0, Vec::len) > 8,
+        "{made}"
+    );
+    agent.report(0, "containerd://first")?;
+    let sidecar = agent.sidecar()?;
+    agent.end(sidecar);
+    Ok(())
+}
+
 /// What an author is told: the rule, and what to change; wrong words are answered with the right ones.
 pub fn what_is_refused_says_what_to_change(cluster: &Cluster) -> Result<()> {
     let _site = site(cluster)?;
@@ -424,20 +455,100 @@ pub fn a_granted_target_is_in_the_environment(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The injector reads four kinds; no Secret, and nothing is written.
-pub fn the_injector_may_only_read(cluster: &Cluster) -> Result<()> {
-    let _site = site(cluster)?;
-    ensure!(may(cluster, ACCOUNT, &["watch", "namespaces"])?);
-    for refused in [
-        ["get", "secrets"],
-        ["list", "secrets"],
-        ["create", "pods"],
-        ["update", "namespaces"],
-        ["patch", "injectionprofiles"],
-        ["get", "configmaps"],
-    ] {
-        ensure!(!may(cluster, ACCOUNT, &refused)?, "it may {refused:?}");
+/// What a webhook adds after ours was called gets what agents get, because ours is called again; and what the server
+/// itself adds to our container (a LimitRange's default) does not stay.
+pub fn a_container_that_is_added_later_is_an_agents_too(cluster: &Cluster) -> Result<()> {
+    let site = site(cluster)?;
+    let namespace = labelled(cluster, &[])?;
+    let range = json!({
+        "apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "defaults", "namespace": namespace},
+        "spec": {"limits": [{"type": "Container", "default": {"cpu": "300m"}, "defaultRequest": {"cpu": "100m"}}]},
+    });
+    cluster.create(&range)?;
+    let authority = Authority::new()?;
+    let leaf = authority.leaf(&["127.0.0.1"])?;
+    let listener = site.runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
+    let mut late = configuration(&format!("https://{}/", listener.local_addr()?), authority.pem());
+    late["metadata"]["name"] = json!(format!("zz-{namespace}"));
+    late["webhooks"][0]["name"] = json!("late.example.org");
+    late["webhooks"][0]["reinvocationPolicy"] = json!("Never");
+    let key = "kubernetes.io/metadata.name";
+    late["webhooks"][0]["namespaceSelector"] =
+        json!({"matchExpressions": [{"key": key, "operator": "In", "values": [namespace]}]});
+    let serving = site.runtime.spawn(late_webhook(listener, leaf.certificate, leaf.key));
+    cluster.create(&late)?;
+    cluster.until("the other webhook is called, too", || {
+        Ok(dry_run(cluster, &pod(&namespace, json!({})))?["spec"]["containers"][1]["name"] == "late")
+    })?;
+    let made = dry_run(cluster, &pod(&namespace, json!({})))?;
+    serving.abort();
+    cluster.kubectl(
+        &["delete", "mutatingwebhookconfiguration", &format!("zz-{namespace}")],
+        "",
+    )?;
+    let spec = &made["spec"];
+    ensure!(spec["initContainers"].as_array().map(Vec::len) == Some(1), "{spec}");
+    let late = &spec["containers"][1];
+    ensure!(
+        late["securityContext"]["capabilities"]["drop"] == json!(["NET_RAW"]),
+        "{late}"
+    );
+    ensure!(late.get("volumeMounts").is_none(), "it has a token: {late}");
+    ensure!(
+        spec["containers"][0]["resources"]["limits"]["cpu"] == "300m",
+        "no LimitRange: {spec}"
+    );
+    let limits = &spec["initContainers"][0]["resources"]["limits"];
+    ensure!(*limits == json!({"memory": "128Mi"}), "{limits}");
+    Ok(())
+}
+
+/// A webhook that adds a container to each pod, and nothing else.
+async fn late_webhook(listener: tokio::net::TcpListener, certificate: String, key: String) -> Result<()> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes())?];
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes())?)?;
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    loop {
+        let (stream, _) = listener.accept().await?;
+        // The API server tries again where a connection fails.
+        let _ = late_answer(acceptor.accept(stream).await?).await;
     }
+}
+
+async fn late_answer(mut stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>) -> Result<()> {
+    let mut all = Vec::new();
+    let body = loop {
+        let mut part = vec![0; 64 << 10];
+        let read = stream.read(&mut part).await?;
+        ensure!(read > 0, "it ended early");
+        all.extend(&part[..read]);
+        let text = String::from_utf8_lossy(&all).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else {
+            continue;
+        };
+        let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+        if body.len() >= length.context("no length")?.parse()? {
+            break body.to_owned();
+        }
+    };
+    let review: Value = serde_json::from_str(&body)?;
+    let container = json!({"name": "late", "image": "example.invalid/late"});
+    let patch = json!([{"op": "add", "path": "/spec/containers/-", "value": container}]).to_string();
+    let answer = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "response": {
+            "uid": review["request"]["uid"], "allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode(patch),
+        },
+    });
+    let answer = answer.to_string();
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close";
+    let text = format!("{head}\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());
+    stream.write_all(text.as_bytes()).await?;
+    stream.shutdown().await?;
     Ok(())
 }
 

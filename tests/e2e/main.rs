@@ -78,7 +78,14 @@ const TESTS: &[(&str, Test)] = &[
         "inject::a_granted_target_is_in_the_environment",
         inject::a_granted_target_is_in_the_environment,
     ),
-    ("inject::the_injector_may_only_read", inject::the_injector_may_only_read),
+    (
+        "inject::the_broker_attests_an_injected_pod",
+        inject::the_broker_attests_an_injected_pod,
+    ),
+    (
+        "inject::a_container_that_is_added_later_is_an_agents_too",
+        inject::a_container_that_is_added_later_is_an_agents_too,
+    ),
     (
         "inject::what_is_no_review_is_answered_with_no_review",
         inject::what_is_no_review_is_answered_with_no_review,

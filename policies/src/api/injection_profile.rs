@@ -73,7 +73,7 @@ pub struct SidecarImage {
 pub struct SidecarResources {
     /// What is set aside for it. Default: 25m of CPU and 32Mi of memory.
     pub requests: Requests,
-    /// What it may use. Default: 128Mi of memory; CPU has no limit.
+    /// What it may use. Default: 128Mi of memory; CPU has no limit unless one is written.
     pub limits: Limits,
     /// Requests and limits at once, in pods whose every container is Guaranteed. Default: 200m and 128Mi.
     pub guaranteed: Guaranteed,
@@ -104,6 +104,10 @@ impl Default for Requests {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub struct Limits {
+    /// CPU, such as 200m. Write one where a quota of the namespace counts limits; much less would make a TLS handshake
+    /// take seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuShare>,
     /// Memory, such as 128Mi.
     pub memory: ByteSize,
 }
@@ -111,6 +115,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
+            cpu: None,
             memory: ByteSize(128 << 20),
         }
     }

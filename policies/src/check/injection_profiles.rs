@@ -11,6 +11,7 @@ use crate::quantity::ByteSize;
 const COMMON: [i64; 5] = [1_000, 1_337, 2_102, 65_532, 65_534];
 /// Below this a sidecar does not start.
 const LEAST_MEMORY: ByteSize = ByteSize(16 << 20);
+const SLOW: &str = "with a limit below 50m a TLS handshake takes seconds";
 /// Below this a journal holds no session.
 const LEAST_JOURNAL: ByteSize = ByteSize(16 << 20);
 
@@ -71,12 +72,19 @@ fn sizes(spec: &InjectionProfileSpec, report: &mut Report<'_>) {
     if resources.requests.memory > resources.limits.memory {
         report.problem("spec.resources.requests.memory", "is more than limits.memory");
     }
+    if let Some(limit) = resources.limits.cpu {
+        if limit.0 < 50 {
+            report.problem("spec.resources.limits.cpu", SLOW);
+        }
+        if resources.requests.cpu > limit {
+            report.problem("spec.resources.requests.cpu", "is more than limits.cpu");
+        }
+    }
     if resources.guaranteed.memory < LEAST_MEMORY {
         report.problem("spec.resources.guaranteed.memory", "a sidecar needs at least 16Mi");
     }
     if resources.guaranteed.cpu.0 < 50 {
-        let message = "is also the limit: below 50m a TLS handshake takes seconds";
-        report.problem("spec.resources.guaranteed.cpu", message);
+        report.problem("spec.resources.guaranteed.cpu", SLOW);
     }
     if spec.journal.size_limit < LEAST_JOURNAL {
         report.problem("spec.journal.sizeLimit", "a journal needs at least 16Mi");
