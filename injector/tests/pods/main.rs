@@ -9,6 +9,7 @@
     missing_docs
 )]
 
+mod documented;
 mod golden;
 mod properties;
 
