@@ -5,6 +5,7 @@
 //! token outlives neither what its provider says nor the caller's own service-account token; one that was asked for
 //! before a Lockdown changed is thrown away; no answer of a provider is ever logged.
 
+pub mod aws;
 mod cache;
 mod exchange;
 mod health;
@@ -72,6 +73,8 @@ impl Failure {
 /// A provider's token. No Debug: it is a secret.
 pub struct Exchanged {
     token: SecretString,
+    /// What belongs to it, as its preset says.
+    more: Vec<SecretString>,
     /// Asked for at, and ends at, milliseconds since 1970.
     from_ms: i64,
     until_ms: i64,

@@ -290,7 +290,7 @@ mod tests {
         }
         metrics.pushed(Duration::from_millis(20));
         metrics.locked(Duration::from_millis(200));
-        metrics.serves_until(1_800_000_000);
+        metrics.tls_not_after.set(1_800_000_000);
         let mut text = Vec::new();
         TextEncoder::new()
             .encode(&metrics.registry.gather(), &mut text)

@@ -87,6 +87,15 @@ pub const KINDS: &[CredentialKind] = &[
         session: Some(DAY_OF_WORK),
     },
     CredentialKind {
+        name: "awsIam",
+        source: "assumes a role at AWS STS, and signs a `connect` request with the keys",
+        carries: "that request as password, 15 min",
+        tls: MinimumTls::Verified,
+        rechecked: Rechecked::AtLoginOnly,
+        ended: Ended::Closed,
+        session: Some(DAY_OF_WORK),
+    },
+    CredentialKind {
         name: "none",
         source: "nothing",
         carries: "at most a user's name",
@@ -158,6 +167,7 @@ mod tests {
             json!({"secret": {"name": "s"}}),
             json!({"token": {"audience": "a"}}),
             json!({"vault": {"issuer": "v", "mount": "database", "role": "r"}}),
+            json!({"awsIam": {"issuer": "aws", "roleArn": "a", "region": "r", "service": "Rds"}}),
             json!({"none": {}}),
         ];
         let named: Vec<&str> = all

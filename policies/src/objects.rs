@@ -125,6 +125,7 @@ impl Objects {
         let preset = preset.ok_or_else(|| unfit(format!("TokenIssuer {name} has no preset that is known")))?;
         let fits = match credential {
             Credential::Vault(_) => preset.gives == Gives::VaultToken,
+            Credential::AwsIam(_) => preset.gives == Gives::Keys,
             _ => preset.gives != Gives::Keys,
         };
         if !fits {
@@ -202,6 +203,7 @@ pub fn absent(reference: &HomeRef) -> String {
 fn wanted(credential: &Credential) -> Gives {
     match credential {
         Credential::Vault(_) => Gives::VaultToken,
+        Credential::AwsIam(_) => Gives::Keys,
         Credential::Secret(_) | Credential::Token(_) | Credential::None(_) => Gives::Bearer,
     }
 }

@@ -159,6 +159,8 @@ pub enum Need {
     Endpoint,
     /// The same, which may be left out, and the request with it.
     OptionalEndpoint,
+    /// A text that each Target says, and the TokenIssuer does not.
+    Target,
 }
 
 /// One request and what to make of its reply.
@@ -255,6 +257,9 @@ fn minute() -> Span {
 pub struct Reply {
     /// The token.
     pub token: String,
+    /// What belongs to the token, such as the halves of a key.
+    #[serde(default)]
+    pub more: Vec<String>,
     /// Its life in seconds.
     #[serde(default)]
     pub expires_in: Option<String>,
@@ -468,7 +473,7 @@ impl Step {
     fn sound(&self) -> Result<(), String> {
         let reply = &self.reply;
         let pointers = [Some(&reply.token), reply.expires_in.as_ref(), reply.expires_at.as_ref()];
-        let pointers = pointers.into_iter().flatten();
+        let pointers = pointers.into_iter().flatten().chain(&reply.more);
         let pointers = pointers.chain(reply.expect.iter().map(|expect| &expect.at));
         let mut pointers = pointers.chain(self.errors.iter().map(|rule| &rule.at));
         if let Some(wrong) = pointers.find(|pointer| !pointer.starts_with('/')) {

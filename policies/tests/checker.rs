@@ -218,8 +218,8 @@ fn nothing_the_design_names_is_ignored() {
     for (text, field) in [
         (target(&POSTGRES.replace("Postgres", "MySQL")), "spec.protocol"),
         (
-            target(&POSTGRES.replace("secret: {name: shop-agent}", "vault: {role: x}")),
-            "spec.credential.vault",
+            target(&POSTGRES.replace("secret: {name: shop-agent}", "sshCertificate: {role: x}")),
+            "spec.credential.sshCertificate",
         ),
         (
             target(&POSTGRES.replace("15432", "15432, hostnames: [a.b]")),
@@ -444,8 +444,26 @@ fn a_target_says_why_it_cannot_have_a_token() {
     assert!(why(&keycloak, "").contains("does not admit Targets of namespace data"));
     let google = keycloak.replace("preset: Keycloak", "preset: Google\n  values: {provider: x}");
     assert!(why(&google, namespace).contains("wants scopes"));
-    let aws = keycloak.replace("preset: Keycloak", "preset: AwsSts\n  values: {roleArn: x}");
-    assert!(why(&aws, namespace).starts_with("not built yet: "));
+    let aws = keycloak.replace("preset: Keycloak", "preset: AwsSts");
+    assert!(why(&aws, namespace).contains("gives keys to sign with, and credential.token wants a token"));
+    // Each credential takes its own kind of TokenIssuer, and says so where it is not that one.
+    let warned = |credential: &str, issuer: &str, field: &str| {
+        let spec = POSTGRES.replace("secret: {name: shop-agent}", credential);
+        let checked = checked(&format!("{}---\n{issuer}---\n{namespace}", target(&spec)));
+        assert_eq!(checked.problems, []);
+        let found = checked.warnings.iter().find(|warning| warning.field == field);
+        found.map(|warning| warning.message.clone()).unwrap_or_default()
+    };
+    let vault = keycloak.replace("preset: Keycloak", "preset: Vault\n  values: {mount: jwt, role: r}");
+    let user = "vault: {issuer: corp, mount: database, role: r}";
+    assert_eq!(warned(user, &vault, "spec.credential.vault.issuer"), "");
+    assert!(warned(user, &keycloak, "spec.credential.vault.issuer").contains("wants a token of Vault"));
+    let login =
+        "awsIam: {issuer: corp, roleArn: 'arn:aws:iam::123456789012:role/r', region: r, service: Rds, username: u}";
+    assert_eq!(warned(login, &aws, "spec.credential.awsIam.issuer"), "");
+    assert!(warned(login, &vault, "spec.credential.awsIam.issuer").contains("wants keys to sign with"));
+    let pinned = keycloak.replace("preset: Keycloak", "preset: AwsSts\n  values: {roleArn: x}");
+    one(&pinned, "spec.values.roleArn");
 }
 
 #[test]
@@ -611,4 +629,47 @@ fn a_user_of_a_vault_is_named_by_a_path_that_leads_nowhere_else() {
     );
     let raw = TCP.replace("none: {}", "vault: {issuer: corp, mount: database, role: r}");
     one(&target(&raw), "spec.credential");
+}
+
+#[test]
+fn a_login_by_aws_names_a_role_a_region_and_a_user_and_wants_verified_tls() {
+    let aws = POSTGRES.replace(
+        "{secret: {name: shop-agent}}",
+        "{awsIam: {issuer: aws, roleArn: 'arn:aws:iam::123456789012:role/db', region: eu-central-1, service: Rds, username: agent}}",
+    );
+    assert_eq!(checked(&target(&aws)).problems, []);
+    for arn in [
+        "''",
+        "arn:aws:iam::123456789012:user/db",
+        "arn:aws:iam::123:role/db",
+        "arn:aws:iam::123456789012:role/",
+        "arn:aws:sts::123456789012:role/db",
+        "'arn:aws:iam::123456789012:role/d b'",
+    ] {
+        changed(
+            &aws,
+            "'arn:aws:iam::123456789012:role/db'",
+            arn,
+            "spec.credential.awsIam.roleArn",
+        );
+    }
+    changed(&aws, "eu-central-1", "EU", "spec.credential.awsIam.region");
+    changed(&aws, ", username: agent", "", "spec.credential.awsIam.username");
+    changed(&aws, "issuer: aws", "issuer: sidegate", "spec.credential.awsIam.issuer");
+    let plain = format!("{aws}\ntls: {{mode: Disabled}}");
+    one(&target(&plain), "spec.credential.awsIam");
+}
+
+#[test]
+fn signing_requests_is_not_built_yet() {
+    let text = target(&POSTGRES.replace(
+        "{secret: {name: shop-agent}}",
+        "{awsIam: {issuer: aws, roleArn: 'arn:aws:iam::123456789012:role/db', region: eu-central-1, service: SigV4}}",
+    ));
+    let loaded = load(&[Source {
+        name: "a.yaml".to_owned(),
+        text,
+    }]);
+    let told: Vec<_> = loaded.problems.iter().map(|problem| problem.message.as_str()).collect();
+    assert!(told.len() == 1 && told[0].starts_with("not built yet"), "{told:?}");
 }

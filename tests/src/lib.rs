@@ -4,6 +4,7 @@
 //! Everything binds 127.0.0.1, lives in temporary folders and ends with the value that owns it. A part that cannot
 //! be had is an error that says how to get it, never a silent skip.
 
+pub mod amazon;
 pub mod authority;
 pub mod bearer;
 pub mod cluster;
@@ -14,6 +15,7 @@ pub mod names;
 pub mod people;
 pub mod ports;
 pub mod postgres;
+pub mod provider;
 pub mod psql;
 pub mod recording;
 pub mod shop;

@@ -1,6 +1,7 @@
 //! The suites against real servers, one program: each of its own would link every library again (some 100 MB each).
 //! `tests/lint/house.py` fails when a file beside this one is not named here.
 
+mod amazon;
 mod audit;
 mod audit_vectors;
 mod cancel;

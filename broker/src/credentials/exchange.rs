@@ -123,6 +123,7 @@ impl Exchanges {
         let until_ms = until_ms.min(job.who.ends.saturating_mul(1000));
         Ok(Exchanged {
             token: given.token,
+            more: given.more,
             from_ms,
             until_ms,
             generation: job.generation,

@@ -36,6 +36,8 @@ impl Drop for Answer {
 /// A token as a step gave it.
 pub(super) struct Given {
     pub(super) token: SecretString,
+    /// What belongs to it, in the preset's order.
+    pub(super) more: Vec<SecretString>,
     /// Seconds from when it was asked for.
     pub(super) life: i64,
 }
@@ -91,10 +93,16 @@ fn given(reply: &Reply, json: &Value, audience: &str, asked_at: i64) -> Result<G
         }
     }
     let token = json.pointer(&reply.token).and_then(Value::as_str).unwrap_or_default();
-    // RFC 6750 section 2.1: what cannot stand in a header is no token.
-    let formed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=:|,$%!*".contains(&byte);
-    if token.is_empty() || token.len() > MAX_TOKEN || !token.bytes().all(formed) {
+    if !formed(token) {
         return Err(broken("no token, or one that cannot be shown"));
+    }
+    let mut more = Vec::with_capacity(reply.more.len());
+    for pointer in &reply.more {
+        let text = json.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        if !formed(text) {
+            return Err(broken("a part of the token is missing, or cannot be shown"));
+        }
+        more.push(SecretString::from(text.to_owned()));
     }
     let claims = claims(token);
     if reply.audience == Audience::Checked {
@@ -111,8 +119,15 @@ fn given(reply: &Reply, json: &Value, audience: &str, asked_at: i64) -> Result<G
     }
     Ok(Given {
         token: SecretString::from(token.to_owned()),
+        more,
         life,
     })
+}
+
+/// RFC 6750 section 2.1: what cannot stand in a header is no token.
+fn formed(token: &str) -> bool {
+    let formed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/=:|,$%!*".contains(&byte);
+    !token.is_empty() && token.len() <= MAX_TOKEN && token.bytes().all(formed)
 }
 
 /// The shortest life that anybody names.

@@ -20,7 +20,7 @@ fn spec(preset: &Preset) -> TokenIssuerSpec {
         let text = match need {
             Need::Endpoint | Need::OptionalEndpoint => "https://idp.example:8443/as/token".to_owned(),
             // What could break out of a form, a JSON text or a path, if anything could.
-            Need::Required | Need::Optional => format!("a {name}&x=\"1\"/ö"),
+            Need::Required | Need::Optional | Need::Target => format!("a {name}&x=\"1\"/ö"),
         };
         (name.clone(), text)
     };
@@ -369,6 +369,7 @@ proptest::proptest! {
 fn held(until_ms: i64, generation: u64) -> Arc<Exchanged> {
     Arc::new(Exchanged {
         token: SecretString::from("t".to_owned()),
+        more: Vec::new(),
         from_ms: 0,
         until_ms,
         generation,

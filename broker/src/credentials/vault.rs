@@ -299,7 +299,9 @@ impl Drop for VaultLease {
     fn drop(&mut self) {
         let made = Arc::clone(&self.0);
         // While the broker stops nothing is ended: agents go on, and the child token ends by itself.
-        self.0.exchanges.tasks.spawn("vault end", made.end());
+        if tokio::runtime::Handle::try_current().is_ok() {
+            self.0.exchanges.tasks.spawn("vault end", made.end());
+        }
     }
 }
 

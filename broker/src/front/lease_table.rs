@@ -224,3 +224,59 @@ async fn look(front: &Front) {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use sidegate_policies::engine::Subject;
+
+    use super::*;
+
+    fn workload(pod_uid: &str) -> Arc<Workload> {
+        Arc::new(Workload {
+            subject: Subject {
+                namespace: "agents".into(),
+                service_account: "support".into(),
+                pod: "support-1".into(),
+                pod_uid: pod_uid.into(),
+                labels: Default::default(),
+            },
+            account_uid: "u".into(),
+            node: "n".into(),
+            instance: 1,
+            ends: i64::MAX,
+        })
+    }
+
+    fn held(who: &Arc<Workload>, until_ms: i64) -> Held {
+        Held {
+            who: Arc::clone(who),
+            target: "data/shop".into(),
+            credential: serde_json::from_str(r#"{"none": {}}"#).unwrap(),
+            until_ms,
+            upstream: None,
+        }
+    }
+
+    #[test]
+    fn nobody_ends_the_lease_of_another_pod_of_the_same_name() {
+        let (leases, one, other) = (Leases::default(), workload("uid-1"), workload("uid-2"));
+        assert!(leases.add("a", held(&one, 1_000), 0));
+        assert!(!leases.end("a", &other), "another pod");
+        assert!(!leases.end("b", &one), "another lease");
+        assert!(leases.end("a", &one) && !leases.end("a", &one));
+    }
+
+    #[test]
+    fn what_has_ended_is_neither_counted_nor_kept_nor_brought_back() {
+        let (leases, one) = (Leases::default(), workload("uid-1"));
+        leases.add("a", held(&one, 1_000), 0);
+        leases.add("b", held(&one, 2_000), 0);
+        assert!(leases.prolong("a", 3_000));
+        leases.sweep(2_000);
+        assert_eq!(leases.active(2_000), 1);
+        assert!(!leases.prolong("b", 9_000) && !leases.end("b", &one));
+        leases.add("c", held(&one, 9_000), 3_000);
+        assert!(!leases.end("a", &one), "a new one sweeps as well");
+    }
+}

@@ -25,7 +25,7 @@ use super::token::{mint, policies};
 use super::{json, Front, Refusal, MAX_BODY};
 use crate::audit::{Event, More};
 use crate::credentials::vault::{Drawing, Drawn, VaultLease, LIFE};
-use crate::credentials::{Exchanged, Failure, Wanted};
+use crate::credentials::{aws, Exchanged, Failure, Wanted};
 use crate::index::{Index, Offer};
 use crate::issuer::{random_id, Workload};
 use crate::lockdown::About;
@@ -240,6 +240,24 @@ async fn fetch(front: &Arc<Front>, caller: &Caller, asked: &LeaseRequest) -> Fet
                 revision: granted.index.revision(),
             }
         }
+        Credential::AwsIam(aws) => {
+            let Ok(Some(issuer)) = granted.index.objects().issuer_of(&bundled.target) else {
+                return Fetched::Nothing;
+            };
+            let (token, issuer) = aws::wanted(aws, issuer);
+            let wanted = Wanted {
+                who: &caller.workload,
+                thumbprint: &caller.thumbprint,
+                bundle: &granted.offer.version,
+                token: &token,
+                issuer: &issuer,
+                anew: asked.refused.is_some(),
+            };
+            Fetched::Token {
+                outcome: front.exchanges.token(wanted).await,
+                revision: granted.index.revision(),
+            }
+        }
         Credential::Vault(vault) => make(front, caller, asked, &granted, bundled, vault).await,
         Credential::None(_) => Fetched::Nothing,
     }
@@ -389,6 +407,20 @@ fn material(front: &Front, who: &Workload, granted: &Grantable, fetched: Fetched
                 user: none.username.clone(),
             };
             Ok(Given::new(material, SECRET_LIFE))
+        }
+        (Credential::AwsIam(aws), Fetched::Token { outcome, revision }) if revision == granted.index.revision() => {
+            let keys = outcome.map_err(exchange_refused)?;
+            let user = aws.username.clone().unwrap_or_default();
+            let address = &granted.bundled()?.target.spec.address;
+            let password = aws::password(aws, &user, address, &keys, front.clock.now()).map_err(exchange_refused)?;
+            let life = keys.life(who.ends, front.clock.now_ms());
+            let life = life.ok_or_else(|| (Refusal::unavailable(), "the keys are over already".to_owned()))?;
+            // Shown as a token is: within verified TLS, whatever the Target says of passwords.
+            let material = LeaseMaterial::Bearer {
+                user: Some(user),
+                token: password.to_string(),
+            };
+            Ok(Given::new(material, life.min(u64::try_from(aws::LIFE).unwrap_or(0))))
         }
         (Credential::Vault(_), Fetched::Made { outcome, revision }) if revision == granted.index.revision() => {
             let drawn = outcome.map_err(exchange_refused)?;

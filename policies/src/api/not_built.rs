@@ -66,7 +66,10 @@ pub const NOT_BUILT: &[NotBuilt] = &[
         "installation tokens of a GitHub App",
     ),
     entry("TokenIssuer.spec.preset=OpenRouter", "OpenRouter's keys by exchange"),
-    entry("Target.spec.credential.awsIam", "AWS IAM logins and request signing"),
+    entry(
+        "Target.spec.credential.awsIam.service=SigV4",
+        "signing requests to AWS's HTTP APIs; no protocol that is built sends any",
+    ),
     entry("Target.spec.credential.sshCertificate", "short-lived SSH certificates"),
     entry(
         "Target.spec.listen.hostnames",

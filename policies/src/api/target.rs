@@ -38,7 +38,7 @@ pub struct TargetSpec {
     /// Databases the agent may name at login. Empty: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub databases: Vec<String>,
-    /// How Sidegate logs in: exactly one of `secret`, `token`, `vault`, `none`.
+    /// How Sidegate logs in: exactly one of `secret`, `token`, `vault`, `awsIam`, `none`.
     pub credential: Credential,
     /// Where the target appears in the agent's network.
     pub listen: Listen,
@@ -163,6 +163,8 @@ pub enum Credential {
     Token(TokenCredential),
     /// A user that Vault or OpenBao makes for this lease and removes after it.
     Vault(VaultCredential),
+    /// A login that AWS IAM vouches for: for minutes, by a role that the agent's service account may assume.
+    AwsIam(AwsIamCredential),
     /// No credential: the target does not ask for one (TCP, or PostgreSQL `trust`).
     None(NoCredential),
 }
@@ -173,6 +175,7 @@ impl Credential {
         match self {
             Credential::Token(token) => Some(&token.issuer),
             Credential::Vault(vault) => Some(&vault.issuer),
+            Credential::AwsIam(aws) => Some(&aws.issuer),
             Credential::Secret(_) | Credential::None(_) => None,
         }
     }
@@ -183,6 +186,7 @@ impl Credential {
             Credential::Secret(_) => "secret",
             Credential::Token(_) => "token",
             Credential::Vault(_) => "vault",
+            Credential::AwsIam(_) => "awsIam",
             Credential::None(_) => "none",
         }
     }
@@ -246,6 +250,34 @@ pub struct VaultCredential {
     /// The engine's role: `<mount>/creds/<role>` is read.
     #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 253)))]
     pub role: String,
+}
+
+/// A login by AWS IAM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub struct AwsIamCredential {
+    /// The TokenIssuer that gives keys: one of preset AwsSts.
+    pub issuer: String,
+    /// The role that is assumed for the agent: `arn:aws:iam::ACCOUNT:role/NAME`.
+    #[cfg_attr(feature = "crd", schemars(length(min = 20, max = 2048)))]
+    pub role_arn: String,
+    /// The region of the target, such as `eu-central-1`.
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 32)))]
+    pub region: String,
+    /// What is logged in to.
+    pub service: AwsService,
+    /// The user or role named at login.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+}
+
+/// What AWS IAM vouches at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum AwsService {
+    /// An RDS or Aurora database: a signed `connect` request is the password, for 15 minutes.
+    Rds,
 }
 
 /// No credential. `username` is still sent where the protocol wants a name.

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{hosts, Checked, Report, OWN};
-use crate::api::target::{CaBundle, Credential, TargetProtocol, TlsMode, WeakLogin};
+use crate::api::target::{AwsIamCredential, CaBundle, Credential, TargetProtocol, TlsMode, WeakLogin};
 use crate::api::{Target, TargetSpec};
 use crate::credential_kinds::{self, MinimumTls};
 use crate::objects::{Located, Objects};
@@ -127,6 +127,7 @@ fn login(spec: &TargetSpec, report: &mut Report<'_>) {
                 }
             }
         }
+        Credential::AwsIam(aws) => aws_iam(aws, spec, report),
         Credential::None(_) => {}
     }
     let kind = credential_kinds::kind(&spec.credential);
@@ -138,6 +139,38 @@ fn login(spec: &TargetSpec, report: &mut Report<'_>) {
         let message = "InsideTLS says nothing where tls.mode is Disabled; use VerifyFull, or Refuse for SCRAM";
         report.problem("spec.weakLogin", message);
     }
+}
+
+fn aws_iam(aws: &AwsIamCredential, spec: &TargetSpec, report: &mut Report<'_>) {
+    report.reference("spec.credential.awsIam.issuer".to_owned(), &aws.issuer);
+    own(&spec.credential, report);
+    if !is_role(&aws.role_arn) {
+        let message = format!("`{}` is no role: arn:aws:iam::ACCOUNT:role/NAME", aws.role_arn);
+        report.problem("spec.credential.awsIam.roleArn", message);
+    }
+    let formed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if !(1..=32).contains(&aws.region.len()) || !aws.region.bytes().all(formed) {
+        report.problem(
+            "spec.credential.awsIam.region",
+            format!("`{}` is no region", aws.region),
+        );
+    }
+}
+
+/// `arn:PARTITION:iam::ACCOUNT:role/PATH`, as IAM forms it.
+fn is_role(arn: &str) -> bool {
+    let mut parts = arn.splitn(6, ':');
+    let mut part = || parts.next().unwrap_or_default();
+    let (arn_, partition, service, region, account, role) = (part(), part(), part(), part(), part(), part());
+    let formed = |byte: u8| byte.is_ascii_alphanumeric() || b"+=,.@_-/".contains(&byte);
+    arn.len() <= 2048
+        && (arn_, service, region) == ("arn", "iam", "")
+        && partition.starts_with("aws")
+        && account.len() == 12
+        && account.bytes().all(|byte| byte.is_ascii_digit())
+        && role
+            .strip_prefix("role/")
+            .is_some_and(|name| !name.is_empty() && name.bytes().all(formed))
 }
 
 /// Only tokens come from Sidegate's own issuer.
@@ -177,6 +210,7 @@ fn postgres(spec: &TargetSpec, report: &mut Report<'_>) {
     let (field, username) = match &spec.credential {
         Credential::Token(token) => ("spec.credential.token.username", &token.username),
         Credential::None(none) => ("spec.credential.none.username", &none.username),
+        Credential::AwsIam(aws) => ("spec.credential.awsIam.username", &aws.username),
         Credential::Secret(_) | Credential::Vault(_) => return carries_nothing(spec, report),
     };
     match username.as_deref() {
@@ -204,7 +238,7 @@ fn raw(spec: &TargetSpec, report: &mut Report<'_>) {
                 "a raw TCP stream has no login; remove it",
             );
         }
-        Credential::Secret(_) | Credential::Token(_) | Credential::Vault(_) => {
+        Credential::Secret(_) | Credential::Token(_) | Credential::Vault(_) | Credential::AwsIam(_) => {
             report.problem("spec.credential", "a raw TCP stream has no login; write `none: {}`");
         }
     }

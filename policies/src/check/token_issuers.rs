@@ -91,9 +91,10 @@ fn login(spec: &TokenIssuerSpec, preset: &Preset, report: &mut Report<'_>) {
 fn values(spec: &TokenIssuerSpec, preset: &Preset, report: &mut Report<'_>) {
     for (name, value) in &spec.values {
         let field = format!("spec.values.{name}");
-        match preset.values.get(name) {
+        match preset.values.get(name).filter(|need| **need != Need::Target) {
             None => {
-                let known: Vec<&str> = preset.values.keys().map(String::as_str).collect();
+                let own = preset.values.iter().filter(|(_, need)| **need != Need::Target);
+                let known: Vec<&str> = own.map(|(name, _)| name.as_str()).collect();
                 let message = format!(
                     "preset {} asks for no `{name}`; it takes: {}",
                     preset.name,
@@ -106,7 +107,7 @@ fn values(spec: &TokenIssuerSpec, preset: &Preset, report: &mut Report<'_>) {
                     report.problem(field, why);
                 }
             }
-            Some(Need::Required | Need::Optional) => {
+            Some(Need::Required | Need::Optional | Need::Target) => {
                 if value.is_empty() || value.len() > MAX_VALUE || value.chars().any(char::is_control) {
                     let message = format!("a value has 1 to {MAX_VALUE} bytes and no control characters");
                     report.problem(field, message);
@@ -117,7 +118,7 @@ fn values(spec: &TokenIssuerSpec, preset: &Preset, report: &mut Report<'_>) {
         }
     }
     for (name, need) in &preset.values {
-        let optional = matches!(need, Need::Optional | Need::OptionalEndpoint);
+        let optional = matches!(need, Need::Optional | Need::OptionalEndpoint | Need::Target);
         if !optional && !spec.values.contains_key(name) {
             let message = format!("preset {} wants `{name}`", preset.name);
             report.problem(format!("spec.values.{name}"), message);

@@ -210,7 +210,7 @@ async fn give_back(source: &dyn LeaseSource, held: State) {
 }
 
 /// What an answer means for the lease that is held: another one, or (true) the same one with another life.
-fn taken(
+pub(super) fn taken(
     lease: Lease,
     held: Option<&LeaseHandle>,
     asked: Instant,

@@ -201,12 +201,17 @@ async fn a_lease_that_goes_on_keeps_what_it_carries_and_ends_with_its_sessions_w
     assert_ne!(rig.credentials.lease(&rig.target).await.unwrap().id(), "lease-0");
 }
 
-#[test]
-fn an_answer_that_a_lease_goes_on_is_none_where_nothing_was_leased() {
-    let lease = Lease {
-        id: "lease-0".into(),
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_a_lease_goes_on_is_none_where_another_one_or_nothing_is_held() {
+    let kept = |id: &str| Lease {
+        id: id.into(),
         material: Wire::Kept,
         expires_in: 300,
     };
-    assert!(LeaseHandle::new(lease, tokio::time::Instant::now(), 0).is_none());
+    let (now, wall) = (tokio::time::Instant::now(), jiff::Timestamp::now().as_millisecond());
+    let rig = rig();
+    let held = rig.credentials.lease(&rig.target).await.unwrap();
+    assert!(keeper::taken(kept("lease-0"), Some(&held), now, wall).is_ok_and(|(_, goes_on)| goes_on));
+    assert!(keeper::taken(kept("lease-1"), Some(&held), now, wall).is_err());
+    assert!(keeper::taken(kept("lease-0"), None, now, wall).is_err());
 }

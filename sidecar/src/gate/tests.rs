@@ -602,3 +602,22 @@ async fn pol_10_an_answer_is_never_masked_by_the_plan_of_an_older_bundle() {
     planned.masks = Some(gate.masks());
     gone(gate.admit(planned));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_session_of_a_target_that_looks_once_at_its_credential_ends_after_a_day_of_work_unless_a_policy_says() {
+    let ends = |credential: serde_json::Value, limits: serde_json::Value| {
+        let bench = Bench::new();
+        let mut target = target("Postgres", 1, 1);
+        target["target"]["spec"]["credential"] = credential;
+        bench.enforce(json!([target]), json!([policy(rules(), limits)]));
+        let (gate, _entered) = connected(&bench);
+        let deadline = *gate.session.deadline.borrow();
+        deadline.map(|at| at.duration_since(tokio::time::Instant::now()).as_secs())
+    };
+    let secret = json!({"secret": {"name": "s"}});
+    assert_eq!(ends(secret.clone(), json!({})), Some(8 * 3600));
+    assert_eq!(ends(secret, json!({"maxSession": "10h"})), Some(10 * 3600));
+    let vault = json!({"vault": {"issuer": "corp", "mount": "database", "role": "r"}});
+    assert_eq!(ends(vault, json!({})), Some(8 * 3600));
+    assert_eq!(ends(json!({"none": {}}), json!({})), None);
+}
