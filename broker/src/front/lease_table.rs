@@ -268,6 +268,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_made_under_another_word_of_the_target_does_not_go_on() {
+        let held = held(&workload("uid-1"), 1_000);
+        let stands = |name: &str, credential: &str| {
+            let text = format!(
+                r#"{{"loopback": false, "target": {{"apiVersion": "sidegate.dev/v1alpha1", "kind": "Target",
+                "metadata": {{"name": "{name}", "namespace": "data"}}, "spec": {{"protocol": "Postgres",
+                "address": {{"host": "db", "port": 1}}, "listen": {{"port": 1}}, "credential": {credential}}}}}}}"#
+            );
+            held.stands(&serde_json::from_str(&text).unwrap())
+        };
+        assert!(stands("shop", r#"{"none": {}}"#));
+        assert!(!stands("shop", r#"{"none": {"username": "other"}}"#));
+        assert!(!stands("ledger", r#"{"none": {}}"#));
+    }
+
+    #[test]
     fn what_has_ended_is_neither_counted_nor_kept_nor_brought_back() {
         let (leases, one) = (Leases::default(), workload("uid-1"));
         leases.add("a", held(&one, 1_000), 0);

@@ -378,5 +378,7 @@ async fn what_cannot_be_removed_now_is_removed_when_the_vault_is_back() {
     let tried = |one: &Seen| one.path.ends_with("/revoke");
     provider.until(|seen| seen.iter().any(tried)).await;
     script.fail("/nothing", Reply::Never);
+    // The token goes only after the user has: it is what the user can be removed with.
     provider.until(|seen| removed(seen, 0)).await;
+    assert!(provider.seen().iter().filter(|one| tried(one)).count() >= 2);
 }
