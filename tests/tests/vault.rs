@@ -194,8 +194,9 @@ async fn a_vault_that_is_down_costs_nothing_while_the_lease_is_good_and_one_that
     let said = psql_async(port, DATABASE, &["SELECT session_user"]).await.unwrap();
     assert_eq!(said.out, user, "{said:?}");
     vault.fail(None);
-    world.stop().await;
+    world.sidecar.shutdown().await;
     gone(&server).await;
+    world.broker.shutdown().await;
 
     let Site { vault, world, port, .. } = site(Duration::from_secs(3600)).await;
     vault.fail(Some(403));
