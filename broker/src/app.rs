@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
+use sidegate_policies::api::Lockdown;
 use sidegate_policies::engine::Subject;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::approvals::store::RequestFolder;
 use crate::approvals::Approvals;
-use crate::attest::PodView;
+use crate::attest::{Attestor, PodView};
 use crate::audit::Audit;
 use crate::authority::{Authority, Home};
 use crate::back;
@@ -30,7 +31,7 @@ use crate::credentials::{Exchanges, Outbound};
 use crate::dpop::Dpop;
 use crate::front::budget::Budget;
 use crate::front::{self, Front, Leases, Streams};
-use crate::ground::{self, host, Ground, Read, Shared};
+use crate::ground::{self, host, Follow, Ground, Read, Shared};
 use crate::in_force::{accepted, InForce};
 use crate::issuer::{random, Issuer};
 use crate::keeper::Keeper;
@@ -127,12 +128,15 @@ impl Broker {
         let in_force = InForce::new(&state, &config, digest_key);
         let (in_force, index) = in_force.first(ground.objects, ground.withheld, ground.revisions)?;
         let lockdowns = Arc::new(Lockdowns::open(Arc::clone(&state), Arc::clone(&config.clock))?);
-        let secrets = (ground.secrets.clone(), config.place.home().to_owned());
-        let published = Arc::new(Published::new(ground.follow.key_maps()));
-        let exchanges = exchanges(&config, &issuer, &lockdowns, &audit, &tasks, secrets, published);
-        let metrics = Metrics::new().map_err(|error| StartError::crypto("metrics", error))?;
-        let mut attestor = ground.attestor;
-        attestor.timed = metrics.steps();
+        let exchanges = exchanges(
+            &config,
+            &issuer,
+            &lockdowns,
+            &audit,
+            &tasks,
+            (&ground.secrets, &ground.follow),
+        );
+        let (metrics, attestor) = timed(ground.attestor)?;
         let front = Arc::new(Front {
             issuer,
             authority: Arc::clone(&authority),
@@ -155,10 +159,8 @@ impl Broker {
             clock: Arc::clone(&config.clock),
             tasks: tasks.clone(),
         });
-        let lockdowns_at = ground.shared.as_ref().map(|shared| shared.at.lockdowns);
-        front.lockdowns.configure_as_of(ground.lockdowns, lockdowns_at)?;
-        switch::say_ended(&front.audit, &front.lockdowns);
-        accepted(&front.audit, front.index().revision()).map_err(|error| StartError::Records(error.to_string()))?;
+        let at = ground.shared.as_ref().map(|shared| shared.at.lockdowns);
+        begin(&front, ground.lockdowns, at)?;
         let reporter = Arc::new(Reporter {
             front: Arc::clone(&front),
             subject: ground.local.as_deref().map(subject_of),
@@ -174,29 +176,58 @@ impl Broker {
             token_written: config.clock.now(),
         };
         tasks.spawn("keeper", keeper.run());
-        let published = Arc::clone(front.exchanges.published());
-        let publish = published.run(Arc::clone(&front), listeners.front_url.clone(), tasks.stopping());
-        tasks.spawn("publish", publish);
-        tasks.spawn("leases", front::lease_table::keep(Arc::clone(&front)));
+        work(&front, listeners.front_url.clone());
         let late = Tasks::new();
         late.spawn("records", Arc::clone(&records).run(late.stopping()));
-        tasks.spawn("audit", Arc::clone(&front.audit).run(tasks.stopping()));
-        let running = Running {
-            front_addr: listeners.front_addr,
-            health_addr: listeners.health.as_ref().and_then(|health| health.local_addr().ok()),
-            front_url: listeners.front_url.clone(),
-            issuer_url: listeners.issuer_url.clone(),
-            ca_pem: authority.ca_pem().to_owned(),
-            ca_file: state.path("keys/ca.pem"),
-            control_socket: state.path("control.sock"),
-            reporter: Arc::clone(&reporter),
-            quit: CancellationToken::new(),
-            tasks,
-            late,
-        };
+        let running = running(&listeners, &state, &authority, &reporter, (tasks, late));
         serve(listeners, &authority, reporter, running.quit.clone());
         Ok(running)
     }
+}
+
+fn running(
+    listeners: &Listeners,
+    state: &StateDir,
+    authority: &Authority,
+    reporter: &Arc<Reporter>,
+    (tasks, late): (Tasks, Tasks),
+) -> Running {
+    Running {
+        front_addr: listeners.front_addr,
+        health_addr: listeners.health.as_ref().and_then(|health| health.local_addr().ok()),
+        front_url: listeners.front_url.clone(),
+        issuer_url: listeners.issuer_url.clone(),
+        ca_pem: authority.ca_pem().to_owned(),
+        ca_file: state.path("keys/ca.pem"),
+        control_socket: state.path("control.sock"),
+        reporter: Arc::clone(reporter),
+        quit: CancellationToken::new(),
+        tasks,
+        late,
+    }
+}
+
+/// The first Lockdowns, and on record what is in force.
+fn begin(front: &Front, lockdowns: Vec<Lockdown>, at: Option<u64>) -> Result<(), StartError> {
+    front.lockdowns.configure_as_of(lockdowns, at)?;
+    switch::say_ended(&front.audit, &front.lockdowns);
+    accepted(&front.audit, front.index().revision()).map_err(|error| StartError::Records(error.to_string()))
+}
+
+/// Counters, which the attestor's steps are told to.
+fn timed(mut attestor: Attestor) -> Result<(Metrics, Attestor), StartError> {
+    let metrics = Metrics::new().map_err(|error| StartError::crypto("metrics", error))?;
+    attestor.timed = metrics.steps();
+    Ok((metrics, attestor))
+}
+
+/// What goes on beside calls.
+fn work(front: &Arc<Front>, front_url: String) {
+    let tasks = &front.tasks;
+    let published = Arc::clone(front.exchanges.published());
+    tasks.spawn("publish", published.run(Arc::clone(front), front_url, tasks.stopping()));
+    tasks.spawn("leases", front::lease_table::keep(Arc::clone(front)));
+    tasks.spawn("audit", Arc::clone(&front.audit).run(tasks.stopping()));
 }
 
 /// What every broker has below its ground.
@@ -397,9 +428,10 @@ fn exchanges(
     lockdowns: &Arc<Lockdowns>,
     audit: &Arc<Audit>,
     tasks: &Tasks,
-    secrets: (Secrets, String),
-    published: Arc<Published>,
+    (secrets, follow): (&Secrets, &Follow),
 ) -> Arc<Exchanges> {
+    let secrets = (secrets.clone(), config.place.home().to_owned());
+    let published = Arc::new(Published::new(follow.key_maps()));
     Arc::new(Exchanges::new(
         Arc::clone(issuer),
         Arc::clone(lockdowns),

@@ -105,6 +105,7 @@ impl From<Revocation> for Revoke {
             login: read.login,
             reply: Reply {
                 token: "/".to_owned(),
+                more: Default::default(),
                 expires_in: None,
                 expires_at: None,
                 expect: Vec::new(),

@@ -234,6 +234,7 @@ mod tests {
             from_ms: 0,
             until_ms: 900_000,
             generation: 0,
+            ending: None,
         };
         let address = |host: &str, port| Address {
             host: host.to_owned(),

@@ -31,13 +31,21 @@ pub enum LeaseKind {
     Token,
     /// A user that a Vault made.
     Vault,
+    /// A login by AWS IAM.
+    AwsIam,
     /// Nothing but a name.
     None,
 }
 
 impl LeaseKind {
     /// Every kind.
-    pub const ALL: [LeaseKind; 4] = [LeaseKind::Secret, LeaseKind::Token, LeaseKind::Vault, LeaseKind::None];
+    pub const ALL: [LeaseKind; 5] = [
+        LeaseKind::Secret,
+        LeaseKind::Token,
+        LeaseKind::Vault,
+        LeaseKind::AwsIam,
+        LeaseKind::None,
+    ];
 
     /// Its word in metrics: the field of the Target.
     pub fn as_str(self) -> &'static str {
@@ -45,6 +53,7 @@ impl LeaseKind {
             LeaseKind::Secret => "secret",
             LeaseKind::Token => "token",
             LeaseKind::Vault => "vault",
+            LeaseKind::AwsIam => "awsIam",
             LeaseKind::None => "none",
         }
     }
@@ -54,6 +63,7 @@ impl LeaseKind {
             Credential::Secret(_) => LeaseKind::Secret,
             Credential::Token(_) => LeaseKind::Token,
             Credential::Vault(_) => LeaseKind::Vault,
+            Credential::AwsIam(_) => LeaseKind::AwsIam,
             Credential::None(_) => LeaseKind::None,
         }
     }
@@ -254,6 +264,7 @@ mod tests {
             target: "data/shop".into(),
             credential: serde_json::from_str(r#"{"none": {}}"#).unwrap(),
             until_ms,
+            token: None,
             upstream: None,
         }
     }
