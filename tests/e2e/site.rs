@@ -190,6 +190,7 @@ impl Site {
         ClusterOptions {
             kubeconfig: Some(self.folder.path().join("broker.json")),
             namespace: NAMESPACE.to_owned(),
+            name: DEFAULT_NAME.to_owned(),
             admission: Default::default(),
         }
     }

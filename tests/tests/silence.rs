@@ -5,9 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Error, Result};
 use sidegate_broker::authority::material::Material;
+use sidegate_broker::index::Index;
+use sidegate_broker::seal::Sealer;
 use sidegate_policies::api::target::TargetProtocol;
 use sidegate_policies::bundle::Staleness;
-use sidegate_policies::engine::TargetId;
+use sidegate_policies::engine::{Subject, TargetId};
+use sidegate_policies::wire::DenySet;
+use sidegate_sidecar::bundle_source::Seals;
 use sidegate_sidecar::config::Announced;
 use sidegate_sidecar::staleness::Limits;
 use sidegate_tests::ports;
@@ -315,5 +319,37 @@ async fn a_bundle_sealed_under_another_authority_is_refused_three_times_and_the_
     );
     sidecar.shutdown().await;
     broker.shutdown().await;
+    Ok(())
+}
+
+/// A sidecar goes on with the authority it pinned: seals lead there as handshakes do, past three newer ones.
+#[test]
+fn a_seal_leads_to_every_older_authority() -> Result<()> {
+    let who = Subject {
+        namespace: "agents".into(),
+        service_account: "support".into(),
+        pod: "support-1".into(),
+        pod_uid: "uid-1".into(),
+        labels: Default::default(),
+    };
+    let offer = Index::default().offer(&who);
+    let mut now = 1_800_000_000;
+    let mut present = Material::first(&[], now)?;
+    let mut pinned = vec![present.authority_pem().to_owned()];
+    let sealer = Sealer::default();
+    for _ in 0..3 {
+        now += 40 * 24 * 3600;
+        present = present.rolled(&[], now)?;
+        pinned.push(present.authority_pem().to_owned());
+        sealer.renew(&present)?;
+        let seal = sealer.seal(&offer, &who, &DenySet::default(), now * 1000)?;
+        for pem in &pinned {
+            Seals::pinned(pem)?.check(&seal, "uid-1", now * 1000)?;
+        }
+        let foreign = Material::first(&[], now)?;
+        ensure!(Seals::pinned(foreign.authority_pem())?
+            .check(&seal, "uid-1", now * 1000)
+            .is_err());
+    }
     Ok(())
 }

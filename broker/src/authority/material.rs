@@ -16,6 +16,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
+use sidegate_policies::seal::USAGE;
 use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::issuer::random;
@@ -180,6 +181,12 @@ impl Material {
         let next = authority(now)?;
         let mut params = authority_params(&next.name);
         validity(&mut params, now, next.until.min(self.authority.until));
+        // What a verifier demands of the end of a chain, some demand of its middle too: handshakes and seals (test
+        // `a_seal_leads_to_every_older_authority`).
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::Other(USAGE.to_vec()),
+        ];
         let key = next.key_pair()?;
         let cross = params.signed_by(&key, &self.authority.issuer()?)?.pem();
         let mut older = vec![Older {
