@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{json, Value};
 use sidegate_policies::api::Target;
+use sidegate_policies::pod::shape::SIDECAR;
 
 use crate::form::{items, text};
 use crate::refusal::Refusal;
@@ -21,6 +22,8 @@ const OWNED: [(&str, u16, u16); 4] = [
     ("daprd", 3_500, 3_500),
     ("daprd", 50_001, 50_001),
 ];
+/// Where a sidecar shows what it counts, or the first port behind it that nobody in the pod declares.
+const METRICS: u16 = 15_390;
 /// What Linux takes for outgoing connections by default.
 pub const EPHEMERAL: std::ops::RangeInclusive<u16> = 32_768..=60_999;
 
@@ -29,6 +32,8 @@ pub const EPHEMERAL: std::ops::RangeInclusive<u16> = 32_768..=60_999;
 pub struct Assigned {
     /// Port by `namespace/name`.
     pub ports: BTreeMap<String, u16>,
+    /// The port of the sidecar's metrics.
+    pub metrics: u16,
     /// `SIDEGATE_PORTS`, as the sidecar reads it.
     pub announced: Value,
     /// Where each Target is: `SIDEGATE_<TARGET>_HOST` and `_PORT`.
@@ -95,7 +100,19 @@ pub fn assign(
         }
         assigned.ports.insert(name, port);
     }
+    let free = |port: &u16| !taken.contains_key(port) && !declares(spec, *port);
+    assigned.metrics = (METRICS..).find(free).unwrap_or(METRICS);
     Ok(assigned)
+}
+
+/// Whether a container of the pod says that it listens there; what an earlier injection made is no container of its own.
+fn declares(spec: &Value, port: u16) -> bool {
+    let all = ["initContainers", "containers"].into_iter();
+    let mut others = all
+        .flat_map(|list| items(spec, list))
+        .filter(|container| text(container, "name") != SIDECAR);
+    others
+        .any(|container| items(container, "ports").any(|declared| declared.get("containerPort") == Some(&port.into())))
 }
 
 fn narrowed<'a>(granted: &[&'a Target], asked: Option<&[String]>) -> Result<Vec<&'a Target>, Refusal> {

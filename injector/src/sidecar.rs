@@ -53,6 +53,7 @@ impl Sidecar<'_> {
             "restartPolicy": "Always",
             "command": [PROGRAM],
             "env": self.environment(),
+            "ports": [{"containerPort": self.assigned.metrics, "name": "sg-metrics", "protocol": "TCP"}],
             "resources": self.resources(),
             "securityContext": {
                 "allowPrivilegeEscalation": false,
@@ -105,6 +106,7 @@ impl Sidecar<'_> {
             plain("SIDEGATE_PORTS", &self.assigned.announced.to_string()),
             plain("SIDEGATE_CLUSTER_DOMAIN", &install.cluster_domain),
             plain("SIDEGATE_STALENESS", self.profile.staleness.as_str()),
+            plain("SIDEGATE_METRICS_PORT", &self.assigned.metrics.to_string()),
         ];
         if !install.name_servers.is_empty() {
             all.push(plain("SIDEGATE_NAME_SERVERS", &install.name_servers.join(",")));

@@ -64,14 +64,6 @@ pub enum StartError {
         /// What the system said.
         error: std::io::Error,
     },
-    /// Where metrics are served.
-    #[error("metrics at {address}: {error}")]
-    Metrics {
-        /// Where.
-        address: std::net::SocketAddr,
-        /// What the system said.
-        error: std::io::Error,
-    },
     /// The threads of sessions.
     #[error("threads for sessions: {0}")]
     Threads(std::io::Error),
@@ -103,7 +95,6 @@ impl Sidecar {
         // Before anything that takes time: the first random number alone costs tens of milliseconds.
         let held = hold(&config)?;
         let scrapes = scrape::bind(&config.metrics).await;
-        let scrapes = scrapes.map_err(|(address, error)| StartError::Metrics { address, error })?;
         let [stop, stop_log, log_done] = [(); 3].map(|()| CancellationToken::new());
         let tasks = Tasks::on(Lanes::start(config.lanes).map_err(StartError::Threads)?);
         let identity = Identity::new(&config.token_file)?;

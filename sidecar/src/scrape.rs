@@ -45,17 +45,17 @@ pub struct Scraped {
     pub broker: Broker,
 }
 
-/// Binds the addresses.
-///
-/// # Errors
-/// The first that cannot be bound.
-pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, std::io::Error)> {
+/// Binds the addresses. What is taken stays so: an agent that has the port when its sidecar starts again takes the
+/// numbers away, which a scraper sees, and not the gate (test `a_taken_port_costs_the_numbers_alone`).
+pub async fn bind(addresses: &[SocketAddr]) -> Vec<TcpListener> {
     let mut listeners = Vec::new();
     for address in addresses {
-        let listener = TcpListener::bind(address).await;
-        listeners.push(listener.map_err(|error| (*address, error))?);
+        match TcpListener::bind(address).await {
+            Ok(listener) => listeners.push(listener),
+            Err(error) => tracing::error!(%address, %error, "no metrics are served there"),
+        }
     }
-    Ok(listeners)
+    listeners
 }
 
 /// Serves until told to stop.
@@ -268,6 +268,7 @@ impl Page {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 
@@ -293,5 +294,14 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_costs_the_numbers_alone() {
+        let taken = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let addresses = [taken.local_addr().unwrap(), ([127, 0, 0, 1], 0).into()];
+        let held = bind(&addresses).await;
+        assert_eq!(held.len(), 1);
+        assert_ne!(held[0].local_addr().unwrap(), addresses[0]);
     }
 }
