@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
 use sidegate_policies::wire::{ToBroker, ToSidecar};
+use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
 use self::client::{Sidecar, Stream};
@@ -32,8 +33,9 @@ pub use fleet::serve;
 pub const SERVE: &str = "--serve-broker";
 /// Exchanges under way at once.
 const EXCHANGERS: usize = 8;
-/// Handshakes under way at once while streams are opened.
+/// Handshakes under way at once while streams are opened for the first time, and when all come back together.
 const OPENING: usize = 64;
+const REOPENING: usize = 256;
 /// Everything that must come has come within this.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -212,7 +214,8 @@ async fn streams_of(row: &str, count: usize, rounds: usize, report: &mut Report)
     let bare = cpu::resident(pid)?;
     let since = Instant::now();
     let (tell, mut told) = tokio::sync::mpsc::channel::<Seen>(1 << 16);
-    let mut streams = open_all(&served, &served.tokens()?, count, tell).await?;
+    let (tokens, sidecars) = (served.tokens()?, sidecars(&served, count));
+    let mut streams = open_all(&served, &tokens, &sidecars, OPENING, &tell).await?;
     report.figure(
         &format!("{row}: all open after"),
         "s",
@@ -260,28 +263,43 @@ async fn streams_of(row: &str, count: usize, rounds: usize, report: &mut Report)
         report.figure(&name, "ms", late(&seen, began), (count == 1_000).then_some(1_000.0));
         asked.await??;
     }
-    drop(streams);
+    // As after a broker that died: every connection, session and stream anew, and what each is sent first.
+    streams.shutdown().await;
+    let since = Instant::now();
+    let mut streams = open_all(&served, &tokens, &sidecars, REOPENING, &tell).await?;
+    take(&mut told, 2 * count, &mut streams).await?;
+    let back = since.elapsed().as_secs_f64();
+    report.figure(&format!("{row}: all back after"), "s", back, 60.0);
     Ok(())
+}
+
+/// The sidecars of so many pods, each with a key.
+fn sidecars(served: &Served, count: usize) -> Vec<Arc<Mutex<Sidecar>>> {
+    let sidecar = |_| Arc::new(Mutex::new(Sidecar::new(&served.url)));
+    (0..count).map(sidecar).collect()
 }
 
 async fn open_all(
     served: &Served,
     tokens: &Tokens,
-    count: usize,
-    tell: tokio::sync::mpsc::Sender<Seen>,
+    sidecars: &[Arc<Mutex<Sidecar>>],
+    opening: usize,
+    tell: &tokio::sync::mpsc::Sender<Seen>,
 ) -> Result<JoinSet<Result<()>>> {
-    let turns = Arc::new(tokio::sync::Semaphore::new(OPENING));
+    let count = sidecars.len();
+    let turns = Arc::new(tokio::sync::Semaphore::new(opening));
     let opened = Arc::new(AtomicU64::new(0));
     let mut streams = JoinSet::new();
-    for pod in 0..count {
+    for (pod, sidecar) in sidecars.iter().enumerate() {
         let turn = Arc::clone(&turns).acquire_owned().await?;
         let (url, tls, token) = (served.url.clone(), Arc::clone(&served.tls), tokens(pod)?);
-        let (tell, opened) = (tell.clone(), Arc::clone(&opened));
+        let (tell, opened, sidecar) = (tell.clone(), Arc::clone(&opened), Arc::clone(sidecar));
         streams.spawn(async move {
-            let mut sidecar = Sidecar::new(&url);
+            let mut sidecar = sidecar.lock().await;
             let mut connection = client::connect(&url, tls).await?;
             sidecar.exchange(&mut connection, &token).await?;
             let mut stream = sidecar.stream(&mut connection).await?;
+            drop(sidecar);
             opened.fetch_add(1, Ordering::Relaxed);
             drop(turn);
             follow(&mut stream, &tell).await

@@ -145,11 +145,21 @@ impl Sidecar {
         connection.ready().await?;
         let response = connection.send_request(request).await?;
         ensure!(response.status() == StatusCode::OK, "the stream: {}", response.status());
-        Ok(Stream {
+        let stream = Stream {
             up,
             body: response.into_body(),
             buffer: BytesMut::new(),
-        })
+        };
+        // Nothing is offered to who does not say what it holds.
+        let hello = ToBroker::Hello {
+            protocol: 1,
+            release: "bench".to_owned(),
+            bundle: None,
+            revisions: Default::default(),
+            deny_revision: 0,
+        };
+        stream.say(&hello).await?;
+        Ok(stream)
     }
 }
 
@@ -175,7 +185,7 @@ impl Stream {
     }
 
     /// Sends a line.
-    pub async fn say(&mut self, line: &ToBroker) -> Result<()> {
+    pub async fn say(&self, line: &ToBroker) -> Result<()> {
         let mut text = serde_json::to_vec(line)?;
         text.push(b'\n');
         Ok(self.up.send(text.into()).await?)

@@ -27,7 +27,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use super::client::{self, Connection};
-use super::{exchanges, late, now_micros, open_all, take, Seen, Served, Tokens, PATIENCE};
+use super::{exchanges, late, now_micros, open_all, sidecars, take, Seen, Served, Tokens, OPENING, PATIENCE};
 use crate::report::{median, Report};
 use crate::Plan;
 
@@ -268,7 +268,8 @@ async fn rows(plan: &Plan, api: &Api, served: &Served, listen: &[u16], report: &
 
     let (tell, mut told) = tokio::sync::mpsc::channel::<Seen>(1 << 16);
     let began = Instant::now();
-    let mut streams = open_all(served, &from(0), PODS, tell).await?;
+    let sidecars = sidecars(served, PODS);
+    let mut streams = open_all(served, &from(0), &sidecars, OPENING, &tell).await?;
     let opened = began.elapsed().as_secs_f64();
     report.figure("broker-cluster-1k: all open after", "s", opened, None);
     take(&mut told, 2 * PODS, &mut streams).await?;
