@@ -127,7 +127,8 @@ impl Broker {
         let digest_key = digest_key(&state, ground.shared.as_ref())?;
         let in_force = InForce::new(&state, &config, digest_key);
         let (in_force, index) = in_force.first(ground.objects, ground.withheld, ground.revisions)?;
-        let lockdowns = Arc::new(Lockdowns::open(Arc::clone(&state), Arc::clone(&config.clock))?);
+        let lockdowns = Lockdowns::open(Arc::clone(&state), Arc::clone(&config.clock))?;
+        let lockdowns = Arc::new(lockdowns.of_generation(config.store_generation));
         let exchanges = exchanges(
             &config,
             &issuer,

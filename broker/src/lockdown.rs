@@ -136,8 +136,14 @@ struct Configured {
     version: Option<u64>,
 }
 
+/// Bits of a revision that are a version of the store; above them stands the store's generation, compared first.
+const VERSION_BITS: u32 = 48;
+/// The highest generation of a store: revisions stay positive where they are signed numbers.
+pub const MAX_GENERATION: u64 = (1 << 15) - 1;
+
 /// All Lockdowns of this broker.
 pub struct Lockdowns {
+    generation: u64,
     folder: PathBuf,
     state: Arc<StateDir>,
     clock: Arc<dyn Clock>,
@@ -158,6 +164,7 @@ impl Lockdowns {
             entries: Vec::new(),
         };
         let lockdowns = Lockdowns {
+            generation: 0,
             folder: state.dir("lockdowns")?,
             ends: Mutex::new(Ends::open(&state, clock.now_ms())),
             tally: Mutex::default(),
@@ -169,6 +176,20 @@ impl Lockdowns {
         };
         lockdowns.refresh()?;
         Ok(lockdowns)
+    }
+
+    /// The same over a store that was restored from a copy so often: its versions begin lower each time, and are newer
+    /// all the same (test `a_restored_store_counts_as_newer_once_its_generation_is_raised`).
+    #[must_use]
+    pub fn of_generation(mut self, generation: u64) -> Self {
+        self.generation = generation.min(MAX_GENERATION);
+        self
+    }
+
+    /// A version of the store as a revision.
+    fn revision_of(&self, version: u64) -> u64 {
+        let highest = (1u64 << VERSION_BITS).saturating_sub(1);
+        (self.generation << VERSION_BITS) | version.min(highest)
     }
 
     /// The deny set now.
@@ -193,6 +214,7 @@ impl Lockdowns {
 
     /// Either of them.
     pub fn configure_as_of(&self, lockdowns: Vec<Lockdown>, version: Option<u64>) -> Result<(), StateError> {
+        let version = version.map(|version| self.revision_of(version));
         *self.configured() = Some(Configured { lockdowns, version });
         self.refresh().map(|_| ())
     }
@@ -203,8 +225,10 @@ impl Lockdowns {
 
     /// A sidecar holds the set of this revision: whoever is behind it must catch up.
     pub fn held_elsewhere(&self, revision: u64) {
-        if revision > self.now().set.revision {
-            self.elsewhere.send_replace(revision);
+        // What was held before the store was restored is nothing to catch up with.
+        if revision > self.now().set.revision && revision >> VERSION_BITS >= self.generation {
+            let version = revision.saturating_sub(self.generation << VERSION_BITS);
+            self.elsewhere.send_replace(version);
         }
     }
 

@@ -197,3 +197,24 @@ fn in_a_cluster_the_revision_is_the_version_consumed_and_never_falls() {
     lockdowns.held_elsewhere(161);
     assert_eq!(*elsewhere.borrow_and_update(), 161);
 }
+
+#[test]
+fn a_restored_store_counts_as_newer_once_its_generation_is_raised() {
+    let bench = Bench::new();
+    let lockdowns = bench.open();
+    lockdowns.configure_at(Vec::new(), 5_000).unwrap();
+    let held = lockdowns.now().set.revision;
+    drop(lockdowns);
+    // The copy is older than what sidecars have seen: without another generation they would take nothing of it.
+    let restored = bench.open().of_generation(1);
+    restored.configure_at(Vec::new(), 40).unwrap();
+    let first = restored.now().set.revision;
+    assert!(first > held);
+    restored.configure_at(Vec::new(), 41).unwrap();
+    assert_eq!(restored.now().set.revision, first + 1);
+    let mut elsewhere = restored.elsewhere();
+    restored.held_elsewhere(held);
+    assert!(!elsewhere.has_changed().unwrap(), "it is of the store before");
+    restored.held_elsewhere(first + 60);
+    assert_eq!(*elsewhere.borrow_and_update(), 100, "a version of this store");
+}

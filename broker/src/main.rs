@@ -92,7 +92,13 @@ struct Arguments {
     #[arg(long, value_name = "https://HOST[:PORT]")]
     issuer_url: Option<String>,
     /// Raise it after the cluster's store was restored from a backup, or sidecars refuse its older revisions.
-    #[arg(long, requires = "kubernetes", value_name = "NUMBER", default_value_t = 0)]
+    #[arg(
+        long,
+        requires = "kubernetes",
+        value_name = "NUMBER",
+        default_value_t = 0,
+        value_parser = clap::value_parser!(u64).range(..=sidegate_broker::lockdown::MAX_GENERATION)
+    )]
     store_generation: u64,
     /// The agent, as NAMESPACE/NAME of its service account.
     #[arg(long = "as", value_name = "NAMESPACE/NAME", default_value = "local/agent")]

@@ -40,6 +40,7 @@ pub fn the_broker_installs_under_the_restricted_profile_and_leaves_its_records(c
         .collect();
     for argument in [
         "--kubernetes".to_owned(),
+        "--store-generation=0".to_owned(),
         format!("--front-url=https://{release}-broker.{namespace}.svc:8443"),
         format!("--issuer-url=https://{release}-broker.{namespace}.svc:8444"),
     ] {
