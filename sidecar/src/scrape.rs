@@ -164,6 +164,24 @@ impl Scraped {
                 &metrics.cut,
             ),
             ("bundle_nacks_total", "counter", "Bundles not taken.", &metrics.nacks),
+            (
+                "kept_refused_total",
+                "counter",
+                "Files with a bundle of an earlier start that were not taken.",
+                &metrics.kept_refused,
+            ),
+            (
+                "streams_lost_total",
+                "counter",
+                "Streams of the broker that fell silent or broke.",
+                &metrics.streams_lost,
+            ),
+            (
+                "heartbeats_skewed_total",
+                "counter",
+                "Heartbeats whose clock was more than a minute from ours.",
+                &metrics.skewed,
+            ),
         ] {
             page.one(name, kind, help, counter.get());
         }

@@ -50,6 +50,9 @@ async fn numbers_are_scraped_and_no_agent_text_is_among_them() {
         "sidegate_stream_silence_seconds ",
         "sidegate_bundle_age_seconds ",
         "sidegate_deny_revision ",
+        "sidegate_kept_refused_total 0",
+        "sidegate_streams_lost_total 0",
+        "sidegate_heartbeats_skewed_total 0",
         "sidegate_sat_age_seconds ",
     ] {
         let found = sidecar.lines().any(|line| line.starts_with(begins));
