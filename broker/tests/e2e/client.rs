@@ -268,14 +268,15 @@ impl Stream {
         }
     }
 
-    /// The next line that is not a heartbeat.
+    /// The next line that is not a heartbeat; a stream that says nothing else for half a minute is a failure.
     pub async fn news(&mut self) -> Option<ToSidecar> {
-        loop {
+        for _ in 0..30 {
             match self.next().await {
                 Some(ToSidecar::Heartbeat { .. }) => {}
-                other => return other,
+                line => return line,
             }
         }
+        panic!("nothing but heartbeats");
     }
 
     /// The version of the next bundle.

@@ -322,5 +322,5 @@ async fn a_stream_is_asked_to_end_after_its_time_and_ends_if_it_is_not_replaced(
     );
     assert!(matches!(stream.next().await, Some(ToSidecar::Heartbeat { .. })));
     world.clock.advance_ms(11_000);
-    while stream.next().await.is_some() {}
+    assert!(stream.news().await.is_none(), "it ends");
 }
