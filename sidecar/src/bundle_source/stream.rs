@@ -115,15 +115,21 @@ pub async fn run(source: Source, stop: CancellationToken) {
                 tracing::warn!(%error, "the stream to the broker was lost");
             }
         }
-        failures = if began.elapsed() > Duration::from_secs(10) {
-            0
-        } else {
-            failures.saturating_add(1)
-        };
+        let silent = source.enforcer.authority.silent();
+        failures = after(failures, silent.is_some_and(|silent| silent < began.elapsed()));
         tokio::select! {
             () = stop.cancelled() => return,
             () = sleep(ceiling(failures).mul_f64(random_unit())) => {}
         }
+    }
+}
+
+/// Failures in a row, after one more stream. Where the broker was heard on it none failed: replicas that restart one
+/// after the other must not keep a sidecar waiting as one that never answers does.
+fn after(failures: u32, heard: bool) -> u32 {
+    match heard {
+        true => 0,
+        false => failures.saturating_add(1),
     }
 }
 
@@ -436,5 +442,13 @@ mod tests {
             .map(|failures| ceiling(failures).as_secs_f64())
             .into();
         assert_eq!(seconds, [0.5, 0.5, 1.0, 8.0, 30.0, 30.0]);
+    }
+
+    #[test]
+    fn a_stream_on_which_the_broker_spoke_is_no_failure() {
+        assert_eq!(
+            [after(6, true), after(6, false), after(u32::MAX, false)],
+            [0, 7, u32::MAX]
+        );
     }
 }
