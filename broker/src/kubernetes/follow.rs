@@ -51,8 +51,10 @@ impl Follower {
                     if told.is_err() {
                         return;
                     }
+                    // A bookmark may have brought this replica there already, with nothing new in it: then the set is
+                    // published as of there, and otherwise what is listed anew brings it there (test
+                    // `a_lockdown_holds_while_replicas_die_and_come_back`).
                     self.kinds.seen_elsewhere(*elsewhere.borrow_and_update());
-                    continue;
                 }
             }
             changed.borrow_and_update();
