@@ -23,8 +23,12 @@ pub fn install_and_are_established(cluster: &Cluster) -> Result<()> {
     for kind in KINDS {
         let name = format!("customresourcedefinition/{kind}.sidegate.dev");
         for condition in ["Established", "NamesAccepted"] {
-            let wait = format!("--for=condition={condition}");
-            cluster.kubectl(&["wait", &wait, "--timeout=60s", &name], "")?;
+            // `kubectl wait` gives up on a definition so new that it has no conditions at all.
+            let status = format!(r#"jsonpath={{.status.conditions[?(@.type=="{condition}")].status}}"#);
+            let get = ["get", &name, "-o", &status];
+            cluster.until(&format!("{name} is {condition}"), || {
+                Ok(cluster.kubectl(&get, "")?.trim() == "True")
+            })?;
         }
     }
     Ok(())
