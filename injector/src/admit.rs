@@ -10,7 +10,8 @@ use sidegate_policies::api::injection_profile::Windows;
 use sidegate_policies::objects::{Namespace, Objects};
 use sidegate_policies::pod::rules::is_windows;
 
-use crate::annotations::{opts_out, INJECT, PREFIX};
+pub use crate::annotations::INJECT;
+use crate::annotations::{opts_out, PREFIX};
 use crate::install::Install;
 use crate::mutate::{mutate, Injected, Profile, Targets};
 use crate::refusal::Refusal;
@@ -64,6 +65,14 @@ struct Says {
     profile: String,
     may_opt_out: bool,
     only_audit: bool,
+}
+
+/// A namespace with no other label than the one that puts sidecars into its pods.
+pub fn enabled(name: &str) -> Namespace {
+    Namespace {
+        name: name.to_owned(),
+        labels: BTreeMap::from([(INJECT.to_owned(), "enabled".to_owned())]),
+    }
 }
 
 /// Decides about a pod of a namespace.

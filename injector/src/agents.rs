@@ -11,7 +11,7 @@ use sidegate_policies::pod::rules::Rules;
 use sidegate_policies::pod::shape::SIDECAR;
 
 use crate::assign::Assigned;
-use crate::form::{items, list, object, present, set, text};
+use crate::form::{items, list, object, others, present, set, text};
 
 /// Audiences that API servers have by default.
 const API_AUDIENCES: [&str; 3] = ["", "https://kubernetes.default.svc", "kubernetes.default.svc"];
@@ -116,11 +116,9 @@ impl Change<'_> {
             }
         }
         let mut kept = BTreeSet::new();
-        for list in ["initContainers", "containers"] {
-            // What an older or forged sidecar mounted goes with it.
-            for container in items(spec, list).filter(|container| text(container, "name") != SIDECAR) {
-                kept.extend(items(container, "volumeMounts").map(|mount| text(mount, "name").to_owned()));
-            }
+        // What an older or forged sidecar mounted goes with it.
+        for container in others(spec) {
+            kept.extend(items(container, "volumeMounts").map(|mount| text(mount, "name").to_owned()));
         }
         if let Some(all) = present(spec, "volumes") {
             all.retain(|volume| {

@@ -7,6 +7,7 @@ use serde_json::Value;
 use sidegate_policies::api::injection_profile::{InjectionProfileSpec, PodAnnotation};
 use sidegate_policies::quantity::{ByteSize, CpuShare};
 
+use crate::form::{others, text};
 use crate::refusal::Refusal;
 
 /// Every key of ours begins so.
@@ -134,10 +135,7 @@ fn words(text: &str) -> Vec<String> {
 
 fn containers(pod: &Value) -> impl Iterator<Item = &str> {
     let spec = pod.get("spec").unwrap_or(&Value::Null);
-    let lists = ["initContainers", "containers"];
-    let all = lists.into_iter().flat_map(|list| crate::form::items(spec, list));
-    all.map(|container| crate::form::text(container, "name"))
-        .filter(|name| *name != sidegate_policies::pod::shape::SIDECAR)
+    others(spec).map(|container| text(container, "name"))
 }
 
 /// Labels or annotations.

@@ -8,9 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{json, Value};
 use sidegate_policies::api::Target;
-use sidegate_policies::pod::shape::SIDECAR;
 
-use crate::form::{items, text};
+use crate::form::{containers, items, others, text};
 use crate::refusal::Refusal;
 
 /// More Targets than this are not announced to one pod.
@@ -107,12 +106,9 @@ pub fn assign(
 
 /// Whether a container of the pod says that it listens there; what an earlier injection made is no container of its own.
 fn declares(spec: &Value, port: u16) -> bool {
-    let all = ["initContainers", "containers"].into_iter();
-    let mut others = all
-        .flat_map(|list| items(spec, list))
-        .filter(|container| text(container, "name") != SIDECAR);
-    others
-        .any(|container| items(container, "ports").any(|declared| declared.get("containerPort") == Some(&port.into())))
+    others(spec)
+        .flat_map(|container| items(container, "ports"))
+        .any(|declared| declared.get("containerPort") == Some(&port.into()))
 }
 
 fn narrowed<'a>(granted: &[&'a Target], asked: Option<&[String]>) -> Result<Vec<&'a Target>, Refusal> {
@@ -140,10 +136,7 @@ fn narrowed<'a>(granted: &[&'a Target], asked: Option<&[String]>) -> Result<Vec<
 
 /// What the pod itself says about a port.
 fn declared(spec: &Value, target: &str, port: u16, warnings: &mut Vec<String>) -> Result<(), Refusal> {
-    for container in ["initContainers", "containers"]
-        .into_iter()
-        .flat_map(|list| items(spec, list))
-    {
+    for container in containers(spec) {
         let name = text(container, "name");
         for (owner, from, to) in OWNED {
             if name.starts_with(owner) && (from..=to).contains(&port) {

@@ -4,6 +4,8 @@
 //! that walks it. Invariant: after [`checked`] each list that is read is a list of objects, or absent.
 
 use serde_json::{Map, Value};
+use sidegate_policies::pod::shape::SIDECAR;
+pub use sidegate_policies::pod::shape::{list as items, text};
 
 use crate::refusal::Refusal;
 
@@ -80,14 +82,14 @@ fn objects(value: &Value, path: &str, fields: &[&str]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The items of a list, if it is there.
-pub fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
-    value.get(field).and_then(Value::as_array).into_iter().flatten()
+/// The containers of a spec, those that begin first and the others.
+pub fn containers(spec: &Value) -> impl Iterator<Item = &Value> {
+    items(spec, "initContainers").chain(items(spec, "containers"))
 }
 
-/// A text, or nothing.
-pub fn text<'a>(value: &'a Value, field: &str) -> &'a str {
-    value.get(field).and_then(Value::as_str).unwrap_or_default()
+/// The same without ours.
+pub fn others(spec: &Value) -> impl Iterator<Item = &Value> {
+    containers(spec).filter(|container| text(container, "name") != SIDECAR)
 }
 
 /// A list that is there already, to be changed.

@@ -3,6 +3,8 @@
 //! Refuses a broker that is not reached by verified TLS. Invariant: it holds nothing secret, because it is written
 //! into pods that agents may read.
 
+use std::path::Path;
+
 use serde::Deserialize;
 
 /// One installation of Sidegate, as sidecars are told of it.
@@ -28,19 +30,23 @@ fn cluster_local() -> String {
 }
 
 impl Install {
+    /// Reads one from a file.
+    ///
+    /// # Errors
+    /// What is wrong with the file, with its name.
+    pub fn from_file(path: &Path) -> Result<Self, String> {
+        let name = path.display();
+        let text = std::fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?;
+        Install::read(&text).map_err(|problems| format!("{name}: {}", problems.join("; ")))
+    }
+
     /// Reads one from YAML or JSON.
     ///
     /// # Errors
     /// Every problem, each with its field.
     pub fn read(text: &str) -> Result<Self, Vec<String>> {
         let read: Result<Install, _> = sidegate_policies::yaml::read(text);
-        let install = read.map_err(|mistakes| {
-            let said = mistakes.into_iter().map(|mistake| match mistake.field.is_empty() {
-                true => mistake.message,
-                false => format!("{}: {}", mistake.field, mistake.message),
-            });
-            said.collect::<Vec<String>>()
-        })?;
+        let install = read.map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<String>>())?;
         let problems = install.problems();
         match problems.is_empty() {
             true => Ok(install),

@@ -187,10 +187,10 @@ impl Cluster {
 
     fn change(&self, kind: Kind, change: impl FnOnce(&mut Found)) {
         let mut all = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        change(all.entry(kind).or_default());
-        let found = all.get(&kind).cloned().unwrap_or_default();
+        let found = all.entry(kind).or_default();
+        change(found);
         self.now
-            .send_modify(|snapshot| Arc::make_mut(snapshot).replace(kind, &found));
+            .send_modify(|snapshot| Arc::make_mut(snapshot).replace(kind, found));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sidegate's injector: puts the sidecar into agents' pods, and refuses pods that would void the gate.
 //!
-//! [`admit`] decides about one pod from what is known; [`mutate`] builds the injected pod. Both are pure: the webhook
-//! ([`server`], on what [`kubernetes`] knows) and `sidegate inject` call the same functions, so what is printed offline
+//! [`admit`] decides about one pod from what is known; `mutate` builds the injected pod. Both are pure: the webhook
+//! (`server`, on what `kubernetes` knows) and `sidegate inject` call the same functions, so what is printed offline
 //! is what a cluster would store.
 //! Refused: whatever is not understood, with words that stand alone. Invariant: nothing a pod says about itself is
 //! believed; what is ours is made anew every time.
@@ -13,11 +13,11 @@ pub mod app;
 mod assign;
 mod form;
 pub mod install;
-pub mod kubernetes;
-pub mod mutate;
+mod kubernetes;
+mod mutate;
 pub mod patch;
-pub mod refusal;
-pub mod review;
-pub mod server;
+mod refusal;
+mod review;
+mod server;
 mod sidecar;
-pub mod task;
+mod task;

@@ -46,7 +46,7 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    let install = match install(&arguments.install) {
+    let install = match Install::from_file(&arguments.install) {
         Ok(install) => install,
         Err(message) => return fail(&message, 2),
     };
@@ -82,12 +82,6 @@ async fn run(config: InjectorConfig) -> ExitCode {
     }
     running.shutdown().await;
     ExitCode::SUCCESS
-}
-
-fn install(path: &std::path::Path) -> Result<Install, String> {
-    let name = path.display();
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?;
-    Install::read(&text).map_err(|problems| format!("{name}: {}", problems.join("; ")))
 }
 
 fn fail(message: &str, code: u8) -> ExitCode {

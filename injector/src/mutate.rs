@@ -17,7 +17,7 @@ use sidegate_policies::quantity::{ByteSize, CpuShare};
 use crate::agents::Change;
 use crate::annotations::{self, Asked, STATUS};
 use crate::assign::{self, Assigned, EPHEMERAL};
-use crate::form::{self, items, list, object, set, text};
+use crate::form::{self, containers, items, list, object, others, set, text};
 use crate::install::Install;
 use crate::refusal::Refusal;
 use crate::sidecar::Sidecar;
@@ -144,11 +144,7 @@ pub fn mutate(
 /// Who the sidecar runs as: somebody no container of the pod says it is.
 fn user(spec: &Value, settings: &InjectionProfileSpec) -> Result<i64, Refusal> {
     let of_pod = spec.pointer("/securityContext/runAsUser");
-    let containers = ["initContainers", "containers"]
-        .into_iter()
-        .flat_map(|list| items(spec, list));
-    let others = containers.filter(|container| text(container, "name") != SIDECAR);
-    let mut taken: Vec<i64> = others
+    let mut taken: Vec<i64> = others(spec)
         .filter_map(|container| container.pointer("/securityContext/runAsUser"))
         .filter_map(Value::as_i64)
         .collect();
@@ -195,11 +191,7 @@ fn fits(
 
 /// Whether every container but ours is Guaranteed: limits for both, and requests equal to them.
 fn is_guaranteed(spec: &Value) -> bool {
-    let containers = ["initContainers", "containers"]
-        .into_iter()
-        .flat_map(|list| items(spec, list));
-    let mut others = containers.filter(|container| text(container, "name") != SIDECAR);
-    others.all(|container| {
+    others(spec).all(|container| {
         ["cpu", "memory"].into_iter().all(|resource| {
             let amount = |kind: &str| {
                 let found = container.pointer(&format!("/resources/{kind}/{resource}"));
@@ -228,27 +220,10 @@ fn place(spec: &mut Value, container: Value) {
     let Some(all) = list(spec, "initContainers") else {
         return;
     };
+    // Counted before what is called like ours goes: a proxy behind that is not in front.
     let leading = all.iter().take_while(|found| is_proxy(found)).count();
-    let there = all.iter().position(|found| text(found, "name") == SIDECAR);
-    match there.filter(|at| *at <= leading) {
-        Some(at) => {
-            if let Some(slot) = all.get_mut(at) {
-                *slot = container;
-            }
-        }
-        None => {
-            all.retain(|found| text(found, "name") != SIDECAR);
-            all.insert(leading.min(all.len()), container);
-        }
-    }
-    // Two of that name are nobody's work but an author's: only ours stays.
-    let mut seen = false;
-    all.retain(|found| {
-        let ours = text(found, "name") == SIDECAR;
-        let again = ours && seen;
-        seen |= ours;
-        !again
-    });
+    all.retain(|found| text(found, "name") != SIDECAR);
+    all.insert(leading, container);
 }
 
 /// A volume of ours, in its place if it has one.
@@ -257,18 +232,10 @@ fn put(spec: &mut Value, volume: Value) {
         return;
     };
     let name = text(&volume, "name").to_owned();
-    let first = all.iter().position(|found| text(found, "name") == name);
-    match first.and_then(|at| all.get_mut(at)) {
-        Some(slot) => *slot = volume,
-        None => all.push(volume),
-    }
-    let mut seen = false;
-    all.retain(|found| {
-        let same = text(found, "name") == name;
-        let again = same && seen;
-        seen |= same;
-        !again
-    });
+    let same = |found: &Value| text(found, "name") == name;
+    let at = all.iter().position(same).unwrap_or(all.len());
+    all.retain(|found| !same(found));
+    all.insert(at, volume);
 }
 
 /// Settings of the pod's network that the listeners need.
@@ -317,15 +284,12 @@ fn sysctls(spec: &mut Value, assigned: &Assigned) -> Result<(), Refusal> {
 
 /// What was done, for people; no decision ever reads it.
 fn annotate(pod: &mut Value, profile: &Profile<'_>, rules: &Rules<'_>, assigned: &Assigned, weak: &[Wrong]) {
-    let spec = pod.get("spec").cloned().unwrap_or_default();
+    let spec = pod.get("spec").unwrap_or(&Value::Null);
     let mut status = Map::new();
     status.insert("profile".to_owned(), profile.said().into());
     status.insert("tier".to_owned(), "Cooperative".into());
     status.insert("ports".to_owned(), json!(assigned.ports));
-    let containers = ["initContainers", "containers"]
-        .into_iter()
-        .flat_map(|list| items(&spec, list));
-    let exempt: Vec<&str> = containers
+    let exempt: Vec<&str> = containers(spec)
         .filter(|container| rules.is_exempt(container))
         .map(|container| text(container, "name"))
         .collect();
@@ -349,7 +313,7 @@ fn annotate(pod: &mut Value, profile: &Profile<'_>, rules: &Rules<'_>, assigned:
     if said.to_string().len() > MAX_STATUS {
         set(&mut said, "ports", json!(assigned.ports.len()));
     }
-    let first = items(&spec, "containers").find(|container| !rules.is_exempt(container));
+    let first = items(spec, "containers").find(|container| !rules.is_exempt(container));
     let first = first.map(|container| text(container, "name").to_owned());
     let Some(annotations) = object(pod, "metadata").and_then(|metadata| object(metadata, "annotations")) else {
         return;

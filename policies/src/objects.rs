@@ -52,6 +52,12 @@ impl Objects {
         })
     }
 
+    /// The namespace of this name, if it is described.
+    pub fn namespace(&self, name: &str) -> Option<&Namespace> {
+        let all = self.namespaces.iter().map(|located| &located.object);
+        all.into_iter().find(|namespace| namespace.name == name)
+    }
+
     /// The ConfigMap of this name, if there is one.
     pub fn config_map(&self, namespace: &str, name: &str) -> Option<&ConfigMap> {
         let all = self.config_maps.iter().map(|located| &located.object);
@@ -186,8 +192,8 @@ impl Objects {
 
     /// Labels of a namespace; none for one that is not described. Kubernetes' own label with the name is always there.
     pub fn namespace_labels(&self, namespace: &str) -> BTreeMap<String, String> {
-        let found = self.namespaces.iter().find(|located| located.object.name == namespace);
-        let mut labels = found.map(|located| located.object.labels.clone()).unwrap_or_default();
+        let found = self.namespace(namespace);
+        let mut labels = found.map(|found| found.labels.clone()).unwrap_or_default();
         labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
         labels
     }

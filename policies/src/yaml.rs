@@ -90,12 +90,7 @@ pub fn documents(text: &str) -> Result<Vec<Node>, SyntaxError> {
 /// Reads one typed value from a text of one document, reporting every problem. For files beside the kinds, such as
 /// the cases of `policy test`.
 pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Mistake>> {
-    let syntax = |error: SyntaxError| Mistake {
-        at: error.at.unwrap_or_default(),
-        field: String::new(),
-        message: error.message,
-    };
-    let mut documents = documents(text).map_err(|error| vec![syntax(error)])?;
+    let mut documents = documents(text).map_err(|error| vec![error.into()])?;
     let single = match (documents.pop(), documents.is_empty()) {
         (Some(node), true) => node,
         (found, _) => {
@@ -121,12 +116,7 @@ pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, Vec<Mistake>> {
 /// The documents of a text as plain values, reporting every problem. For objects of others' kinds, which are kept as
 /// they are.
 pub fn values(text: &str) -> Result<Vec<serde_json::Value>, Vec<Mistake>> {
-    let syntax = |error: SyntaxError| Mistake {
-        at: error.at.unwrap_or_default(),
-        field: String::new(),
-        message: error.message,
-    };
-    let documents = documents(text).map_err(|error| vec![syntax(error)])?;
+    let documents = documents(text).map_err(|error| vec![error.into()])?;
     let mut mistakes = Vec::new();
     let mut values = Vec::with_capacity(documents.len());
     for document in &documents {

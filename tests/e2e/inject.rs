@@ -14,11 +14,11 @@ use base64::Engine as _;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{json, Value};
-use sidegate_injector::admit::{admit, Verdict, World};
+use sidegate_injector::admit::{admit, enabled, Verdict, World};
 use sidegate_injector::app::{start, InjectorConfig, Running};
 use sidegate_injector::install::Install;
 use sidegate_injector::patch;
-use sidegate_policies::objects::{Namespace, Objects};
+use sidegate_policies::objects::Objects;
 use sidegate_policies::pod::shape::Shape;
 use sidegate_policies::yaml::{load, Source};
 use sidegate_tests::authority::Authority;
@@ -232,10 +232,7 @@ fn judged(audience: &str, pod: &Value) -> Result<Verdict> {
         text: PROFILE.to_owned(),
     }]);
     let objects: Objects = loaded.objects;
-    let namespace = Namespace {
-        name: "any".to_owned(),
-        labels: BTreeMap::from([("sidegate.dev/inject".to_owned(), "enabled".to_owned())]),
-    };
+    let namespace = enabled("any");
     let world = World {
         install: &install,
         objects: &objects,

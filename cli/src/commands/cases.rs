@@ -172,17 +172,8 @@ fn run_file(
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|error| Usage(format!("{name}: {error}")))?;
     let (file, lines) = parse(&text).map_err(|mistakes| {
-        let line = |mistake: &Mistake| {
-            let field = match mistake.field.is_empty() {
-                true => String::new(),
-                false => format!("{}: ", mistake.field),
-            };
-            format!(
-                "{name}:{}:{}: {field}{}",
-                mistake.at.line, mistake.at.column, mistake.message
-            )
-        };
-        Usage(mistakes.iter().map(line).collect::<Vec<_>>().join("\n"))
+        let lines = mistakes.iter().map(|mistake| mistake.in_file(&name));
+        Usage(lines.collect::<Vec<_>>().join("\n"))
     })?;
     let beside = file.schema.as_ref().map(|schema| path.with_file_name("").join(schema));
     let schema = Schema::read(schema.or(beside.as_deref()), file.postgres)?;

@@ -20,7 +20,7 @@ use serde_json::Value;
 use sidegate_injector::admit::{admit, Verdict, World};
 use sidegate_injector::install::Install;
 use sidegate_policies::check::check_apart;
-use sidegate_policies::objects::{Namespace, Objects};
+use sidegate_policies::objects::Objects;
 use sidegate_policies::yaml::{self, Source};
 
 /// The audience of tokens for the broker.
@@ -65,9 +65,7 @@ impl Known {
 
     pub fn verdict(&self, pod: &Value) -> Verdict {
         let name = pod["metadata"]["namespace"].as_str().unwrap();
-        let namespaces = self.objects.namespaces.iter().map(|located| &located.object);
-        let found = namespaces.into_iter().find(|namespace| namespace.name == name);
-        let namespace: &Namespace = found.unwrap();
+        let namespace = self.objects.namespace(name).unwrap();
         let world = World {
             install: &self.install,
             objects: &self.objects,

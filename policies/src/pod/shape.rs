@@ -83,11 +83,13 @@ impl Shape {
     }
 }
 
-pub(super) fn list<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
+/// The items of a list, if it is there.
+pub fn list<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
     value.get(field).and_then(Value::as_array).into_iter().flatten()
 }
 
-pub(super) fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+/// A text, or nothing.
+pub fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value.get(field).and_then(Value::as_str).unwrap_or_default()
 }
 

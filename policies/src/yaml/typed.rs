@@ -14,6 +14,7 @@ use serde::de::{IntoDeserializer, VariantAccess};
 
 use super::stand_in::StandIn;
 use super::tree::{join, Entry, Node, Position, Value};
+use super::SyntaxError;
 
 /// One mistake in a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +25,32 @@ pub struct Mistake {
     pub field: String,
     /// What is wrong and what to write instead.
     pub message: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.field.is_empty() {
+            true => f.write_str(&self.message),
+            false => write!(f, "{}: {}", self.field, self.message),
+        }
+    }
+}
+
+impl Mistake {
+    /// The same with where it is in a file of this name.
+    pub fn in_file(&self, name: &impl fmt::Display) -> String {
+        format!("{name}:{}:{}: {self}", self.at.line, self.at.column)
+    }
+}
+
+impl From<SyntaxError> for Mistake {
+    fn from(error: SyntaxError) -> Self {
+        Mistake {
+            at: error.at.unwrap_or_default(),
+            field: String::new(),
+            message: error.message,
+        }
+    }
 }
 
 /// More mistakes than this in one document are not looked for.
