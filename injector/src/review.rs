@@ -67,7 +67,7 @@ impl Request {
             .and_then(Value::as_str)
             .unwrap_or_default()
             .to_owned();
-        let refused = |message: String| Ok(Err(answer(&version, &uid, &Err(Refusal::invalid("review", message)))));
+        let refused = |message: String| Ok(Err(answer(&version, &uid, Err(Refusal::invalid("review", message)))));
         if version != VERSION {
             return refused(format!(
                 "the review is {version}, and only {VERSION} is spoken; write admissionReviewVersions: [v1]"
@@ -116,7 +116,7 @@ impl Request {
     }
 
     /// Why this pod is left alone whatever its namespace says: the kubelet's own pods, the cluster's, and ours.
-    fn spared(&self, own_namespace: &str) -> Option<&'static str> {
+    pub fn spared(&self, own_namespace: &str) -> Option<&'static str> {
         let mirror = self
             .pod
             .pointer("/metadata/annotations")
@@ -130,31 +130,14 @@ impl Request {
         spared.then_some("system")
     }
 
-    /// Decides, and answers.
-    pub fn decided(&self, own_namespace: &str, world: &World<'_>, namespace: &Namespace) -> (Value, Outcome) {
-        let verdict = match self.spared(own_namespace) {
-            Some(why) => Verdict::Untouched {
-                why,
-                warnings: Vec::new(),
-            },
-            None => admit(world, namespace, &self.pod),
-        };
-        match verdict {
+    /// Decides about a pod that is not [spared](Request::spared), and answers.
+    pub fn decided(&self, world: &World<'_>, namespace: &Namespace) -> (Value, Outcome) {
+        match admit(world, namespace, &self.pod) {
             Verdict::Refused(refusal) => self.refused(refusal),
-            Verdict::Untouched { why, warnings } => {
-                let answer = self.allowed("untouched", why, &[], &warnings);
-                let reason = why.to_owned();
-                (
-                    answer,
-                    Outcome {
-                        word: "untouched",
-                        reason,
-                    },
-                )
-            }
+            Verdict::Untouched { why, warnings } => self.untouched(why, &warnings),
             Verdict::Injected { injected, profile } => {
                 let operations = patch::between(&self.pod, &injected.pod);
-                let answer = self.allowed("injected", &profile, &operations, &injected.warnings);
+                let answer = self.allowed("injected", &profile, operations, &injected.warnings);
                 let outcome = Outcome {
                     word: "injected",
                     reason: profile,
@@ -164,20 +147,29 @@ impl Request {
         }
     }
 
+    /// Leaves the pod alone.
+    pub fn untouched(&self, why: &'static str, warnings: &[String]) -> (Value, Outcome) {
+        let outcome = Outcome {
+            word: "untouched",
+            reason: why.to_owned(),
+        };
+        (self.allowed("untouched", why, Vec::new(), warnings), outcome)
+    }
+
     /// Refuses.
     pub fn refused(&self, refusal: Refusal) -> (Value, Outcome) {
         let outcome = Outcome {
             word: "refused",
             reason: refusal.rule.to_owned(),
         };
-        (answer(VERSION, &self.uid, &Err(refusal)), outcome)
+        (answer(VERSION, &self.uid, Err(refusal)), outcome)
     }
 
-    fn allowed(&self, outcome: &str, reason: &str, operations: &[Value], warnings: &[String]) -> Value {
+    fn allowed(&self, outcome: &str, reason: &str, operations: Vec<Value>, warnings: &[String]) -> Value {
         let mut response = json!({"auditAnnotations": {"outcome": outcome, "reason": reason}});
         if let Some(response) = response.as_object_mut() {
             if !operations.is_empty() {
-                let text = Value::Array(operations.to_vec()).to_string();
+                let text = Value::Array(operations).to_string();
                 response.insert("patchType".to_owned(), "JSONPatch".into());
                 response.insert("patch".to_owned(), STANDARD.encode(text).into());
             }
@@ -186,14 +178,15 @@ impl Request {
                 response.insert("warnings".to_owned(), said.collect());
             }
         }
-        answer(VERSION, &self.uid, &Ok(response))
+        answer(VERSION, &self.uid, Ok(response))
     }
 }
 
 /// A whole answer; a refusal is one too, because the message of any other status would be lost.
-fn answer(version: &str, uid: &str, decided: &Result<Value, Refusal>) -> Value {
+fn answer(version: &str, uid: &str, decided: Result<Value, Refusal>) -> Value {
+    let allowed = decided.is_ok();
     let mut response = match decided {
-        Ok(response) => response.clone(),
+        Ok(response) => response,
         Err(refusal) => json!({
             "auditAnnotations": {"outcome": "refused", "reason": refusal.rule},
             "status": {
@@ -204,7 +197,7 @@ fn answer(version: &str, uid: &str, decided: &Result<Value, Refusal>) -> Value {
     };
     if let Some(response) = response.as_object_mut() {
         response.insert("uid".to_owned(), uid.into());
-        response.insert("allowed".to_owned(), decided.is_ok().into());
+        response.insert("allowed".to_owned(), allowed.into());
     }
     json!({"apiVersion": version, "kind": "AdmissionReview", "response": response})
 }

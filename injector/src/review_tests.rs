@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::admit::enabled;
 use crate::install::Install;
 use sidegate_policies::objects::Objects;
 use sidegate_policies::yaml::{load, Source};
@@ -48,11 +49,11 @@ fn decided(body: &[u8]) -> Value {
     match Request::read(body).unwrap() {
         Err(answer) => answer,
         Ok(request) => {
-            let namespace = Namespace {
-                name: request.namespace.clone(),
-                labels: [("sidegate.dev/inject".to_owned(), "enabled".to_owned())].into(),
-            };
-            request.decided("sidegate-system", &world, &namespace).0
+            let namespace = enabled(&request.namespace);
+            match request.spared("sidegate-system") {
+                Some(why) => request.untouched(why, &[]).0,
+                None => request.decided(&world, &namespace).0,
+            }
         }
     }
 }

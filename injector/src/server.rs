@@ -40,12 +40,10 @@ const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Answers reviews.
 pub struct Webhook {
-    /// The installation.
-    pub install: Install,
+    install: Install,
     /// The injector's own namespace, whose pods are left alone.
-    pub namespace: String,
-    /// What is known of the cluster.
-    pub cluster: Arc<Cluster>,
+    namespace: String,
+    cluster: Arc<Cluster>,
     reviews: Semaphore,
 }
 
@@ -65,8 +63,19 @@ impl Webhook {
             Ok(request) => request,
             Err(answer) => return Ok(answer),
         };
+        let (answer, outcome) = match request.spared(&self.namespace) {
+            // Before anything is looked up: these pods must come up while the API server is busy.
+            Some(why) => request.untouched(why, &[]),
+            None => self.decided(&request).await,
+        };
+        let Outcome { word, reason } = outcome;
+        tracing::info!(namespace = request.namespace, outcome = word, reason, "reviewed");
+        Ok(answer)
+    }
+
+    async fn decided(&self, request: &Request) -> (Value, Outcome) {
         let snapshot = self.cluster.now();
-        let (answer, outcome) = match self.namespace(&snapshot, &request.namespace).await {
+        match self.namespace(&snapshot, &request.namespace).await {
             Ok(namespace) => {
                 let world = World {
                     install: &self.install,
@@ -74,19 +83,15 @@ impl Webhook {
                     generations: &snapshot.generations,
                     unusable: &snapshot.unusable,
                 };
-                request.decided(&self.namespace, &world, &namespace)
+                request.decided(&world, &namespace)
             }
             Err(refusal) => request.refused(refusal),
-        };
-        let Outcome { word, reason } = outcome;
-        tracing::info!(namespace = request.namespace, outcome = word, reason, "reviewed");
-        Ok(answer)
+        }
     }
 
     /// We are asked because the server found the namespace enabled; where we know otherwise, we may lag behind.
     async fn namespace(&self, snapshot: &Snapshot, name: &str) -> Result<Namespace, Refusal> {
-        let namespaces = snapshot.objects.namespaces.iter().map(|located| &located.object);
-        let known = namespaces.into_iter().find(|namespace| namespace.name == name);
+        let known = snapshot.objects.namespace(name);
         if let Some(known) = known.filter(|known| is_enabled(known) == Ok(true)) {
             return Ok(known.clone());
         }
