@@ -39,6 +39,31 @@ fn inject(input: &str, more: &[&str]) -> Output {
     child.wait_with_output().unwrap()
 }
 
+/// Runs the verb on files with these texts.
+fn inject_files(texts: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let install = folder.path().join("install.yaml");
+    std::fs::write(&install, INSTALL).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sidegate"));
+    command.args(["inject", "--with", world().to_str().unwrap()]);
+    command.args(["--install", install.to_str().unwrap()]);
+    for (number, text) in texts.iter().enumerate() {
+        let file = folder.path().join(format!("{number}.yaml"));
+        std::fs::write(&file, text).unwrap();
+        command.args(["-f", file.to_str().unwrap()]);
+    }
+    command.output().unwrap()
+}
+
+#[test]
+fn files_without_pods_stay_documents_of_their_own() {
+    let map = |name: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}");
+    let (one, other) = (map("one"), map("other"));
+    let told = inject_files(&[&one, &other]);
+    assert_eq!(text(&told), format!("{one}\n---\n{other}"));
+    assert_eq!(text(&inject_files(&[&one])), one, "as it came");
+}
+
 fn text(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }

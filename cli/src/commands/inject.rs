@@ -1,19 +1,20 @@
 //! `sidegate inject`: manifests with their sidecars, offline, by the very code of the webhook.
 //!
 //! Owns where pods are within the kinds that make them. Refuses what the webhook would refuse, and then prints nothing,
-//! so that no half of a file is applied. Invariant: what holds no pod, or one that stays as it is, is printed as it came.
+//! so that no half of a file is applied. Invariant: where nothing is injected, all is printed as it came; else what holds
+//! no pod keeps its content, and not its comments.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{json, Value};
-use sidegate_injector::admit::{admit, Verdict, World};
+use sidegate_injector::admit::{admit, enabled, Verdict, World, INJECT};
 use sidegate_injector::install::Install;
-use sidegate_policies::objects::{Namespace, Objects};
+use sidegate_policies::objects::Objects;
 use sidegate_policies::yaml;
 
 use super::{source, Usage};
@@ -21,8 +22,6 @@ use crate::out::{visible, Out, Tone};
 
 /// Exit code for a pod that the webhook would refuse.
 const REFUSED: u8 = 3;
-/// The namespace's label that puts sidecars into its pods.
-const INJECT: &str = "sidegate.dev/inject";
 
 /// Arguments of `inject`.
 #[derive(Debug, Args)]
@@ -47,8 +46,8 @@ Exit codes:
   2  wrong usage, manifest or configuration
   3  a pod would be refused; nothing is printed")]
 pub struct InjectArgs {
-    /// Manifests: Pod, Deployment, ReplicaSet, StatefulSet, DaemonSet, Job, CronJob, or a List of them; `-` reads
-    /// standard input.
+    /// Manifests: Pod, Deployment, ReplicaSet, StatefulSet, DaemonSet, Job, CronJob, ReplicationController, PodTemplate,
+    /// or a List of them; `-` reads standard input.
     #[arg(short, long = "filename", value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// Folders or files with the InjectionProfile, Namespaces, Targets and policies.
@@ -80,7 +79,7 @@ struct Injector<'a> {
 
 /// Prints manifests with their sidecars.
 pub fn run(args: &InjectArgs, out: &Out) -> Result<ExitCode> {
-    let install = install(&args.install)?;
+    let install = Install::from_file(&args.install).map_err(Usage)?;
     let configuration = source::read_apart(&args.with)?;
     if !configuration.problems.is_empty() {
         source::print_problems(&configuration.problems, Tone::Bad, out);
@@ -110,18 +109,12 @@ pub fn run(args: &InjectArgs, out: &Out) -> Result<ExitCode> {
     if out.json() {
         out.document(&one(documents))?;
     } else if told.injected == 0 {
-        out.raw(texts.concat().as_bytes())?;
+        out.raw(joined(&texts).as_bytes())?;
     } else {
         let printed: Result<Vec<String>, _> = documents.iter().map(yaml::print).collect();
         out.raw(printed.context("printing")?.join("---\n").as_bytes())?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn install(path: &Path) -> Result<Install> {
-    let name = path.display();
-    let text = std::fs::read_to_string(path).map_err(|error| Usage(format!("{name}: {error}")))?;
-    Install::read(&text).map_err(|problems| Usage(format!("{name}: {}", problems.join("; "))).into())
 }
 
 /// The texts as they came, and every document in them.
@@ -139,13 +132,7 @@ fn manifests(files: &[PathBuf]) -> Result<(Vec<String>, Vec<Value>)> {
             text = std::fs::read_to_string(file).map_err(|error| Usage(format!("{name}: {error}")))?;
         }
         let found = yaml::values(&text).map_err(|mistakes| {
-            let lines = mistakes.iter().map(|mistake| {
-                let place = format!("{name}:{}:{}", mistake.at.line, mistake.at.column);
-                match mistake.field.is_empty() {
-                    true => format!("{place}: {}", mistake.message),
-                    false => format!("{place}: {}: {}", mistake.field, mistake.message),
-                }
-            });
+            let lines = mistakes.iter().map(|mistake| mistake.in_file(&name));
             Usage(lines.collect::<Vec<String>>().join("\n"))
         })?;
         documents.extend(found);
@@ -155,6 +142,21 @@ fn manifests(files: &[PathBuf]) -> Result<(Vec<String>, Vec<Value>)> {
         return Err(Usage("the manifests are empty".to_owned()).into());
     }
     Ok((texts, documents))
+}
+
+/// Texts as they came, each in documents of its own (test `files_without_pods_stay_documents_of_their_own`).
+fn joined(texts: &[String]) -> String {
+    let mut all = String::new();
+    for text in texts {
+        if !all.is_empty() {
+            if !all.ends_with('\n') {
+                all.push('\n');
+            }
+            all.push_str("---\n");
+        }
+        all.push_str(text);
+    }
+    all
 }
 
 /// Several documents as one, as kubectl prints them.
@@ -208,17 +210,12 @@ impl Injector<'_> {
     }
 
     fn pod(&mut self, label: &str, name: &str, pod: &mut Value) {
-        let namespaces = self.objects.namespaces.iter().map(|located| &located.object);
-        let found = namespaces.into_iter().find(|namespace| namespace.name == name).cloned();
-        let namespace = found.unwrap_or_else(|| {
+        let namespace = self.objects.namespace(name).cloned().unwrap_or_else(|| {
             let line = format!("namespace {name} is not among --with: taken as labelled {INJECT}=enabled");
             if !self.told.assumed.contains(&line) {
                 self.told.assumed.push(line);
             }
-            Namespace {
-                name: name.to_owned(),
-                labels: BTreeMap::from([(INJECT.to_owned(), "enabled".to_owned())]),
-            }
+            enabled(name)
         });
         let world = World {
             install: self.install,
