@@ -296,32 +296,14 @@ impl Index {
     }
 
     fn bundled(&self, target: &Target, subject: &Subject) -> Result<BundledTarget, String> {
-        let home = target.metadata.namespace.as_deref().unwrap_or_default();
-        let admitted = match &target.spec.allowed_namespaces {
-            None => home == subject.namespace,
-            Some(allowed) => allowed
-                .selector
-                .matches(&self.objects.namespace_labels(&subject.namespace)),
-        };
-        if !admitted {
+        if !self.objects.admits(target, &subject.namespace) {
             return Err(format!(
                 "NamespaceNotAllowed: allowedNamespaces does not admit namespace `{}`",
                 subject.namespace
             ));
         }
-        let named = self
-            .objects
-            .policies
-            .iter()
-            .map(|located| &located.object)
-            .any(|policy| {
-                names(&policy.spec.subjects, subject)
-                    && policy
-                        .spec
-                        .target_refs
-                        .iter()
-                        .any(|reference| refers(&policy.metadata.namespace, reference, target))
-            });
+        let mut policies = self.objects.policies.iter().map(|located| &located.object);
+        let named = policies.any(|policy| names(&policy.spec.subjects, subject) && policy.refers_to(target));
         if !named {
             return Err(format!(
                 "NoPolicy: no AccessPolicy that names `{}` refers to it",

@@ -7,11 +7,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::api::meta::LocalRef;
 use crate::api::target::Credential;
 use crate::api::token_issuer::{Authorities, HomeRef};
 use crate::api::{AccessPolicy, ClusterAccessPolicy, InjectionProfile, Lockdown, Target, TokenIssuer};
-use crate::check::OWN;
+use crate::check::{holds_certificate, OWN};
 use crate::compile::Problem;
 use crate::engine::Subject;
 use crate::presets::{self, Gives, Scopes};
@@ -72,23 +71,27 @@ impl Objects {
         let policies: Vec<&AccessPolicy> = policies
             .filter(|policy| policy.spec.subjects.iter().any(|wanted| wanted.matches(subject)))
             .collect();
-        let labels = self.namespace_labels(&subject.namespace);
         let granted = |target: &&Target| {
-            let home = target.metadata.namespace.as_deref();
-            let admitted = match &target.spec.allowed_namespaces {
-                None => home == Some(subject.namespace.as_str()),
-                Some(allowed) => allowed.selector.matches(&labels),
-            };
-            let refers = |policy: &&AccessPolicy| {
-                let named = |reference: &LocalRef| reference.name == target.metadata.name;
-                policy.metadata.namespace.as_deref() == home && policy.spec.target_refs.iter().any(named)
-            };
-            admitted && policies.iter().any(refers)
+            self.admits(target, &subject.namespace) && policies.iter().any(|policy| policy.refers_to(target))
         };
         let targets = self.targets.iter().map(|located| &located.object);
         let mut found: Vec<&Target> = targets.filter(granted).collect();
-        found.sort_by_key(|target| (target.metadata.namespace.as_deref(), target.metadata.name.as_str()));
+        found.sort_by_cached_key(|target| target.full_name());
         found
+    }
+
+    /// Whether a Target may be used from this namespace, as far as the Target says.
+    pub fn admits(&self, target: &Target, namespace: &str) -> bool {
+        match &target.spec.allowed_namespaces {
+            None => target.metadata.namespace.as_deref().unwrap_or_default() == namespace,
+            Some(allowed) => allowed.selector.matches(&self.namespace_labels(namespace)),
+        }
+    }
+
+    /// The TokenIssuer of this name, if there is one.
+    pub fn token_issuer(&self, name: &str) -> Option<&TokenIssuer> {
+        let all = self.token_issuers.iter().map(|located| &located.object);
+        all.into_iter().find(|issuer| issuer.metadata.name == name)
     }
 
     /// The TokenIssuer that has a part in how a Target is logged in to. Nothing: none has, or Sidegate's own issuer.
@@ -109,9 +112,7 @@ impl Objects {
                 }),
             };
         }
-        let all = self.token_issuers.iter().map(|located| &located.object);
-        let found = all.into_iter().find(|issuer| issuer.metadata.name == name);
-        let issuer = found.ok_or_else(|| Unresolved {
+        let issuer = self.token_issuer(name).ok_or_else(|| Unresolved {
             reason: "IssuerNotFound",
             message: format!("there is no TokenIssuer {name} (yet)"),
         })?;
@@ -184,7 +185,7 @@ impl Objects {
                 .into_iter()
                 .find(|map| map.namespace == home && map.name == reference.name);
             let pem = map.and_then(|map| map.data.get(&reference.key));
-            if let Some(pem) = pem.filter(|pem| pem.contains("-----BEGIN CERTIFICATE-----")) {
+            if let Some(pem) = pem.filter(|pem| holds_certificate(pem)) {
                 located.object.spec.ca_bundle = Some(Authorities::Inline(pem.clone()));
             }
         }
@@ -309,5 +310,45 @@ impl Origin {
             field: field.to_owned(),
             message: message.into(),
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::yaml::{load, Source};
+
+    #[test]
+    fn granted_targets_come_in_the_order_of_their_full_names() {
+        let target = |home: &str| {
+            format!(
+                "---\napiVersion: sidegate.dev/v1alpha1\nkind: Target\nmetadata: {{name: shop, namespace: {home}}}\nspec: \
+                 {{protocol: Postgres, address: {{host: db.example, port: 5432}}, credential: {{none: {{}}}}, listen: \
+                 {{port: 15432}}, allowedNamespaces: {{selector: {{}}}}}}\n---\napiVersion: sidegate.dev/v1alpha1\nkind: \
+                 AccessPolicy\nmetadata: {{name: all, namespace: {home}}}\nspec: {{targetRefs: [{{name: shop}}], subjects: \
+                 [{{serviceAccount: {{namespace: agents, name: support}}}}], rules: [{{name: r, effect: Allow, sql: \
+                 {{commands: [Select]}}}}]}}\n"
+            )
+        };
+        let text = format!("{}{}", target("data"), target("data-eu"));
+        let name = "all.yaml".to_owned();
+        let loaded = load(&[Source { name, text }]);
+        assert_eq!(loaded.problems, []);
+        let subject = Subject {
+            namespace: "agents".into(),
+            service_account: "support".into(),
+            pod: "support-1".into(),
+            pod_uid: "uid-1".into(),
+            labels: Default::default(),
+        };
+        let names: Vec<String> = loaded
+            .objects
+            .granted(&subject)
+            .into_iter()
+            .map(Target::full_name)
+            .collect();
+        // Of two on one port a pod is told of the first, and the broker, which orders whole names, offers it.
+        assert_eq!(names, ["data-eu/shop", "data/shop"]);
     }
 }

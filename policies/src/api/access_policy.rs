@@ -5,11 +5,20 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::meta::{LabelSelector, LocalRef, NamespacedRef, Object};
+use super::target::Target;
 use crate::engine::Subject;
 use crate::quantity::{ByteSize, Span};
 
 /// An AccessPolicy object.
 pub type AccessPolicy = Object<AccessPolicySpec>;
+
+impl AccessPolicy {
+    /// Whether one of its references names this Target: they stay within their namespace.
+    pub fn refers_to(&self, target: &Target) -> bool {
+        let named = |reference: &LocalRef| reference.name == target.metadata.name;
+        self.metadata.namespace == target.metadata.namespace && self.spec.target_refs.iter().any(named)
+    }
+}
 
 /// Who may do what on these Targets, what is masked, and what needs a person's approval.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -173,11 +173,7 @@ fn admitted(objects: &Objects, target: &Target, subjects: &[SubjectMatch], repor
         let Some(account) = &subject.service_account else {
             continue;
         };
-        let admits = match &target.spec.allowed_namespaces {
-            Some(allowed) => allowed.selector.matches(&objects.namespace_labels(&account.namespace)),
-            None => target.metadata.namespace.as_deref() == Some(&account.namespace),
-        };
-        if !admits {
+        if !objects.admits(target, &account.namespace) {
             let message = format!(
                 "Target {} does not admit namespace {}; see its spec.allowedNamespaces",
                 target.full_name(),
