@@ -97,6 +97,11 @@ impl Exchanged {
         u64::try_from(seconds).ok().filter(|seconds| *seconds > 0)
     }
 
+    /// Whether its provider is told when nobody has it any more.
+    pub fn is_ended_elsewhere(&self) -> bool {
+        self.ending.is_some()
+    }
+
     /// Whether it is given to those who ask again: a caller that renews in time gets a new one.
     fn fresh(&self, generation: u64, now_ms: i64) -> bool {
         let half = self.until_ms.saturating_sub(self.from_ms).div_euclid(2);
@@ -335,6 +340,26 @@ impl Exchanges {
         ask(&mut all.entry(*provider.key).or_insert_with(new).1, now_ms)
     }
 
+    /// Refuses where a provider is left alone for now.
+    fn admitted(&self, provider: Provider<'_>) -> Result<(), Failure> {
+        match self.health(provider, |health, now_ms| health.admit(now_ms)) {
+            true => Ok(()),
+            false => Err(Failure::new(Class::Retry, "the provider is left alone for now")),
+        }
+    }
+
+    /// Counts one try, and what it says of the provider's health.
+    fn told<T>(&self, provider: Provider<'_>, outcome: &Result<T, Failure>) {
+        let class = outcome.as_ref().map_or_else(|failure| failure.class.as_str(), |_| "Ok");
+        self.count(provider.name, class);
+        self.health(provider, |health, now_ms| match outcome {
+            Err(failure) if matches!(failure.class, Class::Retry | Class::Broken) => {
+                health.failed(now_ms, failure.retry_after);
+            }
+            _ => health.answered(),
+        });
+    }
+
     /// Counts one try.
     fn count(&self, name: &str, outcome: &'static str) {
         let mut requests = self.requests.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -363,12 +388,20 @@ impl Exchanges {
     }
 }
 
+/// A TokenIssuer's `spec` as text, and the key of this configuration of it.
+fn provider_of(issuer: &TokenIssuer) -> Result<(String, Key), Failure> {
+    let broken = |_| Failure::new(Class::Broken, "the TokenIssuer cannot be written");
+    let text = serde_json::to_string(&issuer.spec).map_err(broken)?;
+    let key = digest(&[&issuer.metadata.name, &text]);
+    Ok((text, key))
+}
+
 fn job(wanted: &Wanted<'_>, generation: u64) -> Result<Job, Failure> {
     let broken = |why: &str| Failure::new(Class::Broken, why);
     let spec = &wanted.issuer.spec;
     let preset = presets::find(&spec.preset);
     let preset = preset.ok_or_else(|| broken("the preset cannot be exchanged by"))?;
-    let text = serde_json::to_string(spec).map_err(|_| broken("the TokenIssuer cannot be written"))?;
+    let (text, provider) = provider_of(wanted.issuer)?;
     let name = &wanted.issuer.metadata.name;
     let mut scopes = wanted.token.scopes.clone();
     scopes.sort();
@@ -387,7 +420,7 @@ fn job(wanted: &Wanted<'_>, generation: u64) -> Result<Job, Failure> {
     ];
     Ok(Job {
         key: digest(&parts),
-        provider: digest(&[name, &text]),
+        provider,
         who: who.clone(),
         name: name.clone(),
         spec: spec.clone(),

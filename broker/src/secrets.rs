@@ -65,6 +65,13 @@ pub enum SecretError {
     },
 }
 
+impl SecretError {
+    /// Whether it may be otherwise in a moment, with nobody doing anything about it.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, SecretError::Io { .. } | SecretError::Cluster { .. })
+    }
+}
+
 const MAX_SECRET: u64 = 64 * 1024;
 
 /// Where the Secrets of Targets are.

@@ -5,23 +5,20 @@
 
 use std::time::Duration;
 
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use base64::Engine as _;
 use secrecy::{ExposeSecret as _, SecretString};
 use sidegate_policies::api::token_issuer::{Authorities, HomeRef, SubjectForm};
 use sidegate_policies::api::TokenIssuerSpec;
 use sidegate_policies::objects::absent;
-use sidegate_policies::presets::{AssertionAlg, AssertionSpec, Class, Field};
+use sidegate_policies::presets::{AssertionAlg, AssertionSpec, Class, Field, Step};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::reply::{judge, Given};
-use super::request::{Facts, Missing};
+use super::request::{Facts, Missing, Request};
 use super::{Exchanged, Exchanges, Failure, Job};
 use crate::issuer::{random, Assertion};
-use crate::jwt::Alg;
+use crate::jwt::{kid_of, Alg};
 use crate::lockdown::About;
-use crate::secrets::SecretError;
 
 /// Calls of one exchange that failed in passing, at most.
 const ATTEMPTS: u32 = 3;
@@ -61,23 +58,13 @@ impl Exchanges {
         let began = Instant::now();
         let mut tries = Tries::default();
         loop {
-            if !self.health(job.of(), |health, now_ms| health.admit(now_ms)) {
-                return Err(Failure::new(Class::Retry, "the provider is left alone for now"));
-            }
+            self.admitted(job.of())?;
             let outcome = self.once(job).await;
-            let class = outcome.as_ref().map_or_else(|failure| failure.class.as_str(), |_| "Ok");
-            self.count(&job.name, class);
+            self.told(job.of(), &outcome);
             let failure = match outcome {
-                Ok(held) => {
-                    self.health(job.of(), |health, _| health.answered());
-                    return Ok(held);
-                }
+                Ok(held) => return Ok(held),
                 Err(failure) => failure,
             };
-            self.health(job.of(), |health, now_ms| match failure.class {
-                Class::Retry | Class::Broken => health.failed(now_ms, failure.retry_after),
-                Class::Final | Class::Propagation | Class::Reassert => health.answered(),
-            });
             let again = tries.again(&failure, || self.health(job.of(), |health, _| health.retry()));
             if !again || began.elapsed() >= OVERALL {
                 return Err(failure);
@@ -94,25 +81,12 @@ impl Exchanges {
         let secret = self.client_secret(job).await?;
         let mut previous = SecretString::from(String::new());
         let mut given: Option<Given> = None;
+        let secret = secret.as_ref().map(|secret| secret.as_str());
         for step in &job.preset.steps {
-            let mut facts = Facts {
-                spec: &job.spec,
-                audience: &job.audience,
-                scope: &job.scope,
-                pod_uid: &job.who.subject.pod_uid,
-                assertion: "",
-                previous: previous.expose_secret(),
-                secret: secret.as_ref().map(|secret| secret.as_str()),
-            };
-            let assertion = match step.assertion.as_ref().filter(|_| step.asserts(secret.is_some())) {
-                Some(wanted) => self.assertion(job, wanted, &facts)?,
-                None => SecretString::from(String::new()),
-            };
-            facts.assertion = assertion.expose_secret();
-            let request = facts.request(step).map_err(lacking)?;
-            let ca_pem = job.authorities()?;
+            let request = self.request(job, step, previous.expose_secret(), secret)?;
+            let ca_pem = trusted(&job.spec)?;
             let asked_at = self.clock.now();
-            let answer = self.outbound.post(&request, ca_pem).await?;
+            let answer = self.outbound.send(&request, ca_pem).await?;
             let next = judge(step, &answer, &job.audience, asked_at)?;
             previous = next.token.clone();
             given = Some(next);
@@ -129,6 +103,31 @@ impl Exchanges {
             generation: job.generation,
             ending: None,
         })
+    }
+
+    /// One step's request, with an assertion of its own where it wants one.
+    pub(super) fn request(
+        &self,
+        job: &Job,
+        step: &Step,
+        previous: &str,
+        secret: Option<&str>,
+    ) -> Result<Request, Failure> {
+        let mut facts = Facts {
+            spec: &job.spec,
+            audience: &job.audience,
+            scope: &job.scope,
+            pod_uid: &job.who.subject.pod_uid,
+            assertion: "",
+            previous,
+            secret,
+        };
+        let assertion = match step.assertion.as_ref().filter(|_| step.asserts(secret.is_some())) {
+            Some(wanted) => self.assertion(job, wanted, &facts)?,
+            None => SecretString::from(String::new()),
+        };
+        facts.assertion = assertion.expose_secret();
+        facts.request(step).map_err(lacking)
     }
 
     /// Refuses where the client's secret is frozen: what is suspected to have leaked opens nothing more.
@@ -157,9 +156,9 @@ impl Exchanges {
         let path = format!("{}/{name}", self.home);
         let read = self.secrets.read(&self.home, name, &[key]).await;
         let read = read.map_err(|error| {
-            let class = match &error {
-                SecretError::Io { .. } | SecretError::Cluster { .. } => Class::Retry,
-                _ => Class::Final,
+            let class = match error.is_passing() {
+                true => Class::Retry,
+                false => Class::Final,
             };
             Failure::new(class, format!("its client's secret: {error}"))
         })?;
@@ -173,12 +172,7 @@ impl Exchanges {
         secret.map(Some).ok_or_else(empty)
     }
 
-    pub(super) fn assertion(
-        &self,
-        job: &Job,
-        wanted: &AssertionSpec,
-        facts: &Facts<'_>,
-    ) -> Result<SecretString, Failure> {
+    fn assertion(&self, job: &Job, wanted: &AssertionSpec, facts: &Facts<'_>) -> Result<SecretString, Failure> {
         let claim = |field: &Field| -> Result<String, Failure> {
             let text = facts.fill(field).map_err(lacking)?;
             text.map(str::to_owned)
@@ -202,18 +196,11 @@ impl Exchanges {
         let signed = self.issuer.assertion(&assertion, job.who.ends, self.clock.now());
         let signed = signed.map_err(|_| Failure::new(Class::Retry, "no assertion can be signed now"))?;
         if let Some(place) = &job.spec.publish {
-            let kid = kid(&signed).unwrap_or_default();
+            let kid = kid_of(&signed).unwrap_or_default();
             let held = self.published.holds(place, &kid);
             held.map_err(|why| Failure::new(Class::Retry, format!("our keys are not published: {why}")))?;
         }
         Ok(SecretString::from(signed))
-    }
-}
-
-impl Job {
-    /// Who vouches for the provider; nothing: the system's roots do.
-    pub(super) fn authorities(&self) -> Result<Option<&str>, Failure> {
-        trusted(&self.spec)
     }
 }
 
@@ -226,14 +213,7 @@ pub(super) fn trusted(spec: &TokenIssuerSpec) -> Result<Option<&str>, Failure> {
     }
 }
 
-/// The id of the key that signed a token of ours.
-fn kid(token: &str) -> Option<String> {
-    let header = URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
-    let header: serde_json::Value = serde_json::from_slice(&header).ok()?;
-    Some(header.get("kid")?.as_str()?.to_owned())
-}
-
-pub(super) fn lacking(missing: Missing) -> Failure {
+fn lacking(missing: Missing) -> Failure {
     Failure::new(Class::Broken, missing.0)
 }
 

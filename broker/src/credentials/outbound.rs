@@ -1,4 +1,4 @@
-//! The one way out of the broker to an identity provider: a POST over verified TLS, and a small answer.
+//! The one way out of the broker to an identity provider: one request over verified TLS, and a small answer.
 //!
 //! Refuses anything but https, addresses that are this machine's or its link's, redirects (they are answers like
 //! others, and never followed), compressed or large answers, and slow ones. Every connection is new and carries one
@@ -62,7 +62,7 @@ impl Outbound {
     }
 
     /// Sends a request, and gives the whole answer.
-    pub(super) async fn post(&self, request: &Request, ca_pem: Option<&str>) -> Result<Answer, Failure> {
+    pub(super) async fn send(&self, request: &Request, ca_pem: Option<&str>) -> Result<Answer, Failure> {
         match tokio::time::timeout(DEADLINE, self.exchange(request, ca_pem)).await {
             Ok(answer) => answer,
             Err(_) => Err(absent("no whole answer within 10 s")),
@@ -70,7 +70,7 @@ impl Outbound {
     }
 
     async fn exchange(&self, request: &Request, ca_pem: Option<&str>) -> Result<Answer, Failure> {
-        let url = url::read(&request.url).map_err(|_| broken("the URL is not one to post to"))?;
+        let url = url::read(&request.url).map_err(|_| broken("the URL is not one to ask"))?;
         let stream = self.connect(&url, ca_pem).await?;
         let (mut sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_ANSWER)

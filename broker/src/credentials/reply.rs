@@ -70,18 +70,20 @@ fn failure(step: &Step, answer: &Answer, json: Option<&Value>) -> Failure {
     let (class, why) = match rule {
         // What the preset says, not what the provider said.
         Some(rule) => (rule.class, format!("status {status}, {} is {}", rule.at, rule.is)),
-        None => {
-            let class = match status {
-                408 | 425 | 429 | 500.. => Class::Retry,
-                _ => Class::Final,
-            };
-            (class, format!("status {status}"))
-        }
+        None => (class_of(status), format!("status {status}")),
     };
     Failure {
         class,
         why,
         retry_after: answer.retry_after,
+    }
+}
+
+/// What a status means where nothing else is known of an answer.
+pub(super) fn class_of(status: u16) -> Class {
+    match status {
+        408 | 425 | 429 | 500.. => Class::Retry,
+        _ => Class::Final,
     }
 }
 

@@ -13,8 +13,8 @@ use sidegate_policies::presets::{Class, Placeholder, Revoke};
 use sidegate_policies::record::Kind;
 use tokio::sync::Semaphore;
 
-use super::exchange::lacking;
-use super::request::Facts;
+use super::exchange::trusted;
+use super::reply::class_of;
 use super::{Exchanged, Exchanges, Failure, Job};
 use crate::audit::Event;
 
@@ -69,10 +69,13 @@ impl Exchanges {
     }
 
     async fn end(&self, job: &Job, token: &SecretString, until_ms: i64) {
-        let Ok(_turn) = AT_ONCE.acquire().await else { return };
         let mut pauses = PAUSES.iter();
         let outcome = loop {
-            let tried = self.revoke(job, token).await;
+            // Held while it is asked and not between: providers that are down keep no turn from those that answer.
+            let tried = match AT_ONCE.acquire().await {
+                Ok(_turn) => self.revoke(job, token).await,
+                Err(_) => return,
+            };
             let failed = match tried {
                 Err(failure) if failure.class == Class::Retry => failure,
                 done => break done,
@@ -86,23 +89,17 @@ impl Exchanges {
             Ok(()) => format!("{} for `{}`", job.preset.name, job.audience),
             Err(failure) => format!("it lives on to its own end: {failure}"),
         };
-        let (subject, pod_uid) = (job.who.client_id(), job.who.subject.pod_uid.clone());
-        let (name, audit, revoked) = (job.name.clone(), Arc::clone(&self.audit), outcome.is_ok());
-        let noted = self.tasks.blocking(move || {
-            let event = if revoked {
-                "exchange.revoked"
-            } else {
-                "exchange.unrevoked"
-            };
-            audit.note(Event {
-                subject: &subject,
-                pod_uid: &pod_uid,
-                object: &name,
-                detail: &detail,
-                ..Event::new(Kind::Issued, event)
-            });
+        let event = match outcome {
+            Ok(()) => "exchange.revoked",
+            Err(_) => "exchange.unrevoked",
+        };
+        self.audit.note(Event {
+            subject: &job.who.client_id(),
+            pod_uid: &job.who.subject.pod_uid,
+            object: &job.name,
+            detail: &detail,
+            ..Event::new(Kind::Issued, event)
         });
-        noted.await;
     }
 
     /// One request. RFC 7009 section 2.2: 200, also for a token that is over already.
@@ -111,26 +108,12 @@ impl Exchanges {
         let Revoke(step) = job.preset.revoke.as_ref().ok_or_else(none)?;
         // Frozen or not: a Lockdown is the very time to end what this secret opened.
         let secret = self.client_secret(job).await?;
-        let mut facts = Facts {
-            spec: &job.spec,
-            audience: &job.audience,
-            scope: &job.scope,
-            pod_uid: &job.who.subject.pod_uid,
-            assertion: "",
-            previous: token.expose_secret(),
-            secret: secret.as_ref().map(|secret| secret.as_str()),
-        };
-        let assertion = match step.assertion.as_ref().filter(|_| step.asserts(secret.is_some())) {
-            Some(wanted) => self.assertion(job, wanted, &facts)?,
-            None => SecretString::from(String::new()),
-        };
-        facts.assertion = assertion.expose_secret();
-        let request = facts.request(step).map_err(lacking)?;
-        let answer = self.outbound.post(&request, job.authorities()?).await?;
+        let secret = secret.as_ref().map(|secret| secret.as_str());
+        let request = self.request(job, step, token.expose_secret(), secret)?;
+        let answer = self.outbound.send(&request, trusted(&job.spec)?).await?;
         match answer.status {
             200..=299 => Ok(()),
-            status @ (408 | 425 | 429 | 500..) => Err(Failure::new(Class::Retry, format!("status {status}"))),
-            status => Err(Failure::new(Class::Final, format!("status {status}"))),
+            status => Err(Failure::new(class_of(status), format!("status {status}"))),
         }
     }
 }

@@ -23,7 +23,7 @@ use super::cache::Key;
 use super::exchange::trusted;
 use super::reply::Answer;
 use super::request::Request;
-use super::{digest, Exchanged, Exchanges, Failure, Provider, Wanted};
+use super::{provider_of, Exchanged, Exchanges, Failure, Provider, Wanted};
 use crate::audit::Event;
 use crate::issuer::Workload;
 
@@ -166,12 +166,12 @@ impl Exchanges {
         let origin = url::read(&spec.issuer)
             .map_err(|_| broken("its issuer is no URL"))?
             .origin;
-        let text = serde_json::to_string(spec).map_err(|_| broken("the TokenIssuer cannot be written"))?;
+        let (_, provider) = provider_of(&drawing.issuer)?;
         let server = Server {
             origin: origin.to_owned(),
             ca_pem: trusted(spec)?.map(str::to_owned),
             name: drawing.issuer.metadata.name.clone(),
-            provider: digest(&[&drawing.issuer.metadata.name, &text]),
+            provider,
         };
         let from_ms = self.clock.now_ms();
         let wanted = json!({
@@ -260,9 +260,7 @@ impl Exchanges {
             name: &server.name,
             key: &server.provider,
         };
-        if !self.health(provider, |health, now_ms| health.admit(now_ms)) {
-            return Err(Failure::new(Class::Retry, "the provider is left alone for now"));
-        }
+        self.admitted(provider)?;
         let request = Request {
             method,
             secret: Some(("x-vault-token", token.clone())),
@@ -270,14 +268,9 @@ impl Exchanges {
             content_type: "application/json",
             body: Zeroizing::new(body.map(|body| body.to_string()).unwrap_or_default()),
         };
-        let answer = self.outbound.post(&request, server.ca_pem.as_deref()).await;
+        let answer = self.outbound.send(&request, server.ca_pem.as_deref()).await;
         let judged = answer.and_then(judged);
-        let class = judged.as_ref().map_or_else(|failure| failure.class.as_str(), |_| "Ok");
-        self.count(&server.name, class);
-        self.health(provider, |health, now_ms| match &judged {
-            Err(failure) if failure.class != Class::Final => health.failed(now_ms, failure.retry_after),
-            _ => health.answered(),
-        });
+        self.told(provider, &judged);
         judged
     }
 }
