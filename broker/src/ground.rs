@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use sidegate_policies::api::Lockdown;
-use sidegate_policies::check::is_label;
+use sidegate_policies::check::{is_digest, is_label};
 use sidegate_policies::compile::Problem;
 use sidegate_policies::objects::Objects;
 use sidegate_policies::seal::Revisions;
@@ -23,9 +23,9 @@ use crate::index::Withheld;
 use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
-    connect, findings, is_digest, own_name, reading, Admission, At, ClusterIssuers, ClusterMaps, ClusterOptions,
-    ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases,
-    PinSweeper, PodEvents, PublishedMaps, RevokedLeases, TlsSecret,
+    connect, findings, own_name, reading, Admission, At, ClusterIssuers, ClusterMaps, ClusterOptions, ClusterPods,
+    ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases, PinSweeper, PodEvents,
+    PublishedMaps, RevokedLeases, TlsSecret,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;

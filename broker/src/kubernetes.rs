@@ -35,7 +35,7 @@ use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 
-pub use admission::{is_digest, Admission, AdmissionOptions};
+pub use admission::{Admission, AdmissionOptions};
 pub use events::PodEvents;
 pub use follow::{findings, Follower};
 pub use issuers::ClusterIssuers;

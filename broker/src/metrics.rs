@@ -1,6 +1,6 @@
 //! What the broker counts, for Prometheus. The only module that names its library.
 //!
-//! Refuses every label that is not one of ours: labels are words of enums, never what a caller said. The invariants:
+//! Refuses every label that is not one of ours: labels are words of ours or names of configured objects, never what a caller said. The invariants:
 //! counting never waits and decides nothing; gauges are read when they are asked for, so they are never old.
 
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use sidegate_policies::credential_kinds::KINDS;
 use sidegate_policies::wire::NackClass;
 
 use crate::attest::{NotAttested, Step, Timed};
-use crate::front::lease_table::LeaseKind;
 use crate::front::Front;
 use crate::rings::RingName;
 
@@ -190,9 +190,9 @@ impl Metrics {
         self.streams.set(number(front.streams.list().len()));
         self.pinned.set(i64::from(front.attestor.images.pinned()));
         self.classes.set(number(index.classes()));
-        for kind in LeaseKind::ALL {
-            let active = number(front.leases.active_of(kind, now_ms));
-            self.active.with_label_values(&[kind.as_str()]).set(active);
+        for kind in KINDS {
+            let active = number(front.leases.active_of(kind.name, now_ms));
+            self.active.with_label_values(&[kind.name]).set(active);
         }
         self.waiting.set(number(front.approvals.waiting()));
         for (of, revision) in [

@@ -6,6 +6,7 @@
 use std::path::Path;
 
 use serde::Deserialize;
+use sidegate_policies::check::holds_certificate;
 
 /// One installation of Sidegate, as sidecars are told of it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -62,7 +63,7 @@ impl Install {
                 problems.push(format!("{field}: `{url}` is not https://HOST[:PORT]"));
             }
         }
-        if !self.broker_ca_pem.contains("-----BEGIN CERTIFICATE-----") {
+        if !holds_certificate(&self.broker_ca_pem) {
             problems.push("brokerCaPem: this holds no PEM certificate".to_owned());
         }
         if self.broker_ca_pem.contains("PRIVATE KEY") {

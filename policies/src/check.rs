@@ -204,6 +204,18 @@ pub fn is_label(text: &str) -> bool {
     (1..=63).contains(&text.len()) && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }
 
+/// A digest as image references have it.
+pub fn is_digest(text: &str) -> bool {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let digits = text.strip_prefix("sha256:");
+    digits.is_some_and(|digits| digits.len() == 64 && digits.bytes().all(hex))
+}
+
+/// Whether a text holds a PEM certificate at all.
+pub fn holds_certificate(text: &str) -> bool {
+    text.contains("-----BEGIN CERTIFICATE-----")
+}
+
 /// Labels joined by dots, as Kubernetes names objects.
 fn is_subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_label)

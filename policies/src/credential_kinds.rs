@@ -57,71 +57,69 @@ pub struct CredentialKind {
     pub session: Option<Duration>,
 }
 
-/// Every kind.
-pub const KINDS: &[CredentialKind] = &[
-    CredentialKind {
-        name: "secret",
-        source: "reads one named Secret, anew for each lease",
-        carries: "user and password, 15 min",
-        tls: MinimumTls::AsTheTargetSays,
-        rechecked: Rechecked::AtLoginOnly,
-        ended: Ended::Closed,
-        session: Some(DAY_OF_WORK),
-    },
-    CredentialKind {
-        name: "token",
-        source: "mints a token, or exchanges one at a TokenIssuer",
-        carries: "a token, as long as it lives",
-        tls: MinimumTls::Verified,
-        rechecked: Rechecked::AtLoginOnly,
-        ended: Ended::Closed,
-        session: Some(DAY_OF_WORK),
-    },
-    CredentialKind {
-        name: "vault",
-        source: "logs in to Vault or OpenBao and has a user made, under one child token per lease",
-        carries: "user and password, 15 min, renewed up to the lease's `max_ttl`",
-        tls: MinimumTls::AsTheTargetSays,
-        rechecked: Rechecked::AtLoginOnly,
-        ended: Ended::Removed,
-        session: Some(DAY_OF_WORK),
-    },
-    CredentialKind {
-        name: "awsIam",
-        source: "assumes a role at AWS STS, and signs a `connect` request with the keys",
-        carries: "that request as password, 15 min",
-        tls: MinimumTls::Verified,
-        rechecked: Rechecked::AtLoginOnly,
-        ended: Ended::Closed,
-        session: Some(DAY_OF_WORK),
-    },
-    CredentialKind {
-        name: "none",
-        source: "nothing",
-        carries: "at most a user's name",
-        tls: MinimumTls::AsTheTargetSays,
-        rechecked: Rechecked::Never,
-        ended: Ended::Closed,
-        session: None,
-    },
-];
+const SECRET: CredentialKind = CredentialKind {
+    name: "secret",
+    source: "reads one named Secret, anew for each lease",
+    carries: "user and password, 15 min",
+    tls: MinimumTls::AsTheTargetSays,
+    rechecked: Rechecked::AtLoginOnly,
+    ended: Ended::Closed,
+    session: Some(DAY_OF_WORK),
+};
 
-/// The row of a credential.
-pub fn kind(credential: &Credential) -> &'static CredentialKind {
-    let found = KINDS.iter().find(|kind| kind.name == credential.as_str());
-    // A test finds the row of every kind; the strictest one stands in for one that is not there.
-    found.unwrap_or(&STRICTEST)
-}
-
-const STRICTEST: CredentialKind = CredentialKind {
-    name: "unknown",
-    source: "nothing",
-    carries: "nothing",
+const TOKEN: CredentialKind = CredentialKind {
+    name: "token",
+    source: "mints a token, or exchanges one at a TokenIssuer",
+    carries: "a token, as long as it lives",
     tls: MinimumTls::Verified,
     rechecked: Rechecked::AtLoginOnly,
     ended: Ended::Closed,
-    session: Some(Duration::from_secs(60)),
+    session: Some(DAY_OF_WORK),
 };
+
+const VAULT: CredentialKind = CredentialKind {
+    name: "vault",
+    source: "logs in to Vault or OpenBao and has a user made, under one child token per lease",
+    carries: "user and password, 15 min, renewed up to the lease's `max_ttl`",
+    tls: MinimumTls::AsTheTargetSays,
+    rechecked: Rechecked::AtLoginOnly,
+    ended: Ended::Removed,
+    session: Some(DAY_OF_WORK),
+};
+
+const AWS_IAM: CredentialKind = CredentialKind {
+    name: "awsIam",
+    source: "assumes a role at AWS STS, and signs a `connect` request with the keys",
+    carries: "that request as password, 15 min",
+    tls: MinimumTls::Verified,
+    rechecked: Rechecked::AtLoginOnly,
+    ended: Ended::Closed,
+    session: Some(DAY_OF_WORK),
+};
+
+const NONE: CredentialKind = CredentialKind {
+    name: "none",
+    source: "nothing",
+    carries: "at most a user's name",
+    tls: MinimumTls::AsTheTargetSays,
+    rechecked: Rechecked::Never,
+    ended: Ended::Closed,
+    session: None,
+};
+
+/// Every kind.
+pub const KINDS: &[CredentialKind] = &[SECRET, TOKEN, VAULT, AWS_IAM, NONE];
+
+/// The row of a credential.
+pub fn kind(credential: &Credential) -> &'static CredentialKind {
+    match credential {
+        Credential::Secret(_) => &SECRET,
+        Credential::Token(_) => &TOKEN,
+        Credential::Vault(_) => &VAULT,
+        Credential::AwsIam(_) => &AWS_IAM,
+        Credential::None(_) => &NONE,
+    }
+}
 
 /// The table as part of the documentation, `docs/credentials.md`.
 pub fn markdown() -> String {

@@ -210,7 +210,7 @@ impl Problems {
 
 /// PEM in place, or the path of a file that holds it.
 fn pem_or_file(text: &str) -> Result<String, String> {
-    if text.contains("-----BEGIN CERTIFICATE-----") {
+    if sidegate_policies::check::holds_certificate(text) {
         return Ok(text.to_owned());
     }
     std::fs::read_to_string(text).map_err(|error| format!("neither PEM nor a readable file: {error}"))

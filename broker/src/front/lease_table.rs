@@ -3,7 +3,7 @@
 //! Refuses more than [`MAX_LEASES`]. Invariants: nothing secret is in here but what a source needs to end what it made; an
 //! entry that leaves the table takes what was made for it along, where it was made; nobody ends another pod's lease.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -21,53 +21,6 @@ use crate::lockdown::{About, Denied};
 const MAX_LEASES: usize = 100_000;
 /// Between two looks at pods and ends.
 const TICK: Duration = Duration::from_secs(1);
-
-/// What a lease was made from, for metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LeaseKind {
-    /// A Secret.
-    Secret,
-    /// A token, of ours or of another issuer.
-    Token,
-    /// A user that a Vault made.
-    Vault,
-    /// A login by AWS IAM.
-    AwsIam,
-    /// Nothing but a name.
-    None,
-}
-
-impl LeaseKind {
-    /// Every kind.
-    pub const ALL: [LeaseKind; 5] = [
-        LeaseKind::Secret,
-        LeaseKind::Token,
-        LeaseKind::Vault,
-        LeaseKind::AwsIam,
-        LeaseKind::None,
-    ];
-
-    /// Its word in metrics: the field of the Target.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LeaseKind::Secret => "secret",
-            LeaseKind::Token => "token",
-            LeaseKind::Vault => "vault",
-            LeaseKind::AwsIam => "awsIam",
-            LeaseKind::None => "none",
-        }
-    }
-
-    fn of(credential: &Credential) -> LeaseKind {
-        match credential {
-            Credential::Secret(_) => LeaseKind::Secret,
-            Credential::Token(_) => LeaseKind::Token,
-            Credential::Vault(_) => LeaseKind::Vault,
-            Credential::AwsIam(_) => LeaseKind::AwsIam,
-            Credential::None(_) => LeaseKind::None,
-        }
-    }
-}
 
 /// Leases given out: for handing back, for going on, and for status.
 #[derive(Default)]
@@ -96,7 +49,7 @@ impl Held {
 
     /// Whether something elsewhere is to end with it.
     fn reaches_out(&self) -> bool {
-        self.upstream.is_some() || self.token.is_some()
+        self.upstream.is_some() || self.token.as_ref().is_some_and(|token| token.is_ended_elsewhere())
     }
 
     fn stands(&self, bundled: &BundledTarget) -> bool {
@@ -147,9 +100,9 @@ impl Leases {
         self.table().values().filter(|held| held.until_ms > now_ms).count()
     }
 
-    /// The same of one kind.
-    pub fn active_of(&self, kind: LeaseKind, now_ms: i64) -> usize {
-        let out = |held: &&Held| LeaseKind::of(&held.credential) == kind && held.until_ms > now_ms;
+    /// The same of one kind of credential.
+    pub fn active_of(&self, kind: &str, now_ms: i64) -> usize {
+        let out = |held: &&Held| held.credential.as_str() == kind && held.until_ms > now_ms;
         self.table().values().filter(out).count()
     }
 
@@ -218,18 +171,17 @@ pub async fn keep(front: Arc<Front>) {
 
 /// Takes out what was made for pods that are gone, and for Targets their bundle no longer holds.
 async fn look(front: &Front) {
-    let (mut gone, mut there) = (HashSet::new(), HashSet::new());
+    let mut gone = HashMap::new();
     for (id, who) in front.leases.made() {
         let instance = (who.subject.pod_uid.clone(), who.instance);
-        if !gone.contains(&instance) && !there.contains(&instance) {
-            match front.attestor.still(&who).await {
-                // Only what is known to be gone is ended: a cluster that cannot be asked takes nothing away.
-                Err(NotAttested::Pod(_)) => gone.insert(instance.clone()),
-                _ => there.insert(instance.clone()),
-            };
-        }
+        let is_gone = match gone.get(&instance) {
+            Some(known) => *known,
+            // Only what is known to be gone is ended: a cluster that cannot be asked takes nothing away.
+            None => matches!(front.attestor.still(&who).await, Err(NotAttested::Pod(_))),
+        };
+        gone.insert(instance, is_gone);
         let granted = || front.leases.granted(&id, &front.index().offer(&who.subject));
-        if gone.contains(&instance) || !granted() {
+        if is_gone || !granted() {
             front.leases.end(&id, &who);
         }
     }

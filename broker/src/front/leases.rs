@@ -12,7 +12,8 @@ use axum::extract::{Path, Request, State};
 use axum::{Extension, Json};
 use http::StatusCode;
 use secrecy::ExposeSecret as _;
-use sidegate_policies::api::target::{Credential, SecretCredential, VaultCredential};
+use sidegate_policies::api::target::{Credential, SecretCredential, TokenCredential, VaultCredential};
+use sidegate_policies::api::TokenIssuer;
 use sidegate_policies::bundle::BundledTarget;
 use sidegate_policies::check::OWN;
 use sidegate_policies::presets::Class;
@@ -31,8 +32,9 @@ use crate::issuer::{random_id, Workload};
 use crate::lockdown::About;
 use crate::secrets::SecretError;
 
-/// Life of a leased Secret, seconds.
-pub const SECRET_LIFE: u64 = 15 * 60;
+/// Life of a leased Secret, and of a lease without one, seconds.
+const SECRET_LIFE: u64 = 15 * 60;
+
 /// `POST /v1/leases`.
 pub async fn create(
     State(front): State<Arc<Front>>,
@@ -131,7 +133,7 @@ enum Fetched {
     Nothing,
     /// Read from a Secret.
     Secret(Result<LeaseMaterial, SecretError>),
-    /// A token of another issuer, under this revision of the configuration.
+    /// A token of another issuer, or keys, under this revision of the configuration.
     Token {
         outcome: Result<Arc<Exchanged>, Failure>,
         revision: u64,
@@ -154,6 +156,8 @@ struct Given {
     material: LeaseMaterial,
     expires_in: u64,
     upstream: Option<Arc<VaultLease>>,
+    /// The provider's token behind it.
+    token: Option<Arc<Exchanged>>,
     /// Of the lease that goes on; absent: it is a new one.
     id: Option<String>,
 }
@@ -164,6 +168,7 @@ impl Given {
             material,
             expires_in,
             upstream: None,
+            token: None,
             id: None,
         }
     }
@@ -185,21 +190,22 @@ impl Grantable {
             target: target.to_owned(),
         };
         let bundled = granted.bundled()?;
-        let credential = &bundled.target.spec.credential;
-        let secret = match credential {
-            Credential::Secret(secret) => Some(format!("{}/{}", namespace(bundled), secret.name)),
-            _ => None,
-        };
+        let secret = bundled.target.secret_name();
         let about = About {
             subject: Some(&who.subject),
             target: Some(target),
             secret: secret.as_deref(),
-            issuer: credential.issuer(),
+            issuer: bundled.target.spec.credential.issuer(),
         };
         if let Some(lockdown) = front.lockdowns.now().frozen(about, front.clock.now_ms()) {
             return Err((Refusal::locked(), format!("frozen by lockdown `{lockdown}`")));
         }
         Ok(granted)
+    }
+
+    /// The TokenIssuer that has a part in the login.
+    fn issuer(&self, bundled: &BundledTarget) -> Option<&TokenIssuer> {
+        self.index.objects().issuer_of(&bundled.target).ok().flatten()
     }
 
     fn bundled(&self) -> Result<&BundledTarget, Refused> {
@@ -223,43 +229,41 @@ async fn fetch(front: &Arc<Front>, caller: &Caller, asked: &LeaseRequest) -> Fet
     };
     match &bundled.target.spec.credential {
         Credential::Secret(secret) => Fetched::Secret(read_secret(front, bundled, secret).await),
-        Credential::Token(token) => {
-            let Ok(Some(issuer)) = granted.index.objects().issuer_of(&bundled.target) else {
-                return Fetched::Nothing;
-            };
-            let wanted = Wanted {
-                who: &caller.workload,
-                thumbprint: &caller.thumbprint,
-                bundle: &granted.offer.version,
-                token,
-                issuer,
-                anew: asked.refused.is_some(),
-            };
-            Fetched::Token {
-                outcome: front.exchanges.token(wanted).await,
-                revision: granted.index.revision(),
+        Credential::Token(token) => match granted.issuer(bundled) {
+            Some(issuer) => exchange(front, caller, asked, &granted, (token, issuer)).await,
+            None => Fetched::Nothing,
+        },
+        Credential::AwsIam(aws) => match granted.issuer(bundled) {
+            Some(issuer) => {
+                let (token, issuer) = aws::wanted(aws, issuer);
+                exchange(front, caller, asked, &granted, (&token, &issuer)).await
             }
-        }
-        Credential::AwsIam(aws) => {
-            let Ok(Some(issuer)) = granted.index.objects().issuer_of(&bundled.target) else {
-                return Fetched::Nothing;
-            };
-            let (token, issuer) = aws::wanted(aws, issuer);
-            let wanted = Wanted {
-                who: &caller.workload,
-                thumbprint: &caller.thumbprint,
-                bundle: &granted.offer.version,
-                token: &token,
-                issuer: &issuer,
-                anew: asked.refused.is_some(),
-            };
-            Fetched::Token {
-                outcome: front.exchanges.token(wanted).await,
-                revision: granted.index.revision(),
-            }
-        }
+            None => Fetched::Nothing,
+        },
         Credential::Vault(vault) => make(front, caller, asked, &granted, bundled, vault).await,
         Credential::None(_) => Fetched::Nothing,
+    }
+}
+
+/// Exchanges a token for a lease.
+async fn exchange(
+    front: &Front,
+    caller: &Caller,
+    asked: &LeaseRequest,
+    granted: &Grantable,
+    (token, issuer): (&TokenCredential, &TokenIssuer),
+) -> Fetched {
+    let wanted = Wanted {
+        who: &caller.workload,
+        thumbprint: &caller.thumbprint,
+        bundle: &granted.offer.version,
+        token,
+        issuer,
+        anew: asked.refused.is_some(),
+    };
+    Fetched::Token {
+        outcome: front.exchanges.token(wanted).await,
+        revision: granted.index.revision(),
     }
 }
 
@@ -284,7 +288,7 @@ async fn make(
             outcome,
         };
     }
-    let Ok(Some(issuer)) = granted.index.objects().issuer_of(&bundled.target) else {
+    let Some(issuer) = granted.issuer(bundled) else {
         return Fetched::Nothing;
     };
     let drawing = Drawing {
@@ -327,10 +331,6 @@ async fn read_secret(
 /// The grant, or the refusal. What may be granted is asked again: a Lockdown may have come while something was fetched.
 fn grant(front: &Front, who: &Workload, target: &str, fetched: Fetched) -> Result<Lease, Refused> {
     let granted = Grantable::check(front, who, target)?;
-    let token = match &fetched {
-        Fetched::Token { outcome: Ok(token), .. } => Some(Arc::clone(token)),
-        _ => None,
-    };
     let given = material(front, who, &granted, fetched)?;
     let now_ms = front.clock.now_ms();
     let life_ms = i64::try_from(given.expires_in).unwrap_or(0).saturating_mul(1000);
@@ -353,7 +353,7 @@ fn grant(front: &Front, who: &Workload, target: &str, fetched: Fetched) -> Resul
         credential: granted.bundled()?.target.spec.credential.clone(),
         until_ms,
         upstream: given.upstream,
-        token,
+        token: given.token,
     };
     if !front.leases.add(&id, held, now_ms) {
         return Err((Refusal::unavailable(), "too many leases".to_owned()));
@@ -386,7 +386,10 @@ fn material(front: &Front, who: &Workload, granted: &Grantable, fetched: Fetched
                 user: token.username.clone(),
                 token: held.expose().to_owned(),
             };
-            Ok(Given::new(material, life))
+            Ok(Given {
+                token: Some(held),
+                ..Given::new(material, life)
+            })
         }
         (Credential::Token(token), Fetched::Nothing) if token.issuer == OWN => {
             let policy = policies(&granted.offer, &granted.target);
@@ -420,7 +423,10 @@ fn material(front: &Front, who: &Workload, granted: &Grantable, fetched: Fetched
                 user: Some(user),
                 token: password.to_string(),
             };
-            Ok(Given::new(material, life.min(u64::try_from(aws::LIFE).unwrap_or(0))))
+            Ok(Given {
+                token: Some(keys),
+                ..Given::new(material, life.min(u64::try_from(aws::LIFE).unwrap_or(0)))
+            })
         }
         (Credential::Vault(_), Fetched::Made { outcome, revision }) if revision == granted.index.revision() => {
             let drawn = outcome.map_err(exchange_refused)?;
@@ -457,9 +463,9 @@ fn exchange_refused(failure: Failure) -> Refused {
 }
 
 fn secret_refused(error: SecretError) -> Refused {
-    let refusal = match &error {
-        SecretError::Io { .. } | SecretError::Cluster { .. } => Refusal::unavailable(),
-        _ => Refusal::credential_refused(),
+    let refusal = match error.is_passing() {
+        true => Refusal::unavailable(),
+        false => Refusal::credential_refused(),
     };
     (refusal, error.to_string())
 }

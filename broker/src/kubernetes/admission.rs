@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::PostParams;
 use kube::{Api, Client};
+use sidegate_policies::check::is_digest;
 use tokio_util::sync::CancellationToken;
 
 use super::leader::Leader;
@@ -34,13 +35,6 @@ pub struct AdmissionOptions {
     pub uids: Vec<u32>,
     /// Members may change what the admission policies protect.
     pub break_glass_group: Option<String>,
-}
-
-/// Whether this is a digest as image references have it.
-pub fn is_digest(text: &str) -> bool {
-    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    let digits = text.strip_prefix("sha256:");
-    digits.is_some_and(|digits| digits.len() == 64 && digits.bytes().all(hex))
 }
 
 /// The allow-list of one replica.

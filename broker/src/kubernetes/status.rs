@@ -294,9 +294,7 @@ impl Conditions {
 
     /// Whether what a TokenIssuer refers to is there and granted.
     async fn of_issuer(&self, name: &str, index: &Index) -> Condition {
-        let all = index.objects().token_issuers.iter().map(|located| &located.object);
-        let issuer = all.into_iter().find(|issuer| issuer.metadata.name == name);
-        let spec = issuer.map(|issuer| &issuer.spec);
+        let spec = index.objects().token_issuer(name).map(|issuer| &issuer.spec);
         if let Some(Authorities::ConfigMap(reference)) = spec.and_then(|spec| spec.ca_bundle.as_ref()) {
             return Condition::new("ResolvedRefs", false, "CaBundleNotFound", absent(reference));
         }
@@ -313,8 +311,7 @@ impl Conditions {
 
     /// Whether our keys are where a TokenIssuer wants them, if it does.
     fn published(&self, name: &str, index: &Index) -> Option<Condition> {
-        let mut all = index.objects().token_issuers.iter().map(|located| &located.object);
-        let issuer = all.find(|issuer| issuer.metadata.name == name)?;
+        let issuer = index.objects().token_issuer(name)?;
         let place = issuer.spec.publish.as_ref()?;
         Some(match self.front.exchanges.published().outcome(place) {
             Some(Ok(())) => Condition::new("Published", true, "Published", ""),

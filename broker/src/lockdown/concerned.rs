@@ -4,7 +4,6 @@
 //! counted as matched is judged by the same comparison that refuses leases and tokens.
 
 use sidegate_policies::api::lockdown::Freeze;
-use sidegate_policies::api::target::Credential;
 use sidegate_policies::bundle::BundledTarget;
 use sidegate_policies::engine::Subject;
 use sidegate_policies::wire::DenyEntry;
@@ -30,16 +29,12 @@ fn is_about(freeze: &Freeze, subject: &Subject) -> bool {
 
 fn holds(freeze: &Freeze, bundled: &BundledTarget) -> bool {
     let target = &bundled.target;
-    let home = target.metadata.namespace.as_deref().unwrap_or_default();
-    let (secret, issuer) = match &target.spec.credential {
-        Credential::Secret(secret) => (Some(format!("{home}/{}", secret.name)), None),
-        other => (None, other.issuer()),
-    };
+    let (name, secret) = (target.full_name(), target.secret_name());
     let about = About {
         subject: None,
-        target: Some(&target.full_name()),
+        target: Some(&name),
         secret: secret.as_deref(),
-        issuer,
+        issuer: target.spec.credential.issuer(),
     };
     hits(freeze, about)
 }

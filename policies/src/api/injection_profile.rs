@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::meta::Object;
+use crate::bundle::Staleness;
 use crate::quantity::{ByteSize, CpuShare};
 
 /// An InjectionProfile object.
@@ -50,7 +51,7 @@ pub struct InjectionProfileSpec {
     pub allow_annotations: Vec<PodAnnotation>,
     /// How long the broker may be silent before a sidecar stops trusting what it knows.
     #[serde(default)]
-    pub staleness: StalenessLimits,
+    pub staleness: Staleness,
 }
 
 /// An image of the sidecar.
@@ -173,7 +174,6 @@ pub struct AgentContainers {
     /// Identities of cloud providers: variables and projected tokens. Strip (default) or Keep.
     pub cloud_identity: Taken,
     /// Whether NET_RAW is dropped, with which a container could read the pod's traffic. Default: true.
-    #[serde(rename = "dropNetRaw")]
     pub drop_net_raw: bool,
     /// Where a container already sets a variable that a Target sets too. KeepUser (default): the container's own value
     /// stays, with a warning. Override: the Target's value.
@@ -318,30 +318,6 @@ impl PodAnnotation {
             PodAnnotation::CpuRequest => "cpu-request",
             PodAnnotation::MemoryRequest => "memory-request",
             PodAnnotation::SkipContainers => "skip-containers",
-        }
-    }
-}
-
-/// How long the broker may be silent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
-pub enum StalenessLimits {
-    /// New sessions are refused after 30 s, open ones end after 5 min.
-    #[default]
-    Default,
-    /// Sooner.
-    Strict,
-    /// Later: agents go on through longer outages, and hear later of what changed.
-    Available,
-}
-
-impl StalenessLimits {
-    /// As written, in YAML and in the sidecar's environment.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            StalenessLimits::Default => "Default",
-            StalenessLimits::Strict => "Strict",
-            StalenessLimits::Available => "Available",
         }
     }
 }

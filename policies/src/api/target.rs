@@ -7,6 +7,17 @@ use super::meta::{LabelSelector, Object};
 /// A Target object.
 pub type Target = Object<TargetSpec>;
 
+impl Target {
+    /// `namespace/name` of the Secret it logs in with, if that is what it does.
+    pub fn secret_name(&self) -> Option<String> {
+        let home = self.metadata.namespace.as_deref().unwrap_or_default();
+        match &self.spec.credential {
+            Credential::Secret(secret) => Some(format!("{home}/{}", secret.name)),
+            _ => None,
+        }
+    }
+}
+
 /// What may be reached, how to log in, and where it appears on localhost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -108,16 +108,6 @@ pub enum Authorities {
     ConfigMap(HomeRef),
 }
 
-impl Authorities {
-    /// The certificates, once they are in place.
-    pub fn pem(&self) -> Option<&str> {
-        match self {
-            Authorities::Inline(pem) => Some(pem),
-            Authorities::ConfigMap(_) => None,
-        }
-    }
-}
-
 /// Where our discovery document and keys are kept: exactly one key.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -2,7 +2,7 @@
 //!
 //! Refuses what would put a sidecar into pods that cannot start or that an agent could pass for.
 
-use super::{is_label, Checked, Report};
+use super::{is_digest, is_label, Checked, Report};
 use crate::api::InjectionProfileSpec;
 use crate::objects::Objects;
 use crate::quantity::ByteSize;
@@ -38,9 +38,7 @@ fn image(spec: &InjectionProfileSpec, report: &mut Report<'_>) {
         );
         report.problem("spec.image.repository", message);
     }
-    let digits = spec.image.digest.strip_prefix("sha256:").unwrap_or_default();
-    let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
-    if digits.len() != 64 || !digits.chars().all(hex) {
+    if !is_digest(&spec.image.digest) {
         let message = "is not a digest; write sha256: and 64 hexadecimal digits, for a tag may be moved";
         report.problem("spec.image.digest", message);
     }

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{hosts, Checked, Report, OWN};
+use super::{holds_certificate, hosts, Checked, Report, OWN};
 use crate::api::target::{AwsIamCredential, CaBundle, Credential, TargetProtocol, TlsMode, WeakLogin};
 use crate::api::{Target, TargetSpec};
 use crate::credential_kinds::{self, MinimumTls};
@@ -259,7 +259,7 @@ fn raw(spec: &TargetSpec, report: &mut Report<'_>) {
 
 fn authorities(objects: &Objects, target: &Target, report: &mut Report<'_>) {
     match &target.spec.tls.ca_bundle {
-        Some(CaBundle::Inline(pem)) if !pem.contains("-----BEGIN CERTIFICATE-----") => {
+        Some(CaBundle::Inline(pem)) if !holds_certificate(pem) => {
             report.problem("spec.tls.caBundle.inline", "this holds no PEM certificate");
         }
         Some(CaBundle::ConfigMap(reference)) => {
@@ -282,7 +282,7 @@ fn authorities(objects: &Objects, target: &Target, report: &mut Report<'_>) {
                     );
                     report.warning(format!("{field}.key"), message);
                 }
-                Some(Some(pem)) if !pem.contains("-----BEGIN CERTIFICATE-----") => {
+                Some(Some(pem)) if !holds_certificate(pem) => {
                     report.problem(format!("{field}.key"), "that key holds no PEM certificate");
                 }
                 Some(Some(_)) => {}

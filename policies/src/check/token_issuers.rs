@@ -5,7 +5,7 @@
 //! issuer that is no https URL. Which Targets may refer to one is [`crate::objects::Objects::issuer_of`]'s to say.
 
 use super::targets::is_key;
-use super::{Checked, Report};
+use super::{holds_certificate, Checked, Report};
 use crate::api::token_issuer::{Authorities, HomeRef, Publish};
 use crate::api::TokenIssuerSpec;
 use crate::objects::Objects;
@@ -34,7 +34,7 @@ pub(super) fn check(objects: &Objects, checked: &mut Checked) {
         }
         report.selector("spec.allowedNamespaces.selector", &spec.allowed_namespaces.selector);
         match &spec.ca_bundle {
-            Some(Authorities::Inline(pem)) if !pem.contains("-----BEGIN CERTIFICATE-----") => {
+            Some(Authorities::Inline(pem)) if !holds_certificate(pem) => {
                 report.problem("spec.caBundle.inline", "this holds no PEM certificate");
             }
             Some(Authorities::ConfigMap(reference)) => home_ref("spec.caBundle.configMap", reference, &mut report),
