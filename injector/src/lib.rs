@@ -11,6 +11,7 @@ mod agents;
 mod annotations;
 pub mod app;
 mod assign;
+mod decisions;
 mod form;
 pub mod install;
 mod kubernetes;

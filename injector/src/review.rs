@@ -14,7 +14,7 @@ use crate::patch;
 use crate::refusal::Refusal;
 
 /// The version that is spoken.
-const VERSION: &str = "admission.k8s.io/v1";
+pub(crate) const VERSION: &str = "admission.k8s.io/v1";
 /// Namespaces of the cluster itself: refusing pods there could stop it from mending itself.
 const SYSTEM: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -50,29 +50,11 @@ impl Request {
     /// # Errors
     /// It is no review at all: nothing can be echoed.
     pub fn read(body: &[u8]) -> Result<Result<Request, Value>, Malformed> {
-        let mut review: Value =
-            serde_json::from_slice(body).map_err(|error| Malformed(format!("not JSON: {error}")))?;
-        let uid = review
-            .pointer("/request/uid")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned();
-        if review.get("kind") != Some(&"AdmissionReview".into()) || uid.is_empty() {
-            return Err(Malformed(
-                "not an AdmissionReview with a request and its uid".to_owned(),
-            ));
-        }
-        let version = review
-            .get("apiVersion")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned();
-        let refused = |message: String| Ok(Err(answer(&version, &uid, Err(Refusal::invalid("review", message)))));
-        if version != VERSION {
-            return refused(format!(
-                "the review is {version}, and only {VERSION} is spoken; write admissionReviewVersions: [v1]"
-            ));
-        }
+        let (mut review, uid) = match opened(body)? {
+            Ok(opened) => opened,
+            Err(answer) => return Ok(Err(answer)),
+        };
+        let refused = |message: String| Ok(Err(answer(VERSION, &uid, Err(Refusal::invalid("review", message)))));
         let text = |path: &str| review.pointer(path).and_then(Value::as_str).unwrap_or_default();
         let resource = [
             text("/request/resource/group"),
@@ -93,13 +75,7 @@ impl Request {
                 text("/request/operation")
             ));
         }
-        let groups = review.pointer("/request/userInfo/groups").and_then(Value::as_array);
-        let groups = groups
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .map(str::to_owned)
-            .collect();
+        let groups = groups(&review);
         let namespace = text("/request/namespace").to_owned();
         if namespace.is_empty() {
             return refused("the request names no namespace".to_owned());
@@ -182,8 +158,36 @@ impl Request {
     }
 }
 
+/// A body as a review and its uid; or the answer to one of a version that is not spoken.
+///
+/// # Errors
+/// It is no review at all: nothing can be echoed.
+pub(crate) fn opened(body: &[u8]) -> Result<Result<(Value, String), Value>, Malformed> {
+    let review: Value = serde_json::from_slice(body).map_err(|error| Malformed(format!("not JSON: {error}")))?;
+    let text = |path: &str| review.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    let (uid, version) = (text("/request/uid").to_owned(), text("/apiVersion").to_owned());
+    if review.get("kind") != Some(&"AdmissionReview".into()) || uid.is_empty() {
+        return Err(Malformed(
+            "not an AdmissionReview with a request and its uid".to_owned(),
+        ));
+    }
+    if version != VERSION {
+        let message =
+            format!("the review is {version}, and only {VERSION} is spoken; write admissionReviewVersions: [v1]");
+        return Ok(Err(answer(&version, &uid, Err(Refusal::invalid("review", message)))));
+    }
+    Ok(Ok((review, uid)))
+}
+
+/// Groups of whoever asks the API server.
+pub(crate) fn groups(review: &Value) -> Vec<String> {
+    let groups = review.pointer("/request/userInfo/groups").and_then(Value::as_array);
+    let groups = groups.into_iter().flatten().filter_map(Value::as_str);
+    groups.map(str::to_owned).collect()
+}
+
 /// A whole answer; a refusal is one too, because the message of any other status would be lost.
-fn answer(version: &str, uid: &str, decided: Result<Value, Refusal>) -> Value {
+pub(crate) fn answer(version: &str, uid: &str, decided: Result<Value, Refusal>) -> Value {
     let allowed = decided.is_ok();
     let mut response = match decided {
         Ok(response) => response,

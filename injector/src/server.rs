@@ -1,4 +1,4 @@
-//! The webhook's face: TLS, `POST /mutate`, and `GET /livez` and `/readyz` for the kubelet.
+//! The webhook's face: TLS, `POST /mutate` for pods, `POST /decisions` for words on AccessRequests, and `GET /livez` and `/readyz` for the kubelet.
 //!
 //! Refuses bodies over 10 MiB, bodies that take longer than 5 s, more than 256 reviews at once, other methods, paths and
 //! content types. Whatever it cannot answer as a review gets a status that is none, so that `failurePolicy: Fail` turns
@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use crate::admit::{is_enabled, World};
+use crate::decisions;
 use crate::install::Install;
 use crate::kubernetes::{Cluster, Snapshot};
 use crate::refusal::Refusal;
@@ -111,11 +112,17 @@ impl Webhook {
 
     async fn answered(&self, request: HttpRequest<Incoming>) -> Response<Full<Bytes>> {
         match (request.method(), request.uri().path()) {
-            (&Method::POST, "/mutate") => {}
+            (&Method::POST, "/mutate" | "/decisions") => {}
             (&Method::GET, "/livez" | "/readyz") => return said(StatusCode::OK, "ok"),
-            (_, "/mutate") => return said(StatusCode::METHOD_NOT_ALLOWED, "sidegate: review: POST it"),
-            _ => return said(StatusCode::NOT_FOUND, "sidegate: review: it goes to /mutate"),
+            (_, "/mutate" | "/decisions") => return said(StatusCode::METHOD_NOT_ALLOWED, "sidegate: review: POST it"),
+            _ => {
+                return said(
+                    StatusCode::NOT_FOUND,
+                    "sidegate: review: it goes to /mutate or /decisions",
+                )
+            }
         }
+        let decides = request.uri().path() == "/decisions";
         let kind = request
             .headers()
             .get(header::CONTENT_TYPE)
@@ -145,7 +152,11 @@ impl Webhook {
             Ok(Err(_)) => return said(StatusCode::BAD_REQUEST, "sidegate: review: it ended early"),
             Err(_) => return said(StatusCode::REQUEST_TIMEOUT, "sidegate: review: not whole within 5 s"),
         };
-        match self.mutate(&body).await {
+        let answer = match decides {
+            true => decided(&body),
+            false => self.mutate(&body).await,
+        };
+        match answer {
             Ok(answer) => {
                 let mut response = said(StatusCode::OK, answer.to_string());
                 let json = header::HeaderValue::from_static("application/json");
@@ -155,6 +166,14 @@ impl Webhook {
             Err(malformed) => said(StatusCode::BAD_REQUEST, malformed.to_string()),
         }
     }
+}
+
+/// Somebody's word on a request: everything it takes to judge it is in the review.
+fn decided(body: &[u8]) -> Result<Value, Malformed> {
+    let (answer, outcome) = decisions::reviewed(body, jiff::Timestamp::now())?;
+    let Outcome { word, reason } = outcome;
+    tracing::info!(outcome = word, reason, "a decision was reviewed");
+    Ok(answer)
 }
 
 fn said(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {

@@ -84,6 +84,12 @@ pub enum User {
     Admin,
     /// May nothing that nobody granted.
     Dev,
+    /// The same, in group `leads`.
+    Ann,
+    /// The same, in group `leads`.
+    Bob,
+    /// The same, in group `others`.
+    Eve,
 }
 
 /// A running control plane.
@@ -216,7 +222,7 @@ impl Cluster {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", self.folder.path())
-            .env("KUBECONFIG", self.folder.path().join(settings::kubeconfig(user)))
+            .env("KUBECONFIG", self.kubeconfig(user))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -252,6 +258,11 @@ impl Cluster {
         let config: Value = serde_json::from_str(&read(settings::kubeconfig(User::Admin))?)?;
         let token = config["users"][0]["user"]["token"].as_str().context("no token")?;
         Ok((read("ca.pem")?, token.to_owned()))
+    }
+
+    /// The kubeconfig of a user.
+    pub fn kubeconfig(&self, user: User) -> PathBuf {
+        self.folder.path().join(settings::kubeconfig(user))
     }
 
     /// A kubeconfig with this bearer token.
