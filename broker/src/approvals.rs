@@ -310,7 +310,7 @@ impl Approvals {
             next.status_mut().claim = Some(RequestClaim {
                 nonce: claim.nonce.clone(),
                 session: claim.session.clone(),
-                operation: claim.operation,
+                operation: i64::try_from(claim.operation).unwrap_or(i64::MAX),
                 at: rfc3339(now_ms),
             });
             next.status_mut().state = RequestState::Claimed;

@@ -143,7 +143,7 @@ pub struct RequestClaim {
     /// The session that sends the operation.
     pub session: String,
     /// The operation's number in it.
-    pub operation: u64,
+    pub operation: i64,
     /// When, RFC 3339.
     pub at: String,
 }

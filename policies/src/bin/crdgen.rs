@@ -331,7 +331,7 @@ fn only_forward(schema: &mut Map<String, Value>) {
     status.insert("default".to_owned(), json!({"state": "Pending", "decisions": []}));
     let rules = [
         rule(
-            "!(oldSelf.state in ['Denied', 'Done', 'Failed', 'Unknown', 'Expired', 'Cancelled', 'Void']) || self.state == oldSelf.state",
+            "self.state == oldSelf.state || !(oldSelf.state in ['Denied', 'Done', 'Failed', 'Unknown', 'Expired', 'Cancelled', 'Void'])",
             "it is over, and stays so",
         ),
         rule(
@@ -339,7 +339,7 @@ fn only_forward(schema: &mut Map<String, Value>) {
             "its grant is used, and stays so",
         ),
         rule(
-            "!has(oldSelf.claim) || (has(self.claim) && self.claim == oldSelf.claim)",
+            "(has(self.claim) && self.claim == oldSelf.claim) || !has(oldSelf.claim)",
             "its grant is used, and stays so",
         ),
         rule(
