@@ -5,8 +5,6 @@
 //! taken but the verdict, its reason and how long it may be used; everything else is what was there, or computed. The
 //! broker computes it once more before it counts, and an admission policy holds the rest where this is not asked.
 
-use base64::engine::general_purpose::STANDARD;
-use base64::Engine as _;
 use jiff::Timestamp;
 use serde_json::{json, Value};
 use sidegate_policies::api::access_request::{PersonDecision, RequestState, Verdict};
@@ -15,7 +13,7 @@ use sidegate_policies::approval::{counting, may_decide, outcome, Place, Who, MAX
 use sidegate_policies::quantity::Span;
 
 use crate::refusal::Refusal;
-use crate::review::{answer, groups, opened, Malformed, Outcome, VERSION};
+use crate::review::{Asked, Outcome};
 
 /// Characters of a reason.
 const MAX_REASON: usize = 1_000;
@@ -24,68 +22,40 @@ const HOW: &str =
                    approve` or `sidegate deny`";
 
 /// Answers a review.
-///
-/// # Errors
-/// It is none.
-pub(crate) fn reviewed(body: &[u8], now: Timestamp) -> Result<(Value, Outcome), Malformed> {
-    let (review, uid) = match opened(body)? {
-        Ok(opened) => opened,
-        Err(answer) => {
-            let outcome = Outcome {
-                word: "refused",
-                reason: "review".to_owned(),
+pub(crate) fn reviewed(asked: &Asked, now: Timestamp) -> (Value, Outcome) {
+    match judged(asked, now) {
+        Ok(Some((status, verdict))) => {
+            let word = match verdict {
+                Verdict::Approve => "approve",
+                Verdict::Deny => "deny",
             };
-            return Ok((answer, outcome));
+            let patch = json!({"op": "add", "path": "/status", "value": status});
+            asked.changed("decided", word, vec![patch])
         }
-    };
-    let judged = judged(&review, now);
-    let told = match &judged {
-        Ok(Some((_, verdict))) => ("decided", format!("{verdict:?}")),
-        Ok(None) => ("untouched", "nothing was decided".to_owned()),
-        Err(refusal) => ("refused", refusal.rule.to_owned()),
-    };
-    let (word, reason) = told;
-    let response = judged.map(|stamped| {
-        let mut response = json!({"auditAnnotations": {"outcome": word, "reason": reason}});
-        if let (Some(response), Some((status, _))) = (response.as_object_mut(), stamped) {
-            let patch = json!([{"op": "add", "path": "/status", "value": status}]).to_string();
-            response.insert("patchType".to_owned(), "JSONPatch".into());
-            response.insert("patch".to_owned(), STANDARD.encode(patch).into());
-        }
-        response
-    });
-    Ok((answer(VERSION, &uid, response), Outcome { word, reason }))
+        Ok(None) => asked.allowed(&[]),
+        Err(refusal) => asked.refused(refusal),
+    }
 }
 
 /// The status as it is to be stored, and the verdict that was added; nothing where nothing was.
-fn judged(review: &Value, now: Timestamp) -> Result<Option<(Value, Verdict)>, Refusal> {
-    let text = |path: &str| review.pointer(path).and_then(Value::as_str).unwrap_or_default();
-    let asked = [
-        text("/request/resource/group"),
-        text("/request/resource/resource"),
-        text("/request/subResource"),
-        text("/request/operation"),
-    ];
-    if asked != ["sidegate.dev", "accessrequests", "status", "UPDATE"] {
-        let message = "only UPDATE of accessrequests/status is judged here; write rules: [{apiGroups: [sidegate.dev], \
-                       operations: [UPDATE], resources: [accessrequests/status]}]";
-        return Err(Refusal::invalid("review", message));
+fn judged(asked: &Asked, now: Timestamp) -> Result<Option<(Value, Verdict)>, Refusal> {
+    let [group, _, plural, part] = &asked.resource;
+    let named = [group.as_str(), plural, part, &asked.operation];
+    if named != ["sidegate.dev", "accessrequests", "status", "UPDATE"] {
+        let rules = "{apiGroups: [sidegate.dev], apiVersions: [v1alpha1], operations: [UPDATE], resources: \
+                     [accessrequests/status]}";
+        return Err(asked.misplaced(rules));
     }
-    let status = |which: &str| review.pointer(&format!("/request/{which}/status")).cloned();
-    let (old, new) = (
-        status("oldObject").unwrap_or_else(|| json!({})),
-        status("object").unwrap_or_else(|| json!({})),
-    );
+    let status = |object: &Value| object.get("status").cloned().unwrap_or_else(|| json!({}));
+    let (old, new) = (status(&asked.before), status(&asked.object));
     if old == new {
         return Ok(None);
     }
-    let object = review.pointer("/request/oldObject").cloned().unwrap_or_default();
-    let request: AccessRequest = serde_json::from_value(object)
+    let request: AccessRequest = serde_json::from_value(asked.before.clone())
         .map_err(|error| Refusal::invalid("request", format!("it is of another release: {error}")))?;
-    let groups = groups(review);
     let who = Who {
-        name: text("/request/userInfo/username"),
-        groups: &groups,
+        name: &asked.user,
+        groups: &asked.groups,
     };
     let word = added(&old, &new)?;
     let (verdict, reason) = (verdict(word)?, reason(word)?);

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+use base64::engine::general_purpose::STANDARD;
+use base64::Engine as _;
+
 use super::*;
 
 const NOW: &str = "2026-11-29T10:05:00Z";
@@ -35,7 +38,8 @@ fn review(user: &str, groups: &[&str], old: &Value, new: &Value) -> Value {
             "userInfo": {"username": user, "groups": groups}, "object": new, "oldObject": old,
         },
     });
-    let (answer, _) = reviewed(body.to_string().as_bytes(), NOW.parse().unwrap()).unwrap();
+    let asked = Asked::read(body.to_string().as_bytes()).unwrap().unwrap();
+    let (answer, _) = reviewed(&asked, NOW.parse().unwrap());
     answer["response"].clone()
 }
 
