@@ -1,0 +1,104 @@
+//! Running agents obey: what a security engineer types holds for sessions that are open, within a second.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{ensure, Context, Result};
+use serde_json::json;
+use sidegate_tests::cluster::node::site::{Agents, Site};
+
+/// One session that asks again and again, and says when what came back changed. A session that ends is opened again.
+const LOOP: &str = "import psycopg, time
+connection, last = None, None
+while True:
+    try:
+        if connection is None or connection.closed:
+            connection = psycopg.connect('host=127.0.0.1 port=15432 user=agent dbname=shop', autocommit=True)
+            print(time.time(), 'opened', flush=True)
+        said = connection.execute('SELECT ssn FROM app.people WHERE id = 1').fetchone()[0]
+    except psycopg.OperationalError as error:
+        said = 'ended'
+        if connection is not None:
+            connection.close()
+    except psycopg.Error as error:
+        said = 'refused ' + (error.sqlstate or '')
+    if said != last:
+        print(time.time(), said, flush=True)
+        last = said
+    time.sleep(0.01)
+";
+
+fn watching<'a>(site: &'a Site) -> Result<Agents<'a>> {
+    let agents = site.agents()?;
+    agents.create(&agents.pod("agent", &site.python, &["python3", "-u", "-c", LOOP]))?;
+    agents.ready("agent")?;
+    seen(&agents, "*******8841", 0.0)?;
+    Ok(agents)
+}
+
+/// When the session first said this after a time, in seconds since 1970, and everything it said.
+fn seen(agents: &Agents<'_>, word: &str, after: f64) -> Result<f64> {
+    let mut found = None;
+    agents.until(&format!("the session says `{word}`"), || {
+        let log = agents.kubectl(&["logs", "agent", "-c", "agent"])?;
+        found = log.lines().find_map(|line| {
+            let (at, said) = line.split_once(' ')?;
+            let at: f64 = at.parse().ok()?;
+            (at >= after && said.starts_with(word)).then_some(at)
+        });
+        Ok(found.is_some())
+    })?;
+    found.context("never")
+}
+
+fn now() -> Result<f64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64())
+}
+
+/// Changes something, and answers how long after kubectl had ended the session obeyed, in seconds.
+fn obeyed(agents: &Agents<'_>, what: &str, word: &str, change: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let began = now()?;
+    change()?;
+    let done = now()?;
+    let late = seen(agents, word, began)? - done;
+    println!("{what}: {:.0} ms after kubectl ended", late * 1000.0);
+    Ok(late)
+}
+
+/// An AccessPolicy is changed: the open session is refused its next read, and is not ended; changed back, it reads on.
+pub fn a_policy_holds_for_an_open_session_within_a_second(site: &Site) -> Result<()> {
+    let agents = watching(site)?;
+    let effect = |effect: &str| -> Result<()> {
+        let patch = json!([{"op": "replace", "path": "/spec/rules/0/effect", "value": effect}]).to_string();
+        agents
+            .kubectl(&["patch", "accesspolicy", "support", "--type=json", "-p", &patch])
+            .map(|_| ())
+    };
+    let late = obeyed(&agents, "an edited policy", "refused", || effect("Deny"))?;
+    ensure!(late < 1.0, "{late} s");
+    let late = obeyed(&agents, "the policy as it was", "*******8841", || effect("Allow"))?;
+    ensure!(late < 1.0, "{late} s");
+    let log = agents.kubectl(&["logs", "agent", "-c", "agent"])?;
+    ensure!(log.matches("opened").count() == 1, "the session was ended: {log}");
+    Ok(())
+}
+
+/// A Lockdown of the namespace: the open session is ended and no new one begins, until it is lifted.
+pub fn a_lockdown_ends_an_open_session_within_a_second(site: &Site) -> Result<()> {
+    let agents = watching(site)?;
+    let name = agents.namespace.clone();
+    let lockdown = json!({
+        "apiVersion": "sidegate.dev/v1alpha1", "kind": "Lockdown", "metadata": {"name": name},
+        "spec": {"reason": "drill", "freeze": [{"namespace": name}]},
+    });
+    let late = obeyed(&agents, "a Lockdown", "ended", || agents.create(&lockdown).map(|_| ()))?;
+    ensure!(late < 1.0, "{late} s");
+    let log = agents.kubectl(&["logs", "agent", "-c", "agent"])?;
+    ensure!(
+        log.matches("opened").count() == 1 && log.trim_end().ends_with("ended"),
+        "{log}"
+    );
+    obeyed(&agents, "the Lockdown lifted", "opened", || {
+        agents.kubectl(&["delete", "lockdown", &name]).map(|_| ())
+    })?;
+    Ok(())
+}
