@@ -58,7 +58,7 @@ e2e-ci: ## The same where its absence is a failure, as CI runs it, and on a real
 
 .PHONY: node
 node: node-images ## Test injected pods on a real node: containerd, kubelet, our images (root; says what it skips without)
-	@SIDEGATE_TEST_NODE=1 $(CARGO) test --locked --quiet --profile $(PROFILE) -p sidegate-tests --test node -- $(FILTER)
+	@SIDEGATE_TEST_NODE=1 $(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node -- $(FILTER)
 
 # What the node suite and `make cluster` stand on; only a machine that can have a node needs it.
 .PHONY: node-images
@@ -68,11 +68,11 @@ node-images:
 
 .PHONY: cluster
 cluster: cluster-binaries node-images ## Bring up a single-node cluster with Sidegate, an agent and a database, and say how to use it (root)
-	@SIDEGATE_TEST_NODE=1 $(CARGO) test --locked --quiet --profile $(PROFILE) -p sidegate-tests --test node -- up
+	@SIDEGATE_TEST_NODE=1 $(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node -- up
 
 .PHONY: cluster-down
 cluster-down: ## Remove that cluster, and show that nothing of it is left
-	@$(CARGO) test --locked --quiet --profile $(PROFILE) -p sidegate-tests --test node -- down
+	@$(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node -- down
 
 .PHONY: images
 images: ## Build our static programs as container images (OCI archives) with their lists of parts; prints sizes and digests

@@ -58,7 +58,7 @@ pub fn suits(parts: &Parts) -> Result<(), Unavailable> {
         return Err(Unavailable("the kernel has no overlay file system".to_owned()));
     }
     // What the network needs, tried in namespaces that end at once.
-    let tried = "busybox ip link add a type veth peer name b && busybox ip link add c type bridge && nft add table t";
+    let tried = "busybox ip link add name sgv0 type veth && busybox ip link add name sgb0 type bridge && nft add table t";
     let mut command = Command::new("unshare");
     command
         .args(NAMESPACES)
