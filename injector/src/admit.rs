@@ -58,6 +58,9 @@ pub enum Verdict {
     Refused(Refusal),
 }
 
+/// Namespaces of the cluster itself: refusing pods there could stop it from mending itself.
+pub(crate) const SYSTEM: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
+
 /// What the labels of a namespace say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Says {
@@ -84,6 +87,9 @@ pub fn admit(world: &World<'_>, namespace: &Namespace, pod: &Value) -> Verdict {
 }
 
 fn judged(world: &World<'_>, namespace: &Namespace, pod: &Value) -> Result<Verdict, Refusal> {
+    if SYSTEM.contains(&namespace.name.as_str()) {
+        return Ok(untouched("system"));
+    }
     let says = says(namespace)?;
     if !says.enabled {
         return Ok(untouched("not-enabled"));

@@ -9,14 +9,12 @@ use base64::Engine as _;
 use serde_json::{json, Value};
 use sidegate_policies::objects::Namespace;
 
-use crate::admit::{admit, Verdict, World};
+use crate::admit::{admit, Verdict, World, SYSTEM};
 use crate::patch;
 use crate::refusal::Refusal;
 
 /// The version that is spoken.
 const VERSION: &str = "admission.k8s.io/v1";
-/// Namespaces of the cluster itself: refusing pods there could stop it from mending itself.
-const SYSTEM: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// A request that can be answered.
