@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{ensure, Context, Result};
-use serde_json::json;
+use serde_json::{json, Value};
 use sidegate_tests::cluster::node::site::{Agents, Site};
 
 /// One session that asks again and again, and says when what came back changed. A session that ends is opened again.
@@ -67,15 +67,20 @@ fn obeyed(agents: &Agents<'_>, what: &str, word: &str, change: impl FnOnce() -> 
 /// An AccessPolicy is changed: the open session is refused its next read, and is not ended; changed back, it reads on.
 pub fn a_policy_holds_for_an_open_session_within_a_second(site: &Site) -> Result<()> {
     let agents = watching(site)?;
-    let effect = |effect: &str| -> Result<()> {
-        let patch = json!([{"op": "replace", "path": "/spec/rules/0/effect", "value": effect}]).to_string();
-        agents
-            .kubectl(&["patch", "accesspolicy", "support", "--type=json", "-p", &patch])
-            .map(|_| ())
+    let patch = |patch: Value| -> Result<()> {
+        let patch = patch.to_string();
+        let all = ["patch", "accesspolicy", "support", "--type=json", "-p", &patch];
+        agents.kubectl(&all).map(|_| ())
     };
-    let late = obeyed(&agents, "an edited policy", "refused", || effect("Deny"))?;
+    let rule =
+        json!({"name": "no-people", "effect": "Deny", "sql": {"commands": ["Select"], "tables": ["app.people"]}});
+    let late = obeyed(&agents, "an edited policy", "refused", || {
+        patch(json!([{"op": "add", "path": "/spec/rules/1", "value": rule}]))
+    })?;
     ensure!(late < 1.0, "{late} s");
-    let late = obeyed(&agents, "the policy as it was", "*******8841", || effect("Allow"))?;
+    let late = obeyed(&agents, "the policy as it was", "*******8841", || {
+        patch(json!([{"op": "remove", "path": "/spec/rules/1"}]))
+    })?;
     ensure!(late < 1.0, "{late} s");
     let log = agents.kubectl(&["logs", "agent", "-c", "agent"])?;
     ensure!(log.matches("opened").count() == 1, "the session was ended: {log}");

@@ -139,7 +139,7 @@ fn outer() -> Result<ExitCode> {
     let house = House::build()?;
     let words: Vec<String> = std::env::args().skip(1).collect();
     let ended = house.enter(&words).and_then(|mut child| {
-        let ended = house::wait(&mut child, LONGEST);
+        let ended = house.wait(&mut child, Some(LONGEST));
         house::end(&mut child);
         ended
     });

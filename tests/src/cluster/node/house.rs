@@ -3,15 +3,18 @@
 //! Refuses, with the reason, where the machine cannot. Invariants: the process inside ends when the pipe to its input
 //! closes, and everything there ends with it; what is removed afterwards bears this run's name.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{channel, Receiver};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
+use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Uid;
+use tokio::signal::unix::{signal, SignalKind};
 use uuid::Uuid;
 
 use super::traces::{self, Traces};
@@ -58,7 +61,8 @@ pub fn suits(parts: &Parts) -> Result<(), Unavailable> {
         return Err(Unavailable("the kernel has no overlay file system".to_owned()));
     }
     // What the network needs, tried in namespaces that end at once.
-    let tried = "busybox ip link add name sgv0 type veth && busybox ip link add name sgb0 type bridge && nft add table t";
+    let tried =
+        "busybox ip link add name sgv0 type veth && busybox ip link add name sgb0 type bridge && nft add table t";
     let mut command = Command::new("unshare");
     command
         .args(NAMESPACES)
@@ -80,17 +84,30 @@ pub fn suits(parts: &Parts) -> Result<(), Unavailable> {
 pub struct House {
     run: PathBuf,
     before: Traces,
+    /// Told when somebody ends this process.
+    told: Receiver<()>,
+    /// Held for as long as the run lives: what nobody holds may be swept.
+    _lock: Flock<File>,
 }
 
 impl House {
-    /// Makes the folder and the control groups of a run.
+    /// Makes the folder and the control groups of a run, and sweeps up behind runs that were killed.
     pub fn build() -> Result<House> {
+        sweep();
+        let told = signals()?;
         let run = Path::new("/tmp").join(format!("{}{}", traces::PREFIX, Uuid::new_v4().simple()));
         let before = Traces::seen(&run)?;
         fs::create_dir(&run)?;
         // PostgreSQL's user must get to its data.
         fs::set_permissions(&run, fs::Permissions::from_mode(0o755))?;
-        let house = House { run, before };
+        let lock = File::create(run.join("lock"))?;
+        let _lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)?;
+        let house = House {
+            run,
+            before,
+            told,
+            _lock,
+        };
         fs::create_dir(house.run.join("tmp"))?;
         fs::set_permissions(house.run.join("tmp"), fs::Permissions::from_mode(0o1777))?;
         traces::make_groups(&house.run)?;
@@ -115,6 +132,31 @@ impl House {
         command.spawn().context("starting unshare")
     }
 
+    /// Waits until what is inside ends; ends it when this process is told to end, and after this time.
+    ///
+    /// # Errors
+    /// It was ended before it was done.
+    pub fn wait(&self, child: &mut Child, longest: Option<Duration>) -> Result<ExitStatus> {
+        let deadline = longest.map(|longest| Instant::now() + longest);
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            if self.told.try_recv().is_ok() {
+                end(child);
+                bail!("told to end");
+            }
+            if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                end(child);
+                bail!(
+                    "not done within {} s: it was ended",
+                    longest.unwrap_or_default().as_secs()
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Clears up, and answers what is different from before.
     pub fn leave(self) -> Result<Vec<String>> {
         traces::clear(&self.run)?;
@@ -127,19 +169,40 @@ pub fn clear_behind(run: &Path) -> Result<()> {
     traces::clear(run)
 }
 
-/// Waits until a process ends; ends it and says so after this time.
-pub fn wait(child: &mut Child, longest: Duration) -> Result<ExitStatus> {
-    let deadline = Instant::now() + longest;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
+/// Clears up behind every run whose process is gone: nobody holds its lock.
+fn sweep() {
+    for entry in fs::read_dir("/tmp").into_iter().flatten().flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with(traces::PREFIX);
+        let Some(lock) = ours.then(|| File::open(entry.path().join("lock")).ok()).flatten() else {
+            continue;
+        };
+        if Flock::lock(lock, FlockArg::LockExclusiveNonblock).is_ok() {
+            eprintln!("node: sweeping up behind {}", entry.path().display());
+            if let Err(error) = traces::clear(&entry.path()) {
+                eprintln!("node: {error:#}");
+            }
         }
-        if Instant::now() > deadline {
-            end(child);
-            bail!("not done within {} s: it was ended", longest.as_secs());
-        }
-        std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// SIGTERM and SIGINT, as messages: what is inside ends with this process, what is outside must be removed by it.
+fn signals() -> Result<Receiver<()>> {
+    let (tells, told) = channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut term, mut int) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        });
+        let _ = tells.send(());
+    });
+    Ok(told)
 }
 
 /// Ends what is inside, all at once.

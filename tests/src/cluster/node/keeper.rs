@@ -127,47 +127,20 @@ pub fn down() -> Result<()> {
 /// The keeper: holds the namespaces' first process, and forwards the port.
 pub fn keep() -> Result<()> {
     let state = state()?;
-    let signals = signals()?;
     let house = House::build()?;
     let kept = json!({"pid": std::process::id(), "run": house.run()});
     fs::write(state.join("keeper.json"), kept.to_string())?;
     let port = forward(house.run().join("api.sock"))?;
     fs::write(house.run().join("port"), port.to_string())?;
     let mut child = house.enter(&["keep".to_owned()])?;
-    let ended = loop {
-        if signals.try_recv().is_ok() {
-            break Ok(());
-        }
-        if let Some(status) = child.try_wait()? {
-            break Err(anyhow::anyhow!("the cluster ended by itself: {status}"));
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    };
+    let ended = house.wait(&mut child, None);
     house::end(&mut child);
     let left = house.leave()?;
     fs::write(state.join("left"), left.join("\n"))?;
-    ended
-}
-
-/// SIGTERM and SIGINT, as messages.
-fn signals() -> Result<std::sync::mpsc::Receiver<()>> {
-    let (told, hears) = std::sync::mpsc::channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    use tokio::signal::unix::{signal, SignalKind};
-    let (mut term, mut int) = {
-        let _inside = runtime.enter();
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
-    };
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
-            }
-        });
-        let _ = told.send(());
-    });
-    Ok(hears)
+    match ended {
+        Ok(status) => bail!("the cluster ended by itself: {status}"),
+        Err(_told) => Ok(()),
+    }
 }
 
 /// Accepts on a port of 127.0.0.1 and hands each connection to a socket.
