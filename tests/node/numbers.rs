@@ -75,7 +75,9 @@ pub fn how_much_later_a_pod_is_ready(site: &Site) -> Result<()> {
         namespace: site.node.cluster.namespace()?,
     };
     let (mut slow, mut fast, mut inside) = (Vec::new(), Vec::new(), Vec::new());
-    let rounds = std::env::var("SIDEGATE_NODE_ROUNDS").ok().and_then(|text| text.parse().ok());
+    let rounds = std::env::var("SIDEGATE_NODE_ROUNDS")
+        .ok()
+        .and_then(|text| text.parse().ok());
     for round in 0..rounds.unwrap_or(ROUNDS) {
         let name = format!("pod-{round}");
         fast.push(started(&without, &name, None)?);

@@ -14,8 +14,8 @@ const GRACE: Duration = Duration::from_secs(8);
 /// Lines of a log that an error shows.
 const LINES: usize = 30;
 
-/// Programs that do not look at their input, because they are not built by us.
-const STRANGERS: [&str; 2] = ["kwok", "containerd"];
+/// Programs that do not look at their input: they are not built for tests.
+const STRANGERS: [&str; 3] = ["kwok", "containerd", "sidegate-injector"];
 
 /// A running server.
 pub(super) struct Server {

@@ -1,88 +1,62 @@
-//! The injector beside the node, in this process, until the chart runs it as a pod: the API server reaches it at the
-//! node's address.
+//! The injector beside the node, where the chart does not bring it: a process of the node's, which the API server reaches at
+//! the node's address.
 
 use anyhow::{Context, Result};
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
 use serde_json::{json, Value};
-use sidegate_injector::app::{start, InjectorConfig, Running};
-use sidegate_injector::install::Install;
-use tokio::runtime::Runtime;
 
 use super::images::Built;
 use super::site::{DOMAIN, SYSTEM};
 use super::{Node, ADDRESS};
 use crate::authority::Authority;
 
-/// A running injector.
-pub struct Injector {
-    running: Option<Running>,
-    runtime: Runtime,
-}
-
-impl Injector {
-    /// Starts it, with the profile of this image, and has the API server call it.
-    pub fn start(node: &Node, sidecar: &Built) -> Result<Injector> {
-        let cluster = &node.cluster;
-        let ca = [
-            "get",
-            "configmap",
-            "sidegate-broker-ca",
-            "--namespace",
-            SYSTEM,
-            "-o",
-            "json",
-        ];
-        let ca: Value = serde_json::from_str(&cluster.kubectl(&ca, "")?)?;
-        let host = format!("https://sidegate-broker.{SYSTEM}.svc");
-        let install = Install {
-            broker_url: format!("{host}:8443"),
-            broker_ca_pem: ca["data"]["ca.crt"].as_str().context("no authority yet")?.to_owned(),
-            audience: format!("{host}:8444"),
-            name_servers: vec![ADDRESS.to_string()],
-            cluster_domain: DOMAIN.to_owned(),
-        };
-        let authority = Authority::new()?;
-        let leaf = authority.leaf(&[&ADDRESS.to_string()])?;
-        let file = |name: &str, text: &str| -> Result<std::path::PathBuf> {
-            let path = node.run().join(name);
-            std::fs::write(&path, text)?;
-            Ok(path)
-        };
-        let (_, token) = cluster.admin()?;
-        let config = InjectorConfig {
-            listen: (ADDRESS, 8446).into(),
-            certificate: file("injector.crt", &leaf.certificate)?,
-            key: file("injector.key", &leaf.key)?,
-            install,
-            kubeconfig: Some(file("injector.json", &cluster.kubeconfig_of(&token))?),
-            namespace: SYSTEM.to_owned(),
-        };
-        let profile = json!({
-            "apiVersion": "sidegate.dev/v1alpha1", "kind": "InjectionProfile", "metadata": {"name": "default"},
-            "spec": {"image": {"repository": sidecar.repository(), "digest": sidecar.digest}},
-        });
-        cluster.create(&profile)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
-        let running = runtime.block_on(start(config))?;
-        let url = format!("https://{}/mutate", running.address);
-        cluster.create(&configuration(&url, authority.pem()))?;
-        Ok(Injector {
-            running: Some(running),
-            runtime,
-        })
-    }
-}
-
-impl Drop for Injector {
-    fn drop(&mut self) {
-        if let Some(running) = self.running.take() {
-            self.runtime.block_on(running.shutdown());
-        }
-    }
+/// Starts it, with the profile of this image, and has the API server call it.
+pub(super) fn start(node: &mut Node, program: &std::path::Path, sidecar: &Built) -> Result<()> {
+    let ca = [
+        "get",
+        "configmap",
+        "sidegate-broker-ca",
+        "--namespace",
+        SYSTEM,
+        "-o",
+        "json",
+    ];
+    let ca: Value = serde_json::from_str(&node.cluster.kubectl(&ca, "")?)?;
+    let host = format!("https://sidegate-broker.{SYSTEM}.svc");
+    let install = json!({
+        "brokerUrl": format!("{host}:8443"), "audience": format!("{host}:8444"), "clusterDomain": DOMAIN,
+        "brokerCaPem": ca["data"]["ca.crt"].as_str().context("no authority yet")?, "nameServers": [ADDRESS],
+    });
+    let authority = Authority::new()?;
+    let leaf = authority.leaf(&[&ADDRESS.to_string()])?;
+    let run = node.run.clone();
+    let file = |flag: &str, name: &str, text: &str| -> Result<String> {
+        let path = run.join(name);
+        std::fs::write(&path, text)?;
+        Ok(format!("--{flag}={}", path.display()))
+    };
+    let (_, token) = node.cluster.admin()?;
+    let arguments = [
+        format!("--listen={ADDRESS}:8446"),
+        file("tls-cert", "injector.crt", &leaf.certificate)?,
+        file("tls-key", "injector.key", &leaf.key)?,
+        file("install", "install.json", &install.to_string())?,
+        file("kubeconfig", "injector.json", &node.cluster.kubeconfig_of(&token))?,
+        format!("--namespace={SYSTEM}"),
+    ];
+    let profile = json!({
+        "apiVersion": "sidegate.dev/v1alpha1", "kind": "InjectionProfile", "metadata": {"name": "default"},
+        "spec": {"image": {"repository": sidecar.repository(), "digest": sidecar.digest}},
+    });
+    node.cluster.create(&profile)?;
+    node.cluster
+        .serve("sidegate-injector", program, arguments.into_iter(), &[])?;
+    node.cluster.until("the injector listens", || {
+        Ok(std::net::TcpStream::connect((ADDRESS, 8446)).is_ok())
+    })?;
+    let url = format!("https://{ADDRESS}:8446/mutate");
+    node.cluster.create(&configuration(&url, authority.pem())).map(|_| ())
 }
 
 fn configuration(url: &str, authority: &str) -> Value {

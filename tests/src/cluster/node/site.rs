@@ -11,8 +11,7 @@ use anyhow::{bail, ensure, Result};
 use serde_json::{json, Value};
 
 use super::images::{self, Built, Image};
-use super::injector::Injector;
-use super::{settings, Node, Parts, ADDRESS, NAME, PODS};
+use super::{injector, settings, Node, Parts, ADDRESS, NAME, PODS};
 use crate::bearer;
 use crate::cluster::{Programs, User};
 use crate::postgres::{Major, Options, Postgres};
@@ -43,7 +42,6 @@ pub struct Site {
     pub psql: Built,
     /// Image of an agent with the stock Python and psycopg.
     pub python: Built,
-    _injector: Injector,
 }
 
 /// Says what is being done; the suite and `make cluster` show it.
@@ -56,7 +54,7 @@ impl Site {
     /// Starts everything within the namespaces of [`super::house`].
     pub fn start(programs: &Programs, parts: &Parts, run: &Path, images: &Path) -> Result<Site> {
         let mut since = Instant::now();
-        let node = Node::start(programs, parts, run)?;
+        let mut node = Node::start(programs, parts, run)?;
         step(
             "control plane, containerd, kubelet and kube-proxy are ready",
             &mut since,
@@ -69,7 +67,7 @@ impl Site {
         step("images are imported", &mut since);
         let (shop, ledger) = databases(&node)?;
         step("PostgreSQL 15 and 18 run beside the node", &mut since);
-        let injector = install(&node, images)?;
+        install(&mut node, images)?;
         step("both charts are installed and their pods are ready", &mut since);
         let site = Site {
             node,
@@ -77,7 +75,6 @@ impl Site {
             ledger,
             psql,
             python,
-            _injector: injector,
         };
         site.trust_the_broker()?;
         Ok(site)
@@ -237,12 +234,12 @@ fn chart(name: &str) -> PathBuf {
 }
 
 /// Installs both charts, as an operator would, and waits for their pods.
-fn install(node: &Node, folder: &Path) -> Result<Injector> {
-    let cluster = &node.cluster;
-    cluster.kubectl(&["create", "namespace", SYSTEM], "")?;
-    cluster.kubectl(&["create", "-f", "-"], &volume(node)?.to_string())?;
+fn install(node: &mut Node, folder: &Path) -> Result<()> {
+    node.cluster.kubectl(&["create", "namespace", SYSTEM], "")?;
+    node.cluster
+        .kubectl(&["create", "-f", "-"], &volume(node)?.to_string())?;
     let helm = |arguments: &[&str]| -> Result<()> {
-        let output = cluster.helm(arguments)?;
+        let output = node.cluster.helm(arguments)?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "helm {}: {said}", arguments.join(" "));
         Ok(())
@@ -250,22 +247,30 @@ fn install(node: &Node, folder: &Path) -> Result<Injector> {
     let (kinds, main) = (chart("sidegate-crds"), chart("sidegate"));
     let place = ["--namespace", SYSTEM];
     helm(&[&["install", "sidegate-crds", &kinds.to_string_lossy()][..], &place].concat())?;
-    let (sidecar, broker) = (
-        images::ours(folder, "sidegate-sidecar")?,
-        images::ours(folder, "sidegate-broker")?,
-    );
+    let [sidecar, broker, webhook] =
+        ["sidegate-sidecar", "sidegate-broker", "sidegate-injector"].map(|name| images::ours(folder, name));
+    let (sidecar, broker, webhook) = (sidecar?, broker?, webhook?);
     let values = node.run.join("values.json");
-    let chosen = json!({
+    let mut chosen = json!({
         "image": {"repository": broker.repository(), "digest": broker.digest},
         "sidecar": {"digest": sidecar.digest},
     });
+    let charted = main.join("templates/injector.yaml").exists();
+    if charted {
+        chosen["injector"] = json!({
+            "replicas": 1, "nameServers": [ADDRESS],
+            "image": {"repository": webhook.repository(), "digest": webhook.digest},
+        });
+    }
     std::fs::write(&values, chosen.to_string())?;
     let with = ["--values", &values.to_string_lossy()];
     helm(&[&["install", RELEASE, &main.to_string_lossy()][..], &place, &with].concat())?;
     node.name_services()?;
-    let broker = format!("deployment/{RELEASE}-broker");
-    node.rolled_out(SYSTEM, &broker)?;
-    Injector::start(node, &sidecar)
+    node.rolled_out(SYSTEM, &format!("deployment/{RELEASE}-broker"))?;
+    if charted {
+        return node.rolled_out(SYSTEM, &format!("deployment/{RELEASE}-injector"));
+    }
+    injector::start(node, &folder.join("sidegate-injector"), &sidecar)
 }
 
 /// The disk of the broker's records: the node's own, because there is no provisioner.
