@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
+use sidegate_policies::api::access_request::{ApproverSet, RequestState, RequestedOperation};
 use sidegate_policies::record::audit::read;
 use sidegate_policies::record::layout::DirectoryStore;
+use sidegate_policies::wire::{ApprovalAsk, ApprovalClaim, ApprovalOutcome};
 use sidegate_tests::cli;
 use sidegate_tests::cluster::{Cluster, User};
 use sidegate_tests::shop::DATABASE;
@@ -278,6 +280,60 @@ fn object(namespace: &str) -> Value {
     })
 }
 
+/// What a sidecar would ask about an update.
+pub fn question(namespace: &str) -> ApprovalAsk {
+    ApprovalAsk {
+        target: format!("{namespace}/shop"),
+        session: "s".to_owned(),
+        operation: RequestedOperation {
+            protocol: "Postgres".to_owned(),
+            action: "UPDATE".to_owned(),
+            summary: String::new(),
+            text: update("asked"),
+            parameters: Vec::new(),
+            earlier: Vec::new(),
+            hidden_values: 0,
+        },
+        digest: "a".repeat(64),
+        approver_sets: vec![ApproverSet {
+            rule: format!("{namespace}/asking/refund"),
+            approvers: Vec::new(),
+            exclude: Vec::new(),
+            count: 1,
+        }],
+        valid_for_seconds: 600,
+        bundle: "b".to_owned(),
+    }
+}
+
+/// How it would claim the grant.
+pub fn claim(digest: &str, nonce: &str) -> ApprovalClaim {
+    ApprovalClaim {
+        session: "s".to_owned(),
+        operation: 1,
+        digest: digest.to_owned(),
+        nonce: nonce.to_owned(),
+    }
+}
+
+/// How it would say that the operation ran.
+pub fn ended(nonce: &str) -> ApprovalOutcome {
+    ApprovalOutcome {
+        state: RequestState::Done,
+        nonce: nonce.to_owned(),
+    }
+}
+
+/// Ann approves, with no webhook there.
+pub fn approved(cluster: &Cluster, namespace: &str, name: &str) -> Result<()> {
+    let patch = add(&entry("ann", &["leads"])?).to_string();
+    let mut arguments = vec!["patch", "accessrequest", name, "--subresource=status", "-n", namespace];
+    arguments.extend(["--type=json", "-p", patch.as_str()]);
+    cluster.until("ann approves", || {
+        Ok(cluster.ask(User::Ann, &arguments, "")?.status.success())
+    })
+}
+
 const LEADS: &str = "approvers: [{group: leads}], holdFor: 60s, validFor: 10m";
 
 /// A person's patch with nothing but a verdict and a reason releases the statement once; who decided is what the API
@@ -495,7 +551,11 @@ pub fn forged_words_are_refused_without_the_webhook(cluster: &Cluster) -> Result
     )?;
     let dated = json!({"status": {"validUntil": "2030-01-01T00:00:00Z", "decisions": [entry("ann", &["leads"])?]}});
     turned_down(&asking.patch(User::Ann, &name, "merge", &dated)?, "are the broker's")?;
-    let broker = asking.say_as(&["--as", BROKER], &name, &entry(BROKER, &[])?)?;
+    let broker = asking.say_as(
+        &["--as", BROKER, "--as-group=system:masters"],
+        &name,
+        &entry(BROKER, &[])?,
+    )?;
     turned_down(&broker, "the broker never decides")?;
 
     // A true word, with a state that is none: the broker computes it.
