@@ -16,6 +16,7 @@ mod maps;
 mod named;
 mod pins;
 mod pods;
+mod profiles;
 mod published;
 pub mod reading;
 mod reviewer;
@@ -35,7 +36,7 @@ use kube::api::PostParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 
-pub use admission::{Admission, AdmissionOptions};
+pub use admission::{Admission, AdmissionOptions, Authorities};
 pub use events::PodEvents;
 pub use follow::{findings, Follower};
 pub use issuers::ClusterIssuers;

@@ -21,3 +21,5 @@ mod review;
 mod server;
 mod sidecar;
 mod task;
+
+pub use agents::{CLOUD_AUDIENCES, CLOUD_VARIABLES, CLOUD_VOLUMES};

@@ -7,6 +7,9 @@ use sidegate_tests::cluster::Cluster;
 
 use crate::site::{chart, until};
 
+/// A second release on one cluster: its policies would judge the pods of the first.
+const ALONE: [&str; 2] = ["--set", "admissionPolicies.create=false"];
+
 /// helm, or its complaint.
 fn helm(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
     let output = cluster.helm(arguments)?;
@@ -24,7 +27,11 @@ pub fn the_broker_installs_under_the_restricted_profile_and_leaves_its_records(c
     let release = format!("r{}", &namespace[namespace.len() - 8..]);
     helm(
         cluster,
-        &["install", &release, &chart("sidegate"), "--namespace", &namespace],
+        &[
+            &["install", &release, &chart("sidegate"), "--namespace", &namespace][..],
+            &ALONE,
+        ]
+        .concat(),
     )?;
     let pods = ["get", "pods", "--namespace", &namespace, "-o", "json"];
     let list = || -> Result<Value> { Ok(serde_json::from_str(&cluster.kubectl(&pods, "")?)?) };
@@ -71,7 +78,10 @@ pub fn an_upgrade_leaves_the_keys_alone_and_uninstalling_removes_them(cluster: &
     let namespace = cluster.namespace()?;
     let release = format!("k{}", &namespace[namespace.len() - 8..]);
     let at = ["--namespace", namespace.as_str()];
-    helm(cluster, &[&["install", &release, &chart("sidegate")][..], &at].concat())?;
+    helm(
+        cluster,
+        &[&["install", &release, &chart("sidegate")][..], &at, &ALONE].concat(),
+    )?;
     let filled = [
         (
             "secret",
@@ -104,7 +114,7 @@ pub fn an_upgrade_leaves_the_keys_alone_and_uninstalling_removes_them(cluster: &
         "--set",
         "issuerUrl=https://issuer.example",
     ];
-    helm(cluster, &[&change[..], &at].concat())?;
+    helm(cluster, &[&change[..], &at, &ALONE].concat())?;
     for (kind, name, _) in &filled {
         let kept = cluster.kubectl(&[&["get", kind, name, "-o", "jsonpath={.data}"][..], &at].concat(), "")?;
         ensure!(!kept.is_empty(), "the upgrade emptied {kind} {name}");

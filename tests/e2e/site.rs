@@ -60,17 +60,25 @@ pub fn stop() {
     }
 }
 
-/// Installs the chart, so that the rights under test are the chart's.
+/// Installs the chart, so that the rights under test are the chart's. Without its admission policies, which would refuse
+/// tokens to whoever plays the kubelet here, and pods that show one thing only: they have a cluster of their own.
 pub fn install(cluster: &Cluster) -> Result<()> {
+    install_with(cluster, &["admissionPolicies.create=false"])
+}
+
+/// The same with these values.
+pub fn install_with(cluster: &Cluster, values: &[&str]) -> Result<()> {
     let chart = chart("sidegate");
-    let installed = cluster.helm(&[
+    let mut arguments = vec![
         "install",
         "sidegate",
         &chart,
         "--namespace",
         NAMESPACE,
         "--create-namespace",
-    ])?;
+    ];
+    arguments.extend(values.iter().flat_map(|value| ["--set", value]));
+    let installed = cluster.helm(&arguments)?;
     ensure!(
         installed.status.success(),
         "helm install: {}",

@@ -107,6 +107,8 @@ pub(super) fn api_server(folder: &Path, server: &str, port: u16, etcd: u16) -> V
         "--advertise-address=127.0.0.1",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
+        // As clusters have it: what becomes of privileged pods is for admission to say.
+        "--allow-privileged=true",
         "--service-cluster-ip-range=10.96.0.0/16",
         "--service-account-extend-token-expiration=false",
         "--shutdown-delay-duration=0s",
