@@ -266,7 +266,8 @@ fn configure(config: &mut sidegate_broker::BrokerConfig) {
     }
 }
 
-/// Namespaces and profiles of the golden files; two of their namespaces have labels that are refused here.
+/// Namespaces and profiles of the golden files; a label of one of their namespaces is refused here, and one is another
+/// release's.
 fn apply(cluster: &Cluster, world: &str) -> Result<()> {
     let objects = yaml::values(world).map_err(|mistakes| anyhow::anyhow!("{mistakes:?}"))?;
     for object in objects {

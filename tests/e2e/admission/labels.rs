@@ -20,7 +20,7 @@ const ELSEWHERE: [(&str, &str); 4] = [
 ];
 
 /// A namespace's labels, and what is said to whoever may use the profile.
-const WRONG: [(&str, &str); 7] = [
+const WRONG: [(&str, &str); 6] = [
     ("sidegate.dev/inject=on", "label: sidegate.dev/inject"),
     (
         "sidegate.dev/allow-pod-opt-out=yes",
@@ -33,7 +33,6 @@ const WRONG: [(&str, &str); 7] = [
     ("sidegate.dev/admission=off", "label: sidegate.dev/admission"),
     ("sidegate.dev/profile=", "label: sidegate.dev/profile"),
     ("sidegate.dev/injekt=enabled", "label: there is no label"),
-    ("sidegate.dev/rev=canary", "label: there is no label"),
 ];
 
 impl Guarded {

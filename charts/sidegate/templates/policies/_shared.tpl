@@ -4,9 +4,14 @@ What the admission policies have in common. `sidegate-admission` is written by t
 not in it yet relaxes nothing.
 */}}
 
-{{/* Whether the policies are installed: two releases would judge the same namespaces. */}}
+{{/* Whether the policies are installed. */}}
 {{- define "sidegate.policies" -}}
 {{- if .Values.admissionPolicies.create }}yes{{ end -}}
+{{- end -}}
+
+{{/* Those that hold in every namespace: a release with a revision leaves them to the one without. */}}
+{{- define "sidegate.policies.everywhere" -}}
+{{- if and .Values.admissionPolicies.create (not .Values.injector.revision) }}yes{{ end -}}
 {{- end -}}
 
 {{- define "sidegate.params" -}}
@@ -34,9 +39,8 @@ spec:
   matchResources:
     namespaceSelector:
       matchExpressions:
-        - {key: sidegate.dev/inject, operator: In, values: [enabled]}
+        {{- include "sidegate.namespaces" $root | nindent 8 }}
         - {key: sidegate.dev/admission, operator: {{ $how.operator }}, values: [audit]}
-        - {key: kubernetes.io/metadata.name, operator: NotIn, values: [kube-system, kube-public, kube-node-lease, {{ $root.Release.Namespace }}]}
 {{- end }}
 {{- end -}}
 
