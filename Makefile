@@ -52,8 +52,32 @@ e2e: ## Test on a real Kubernetes API server (after make cluster-binaries; says 
 	@$(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test cluster
 
 .PHONY: e2e-ci
-e2e-ci: ## The same where its absence is a failure, as CI runs it
+e2e-ci: ## The same where its absence is a failure, as CI runs it, and on a real node where the machine can have one
 	@SIDEGATE_TEST_REQUIRE=cluster $(MAKE) --no-print-directory e2e
+	@SIDEGATE_TEST_REQUIRE=cluster $(MAKE) --no-print-directory node
+
+.PHONY: node
+node: node-images ## Test injected pods on a real node: containerd, kubelet, our images (root; says what it skips without)
+	@SIDEGATE_TEST_NODE=1 $(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node -- $(FILTER)
+
+# What the node suite and `make cluster` stand on; only a machine that can have a node needs it.
+.PHONY: node-images
+node-images:
+	@$(SETUP) build postgres postgres18 node
+	@CARGO="$(CARGO)" bash images/build.sh --profile $(PROFILE)
+
+.PHONY: cluster
+cluster: cluster-binaries node-images ## Bring up a single-node cluster with Sidegate, an agent and a database, and say how to use it (root)
+	@SIDEGATE_TEST_NODE=1 $(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node -- up
+
+.PHONY: cluster-down
+cluster-down: ## Remove that cluster, and show that nothing of it is left
+	@$(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node -- down
+
+.PHONY: images
+images: ## Build our static programs as container images (OCI archives) with their lists of parts; prints sizes and digests
+	@$(SETUP) build
+	@CARGO="$(CARGO)" bash images/build.sh --profile release
 
 .PHONY: generate
 generate: ## Write generated files: CRDs

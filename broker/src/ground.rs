@@ -25,7 +25,7 @@ use crate::keeper::{load, Watched};
 use crate::kubernetes::{
     connect, findings, own_name, reading, Admission, At, ClusterIssuers, ClusterMaps, ClusterOptions, ClusterPods,
     ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases, PinSweeper, PodEvents,
-    PublishedMaps, RevokedLeases, TlsSecret,
+    PublishedMaps, RevokedLeases, TlsSecret, LEADER,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
@@ -265,7 +265,7 @@ pub(crate) async fn cluster(
     let pods = Arc::new(ClusterPods::new(client.clone(), issuer_url.to_owned()));
     tasks.spawn("pods", Arc::clone(&pods).run(tasks.stopping()));
     let replica = random_id().map_err(|error| StartError::crypto("a name of this replica", error))?;
-    let leader = Arc::new(Leader::new(client.clone(), &options.namespace, replica));
+    let leader = Arc::new(Leader::new(client.clone(), &options.namespace, LEADER, replica));
     tasks.spawn("leader", Arc::clone(&leader).run(tasks.stopping()));
     let (led, now) = (Arc::clone(&leader), clock.now());
     let keys = KeySecret::open(client.clone(), options, led, &base.state, now, tasks).await?;

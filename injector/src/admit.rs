@@ -19,8 +19,8 @@ use crate::refusal::Refusal;
 const PROFILE: &str = "sidegate.dev/profile";
 const OPT_OUT: &str = "sidegate.dev/allow-pod-opt-out";
 const ADMISSION: &str = "sidegate.dev/admission";
-/// Read by others, or by a part that is not built: they change nothing here.
-const OTHERS: [&str; 1] = ["sidegate.dev/allow-port-forward"];
+/// Read by others: which injector is asked, by the API server, and what admission policies allow. They change nothing here.
+const OTHERS: [&str; 2] = ["sidegate.dev/rev", "sidegate.dev/allow-port-forward"];
 /// Where a namespace names no profile.
 const DEFAULT: &str = "default";
 

@@ -8,11 +8,13 @@ mod canary;
 mod charts;
 mod identity;
 mod inject;
+mod installed;
 mod kept;
 mod kinds;
 mod numbers;
 mod outage;
 mod plane;
+mod relay;
 mod replicas;
 mod site;
 mod tokens;
@@ -115,6 +117,10 @@ const TESTS: &[(&str, Test)] = &[
         charts::an_upgrade_leaves_the_keys_alone_and_uninstalling_removes_them,
     ),
     ("charts::wrong_values_are_refused", charts::wrong_values_are_refused),
+    (
+        "charts::what_is_off_by_default_is_rendered_as_its_golden_file",
+        charts::what_is_off_by_default_is_rendered_as_its_golden_file,
+    ),
     (
         "charts::the_kinds_stay_when_their_chart_is_uninstalled",
         charts::the_kinds_stay_when_their_chart_is_uninstalled,
@@ -237,7 +243,15 @@ fn main() -> ExitCode {
             replicas::run(&programs, *test).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
-    let conclusion = libtest_mimic::run(&arguments, shared.chain(alone).chain(together).collect());
+    let installed = installed::TESTS.iter().map(|(name, test)| {
+        let programs = programs.clone();
+        Trial::test(*name, move || {
+            installed::run(&programs, *test).map_err(|error| Failed::from(format!("{error:#}")))
+        })
+    });
+    let all = shared.chain(alone).chain(together).chain(installed).collect();
+    let conclusion = libtest_mimic::run(&arguments, all);
+    installed::stop();
     site::stop();
     replicas::stop();
     inject::stop();
@@ -260,7 +274,8 @@ fn ignored() -> Vec<Trial> {
         .iter()
         .map(|(name, _)| *name)
         .chain(ALONE.iter().map(|(name, _)| *name))
-        .chain(replicas::TESTS.iter().map(|(name, _)| *name));
+        .chain(replicas::TESTS.iter().map(|(name, _)| *name))
+        .chain(installed::TESTS.iter().map(|(name, _)| *name));
     names
         .map(|name| Trial::test(name, || Ok(())).with_ignored_flag(true))
         .collect()

@@ -3,8 +3,6 @@
 //! They share a control plane of their own, their names, and a port in front of them that stands for the Service; the
 //! tests here run one after another.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 
@@ -23,6 +21,7 @@ use sidegate_tests::psql::Said;
 
 use crate::applied::{Shop, NAME};
 use crate::charts;
+use crate::relay::Service;
 use crate::site::{install, until, Agent, Change, Site, NAMESPACE};
 
 /// A test on the three brokers.
@@ -67,77 +66,6 @@ impl Clock for Shifted {
     fn now_ms(&self) -> i64 {
         SystemClock.now_ms() + self.0.load(Ordering::SeqCst)
     }
-}
-
-/// What stands for the Service: a port whose connections go to one of these.
-struct Service {
-    port: u16,
-    behind: Arc<Mutex<Behind>>,
-}
-
-#[derive(Default)]
-struct Behind {
-    ports: Vec<u16>,
-    turn: usize,
-    open: Vec<TcpStream>,
-}
-
-impl Service {
-    fn start() -> Result<Service> {
-        let port = ports::free()?;
-        let listener = TcpListener::bind(("127.0.0.1", port))?;
-        let behind = Arc::new(Mutex::new(Behind::default()));
-        let inside = Arc::clone(&behind);
-        std::thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                if let Some(server) = connect(&inside) {
-                    relay(&inside, client, server);
-                }
-            }
-        });
-        Ok(Service { port, behind })
-    }
-
-    /// From now on these; whoever is connected must come again.
-    fn to(&self, sites: &[&Site]) {
-        let mut behind = self.behind.lock().unwrap();
-        behind.ports = sites.iter().map(|site| site.port()).collect();
-        for stream in behind.open.drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-fn connect(behind: &Mutex<Behind>) -> Option<TcpStream> {
-    let mut behind = behind.lock().unwrap();
-    for _ in 0..behind.ports.len() {
-        behind.turn += 1;
-        let port = behind.ports[behind.turn % behind.ports.len()];
-        if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)) {
-            return Some(stream);
-        }
-    }
-    None
-}
-
-fn relay(behind: &Mutex<Behind>, client: TcpStream, server: TcpStream) {
-    let (Ok(up), Ok(down), Ok(kept)) = (client.try_clone(), server.try_clone(), client.try_clone()) else {
-        return;
-    };
-    behind.lock().unwrap().open.push(kept);
-    std::thread::spawn(move || copy(up, server));
-    std::thread::spawn(move || copy(down, client));
-}
-
-fn copy(mut from: TcpStream, mut to: TcpStream) {
-    let mut buffer = [0; 16 * 1024];
-    while let Ok(read @ 1..) = from.read(&mut buffer) {
-        if to.write_all(&buffer[..read]).is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown(Shutdown::Both);
-    let _ = from.shutdown(Shutdown::Both);
 }
 
 /// The three, and what they stand on.
@@ -192,7 +120,7 @@ impl Replicas {
             change,
             cluster,
         };
-        replicas.service.to(&replicas.all());
+        replicas.service.to(&ports(&replicas.all()));
         Ok(replicas)
     }
 
@@ -231,6 +159,10 @@ impl Replicas {
         )?;
         found.context("nobody leads")
     }
+}
+
+fn ports(sites: &[&Site]) -> Vec<u16> {
+    sites.iter().map(|site| site.port()).collect()
 }
 
 fn kids(site: &Site, name: RingName) -> Vec<String> {
@@ -446,7 +378,7 @@ fn a_lockdown_holds_while_replicas_die_and_come_back(replicas: &mut Replicas) ->
     shop.open()?;
     let sidecar = shop.agent.sidecar()?;
     until("the read", || shop.ask(NAME), |said| said.code == 0)?;
-    replicas.service.to(&[&replicas.sites[1]]);
+    replicas.service.to(&ports(&[&replicas.sites[1]]));
     let at_one = |replicas: &Replicas| replicas.sites[1].broker.status().sidecars;
     until(
         "its stream is there",
@@ -457,7 +389,7 @@ fn a_lockdown_holds_while_replicas_die_and_come_back(replicas: &mut Replicas) ->
     Arc::into_inner(replicas.sites.remove(1))
         .context("a replica is held")?
         .kill();
-    replicas.service.to(&replicas.all());
+    replicas.service.to(&ports(&replicas.all()));
     until("it is frozen", || shop.ask(NAME), frozen)?;
     let all = |replicas: &Replicas| replicas.sites.iter().map(|site| denied(site)).collect::<Vec<_>>();
     until(
@@ -475,14 +407,14 @@ fn a_lockdown_holds_while_replicas_die_and_come_back(replicas: &mut Replicas) ->
         all(replicas)
     );
     replicas.sites.insert(1, fresh);
-    replicas.service.to(&[&replicas.sites[1]]);
+    replicas.service.to(&ports(&[&replicas.sites[1]]));
     until(
         "it has it",
         || Ok(holds(&replicas.sites[1])),
         |held| *held >= Some(ahead),
     )?;
     for behind in [0, 2] {
-        replicas.service.to(&[&replicas.sites[behind]]);
+        replicas.service.to(&ports(&[&replicas.sites[behind]]));
         until(
             "who was behind caught up",
             || Ok(denied(&replicas.sites[behind])),
@@ -568,14 +500,14 @@ fn sidecars_outlive_a_new_authority_and_a_rolling_restart(replicas: &mut Replica
 /// Moves every connection to each replica in turn, and sees the sidecar's stream arrive there.
 fn streams(replicas: &Replicas, when: &str) -> Result<()> {
     for site in &replicas.sites {
-        replicas.service.to(&[site]);
+        replicas.service.to(&ports(&[site]));
         until(
             &format!("the sidecar's stream is at the replica in its turn {when}"),
             || Ok(site.broker.status().sidecars),
             |sidecars| *sidecars >= 1,
         )?;
     }
-    replicas.service.to(&replicas.all());
+    replicas.service.to(&ports(&replicas.all()));
     Ok(())
 }
 
