@@ -49,6 +49,8 @@ cluster-binaries: ## Build etcd, Kubernetes, helm, kwok and kubeconform for the 
 .PHONY: e2e
 e2e: ## Test on a real Kubernetes API server (after make cluster-binaries; says what it skips without them)
 	@$(SETUP) build postgres postgres18
+	@# A test of the command line's own brings its binary, with the features that everything here is built with.
+	@$(CARGO) test --no-run --locked --quiet --profile $(PROFILE) --workspace --test explain
 	@$(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test cluster
 
 .PHONY: e2e-ci

@@ -25,7 +25,7 @@ use crate::keeper::{load, Watched};
 use crate::kubernetes::{
     connect, findings, own_name, reading, Admission, At, Authorities, ClusterIssuers, ClusterMaps, ClusterOptions,
     ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases,
-    PinSweeper, PodEvents, PublishedMaps, RevokedLeases, TlsSecret, LEADER,
+    PinSweeper, PodEvents, PublishedMaps, RequestObjects, RevokedLeases, TlsSecret, LEADER,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
@@ -84,6 +84,8 @@ pub struct Shared {
     pub tls: Arc<TlsSecret>,
     /// Revoked tokens.
     pub revoked: Arc<RevokedLeases>,
+    /// Operations that wait for people.
+    pub requests: Arc<RequestObjects>,
     /// As of which versions of the store the first objects are.
     pub at: At,
 }
@@ -273,13 +275,12 @@ pub(crate) async fn cluster(
     let tls = TlsSecret::open(client.clone(), options, led, &base.names, time, tasks).await?;
     let (led, time) = (Arc::clone(&leader), Arc::clone(&clock));
     let revoked = RevokedLeases::open(client.clone(), &options.namespace, led, time, tasks).await?;
+    let requests = RequestObjects::open(&client, &leader, &pods, &clock, tasks).await?;
     let sweeper = PinSweeper::new(client.clone(), &options.namespace, Arc::clone(&clock));
     tasks.spawn("pins", sweeper.run(Arc::clone(&leader), tasks.stopping()));
     let admission = Admission::open(&client, options, issuer_url, pinned(&tls, &clock)).await;
-    tasks.spawn(
-        "admission",
-        Arc::clone(&admission).run(Arc::clone(&leader), tasks.stopping()),
-    );
+    let kept = Arc::clone(&admission).run(Arc::clone(&leader), tasks.stopping());
+    tasks.spawn("admission", kept);
     let (events, writer) = PodEvents::new(client.clone(), Arc::clone(&clock));
     tasks.spawn("events", writer.run(tasks.stopping()));
     let kinds = Kinds::follow(client.clone(), tasks).await?;
@@ -317,7 +318,13 @@ pub(crate) async fn cluster(
             maps,
             leader,
         },
-        shared: Some(Shared { keys, tls, revoked, at }),
+        shared: Some(Shared {
+            keys,
+            tls,
+            revoked,
+            requests,
+            at,
+        }),
     })
 }
 

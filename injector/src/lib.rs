@@ -12,6 +12,7 @@ mod annotations;
 pub mod app;
 mod assign;
 mod certificates;
+mod decisions;
 mod files;
 mod form;
 pub mod install;

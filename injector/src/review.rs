@@ -28,9 +28,14 @@ pub struct Asked {
     pub operation: String,
     /// The namespace of the object; the object itself may not say. Empty for objects that live in none.
     pub namespace: String,
-    groups: Vec<String>,
+    /// Who asks the API server.
+    pub user: String,
+    /// Their groups.
+    pub groups: Vec<String>,
     /// The object, as it would be stored.
     pub object: Value,
+    /// The object as it is, where there is one.
+    pub before: Value,
 }
 
 /// A pod that can be judged.
@@ -47,7 +52,7 @@ pub struct Malformed(pub String);
 /// What was decided, for log lines and numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// injected, untouched, allowed or refused.
+    /// injected, untouched, allowed, decided or refused.
     pub word: &'static str,
     /// The rule, the profile, or why not.
     pub reason: String,
@@ -96,6 +101,7 @@ impl Asked {
             text("/request/subResource"),
         ];
         let (operation, namespace) = (text("/request/operation"), text("/request/namespace"));
+        let user = text("/request/userInfo/username");
         let groups = review.pointer("/request/userInfo/groups").and_then(Value::as_array);
         let groups = groups
             .into_iter()
@@ -103,16 +109,16 @@ impl Asked {
             .filter_map(Value::as_str)
             .map(str::to_owned)
             .collect();
+        let mut taken = |path: &str| review.pointer_mut(path).map(Value::take).unwrap_or_default();
         Ok(Ok(Asked {
             uid,
             resource,
             operation,
             namespace,
+            user,
             groups,
-            object: review
-                .pointer_mut("/request/object")
-                .map(Value::take)
-                .unwrap_or_default(),
+            object: taken("/request/object"),
+            before: taken("/request/oldObject"),
         }))
     }
 
@@ -136,6 +142,19 @@ impl Asked {
             patch: 0,
         };
         (self.passed(&outcome, Vec::new(), warnings).0, outcome)
+    }
+
+    /// Allows it with these changes.
+    pub fn changed(&self, word: &'static str, rule: &'static str, operations: Vec<Value>) -> (Value, Outcome) {
+        let mut outcome = Outcome {
+            word,
+            reason: rule.to_owned(),
+            rule,
+            patch: 0,
+        };
+        let (answer, patch) = self.passed(&outcome, operations, &[]);
+        outcome.patch = patch;
+        (answer, outcome)
     }
 
     /// Refuses it.

@@ -1,4 +1,5 @@
-//! The webhook's face: TLS, and a path for each webhook, `POST /mutate` and `POST /policies`.
+//! The webhook's face: TLS, and a path for each webhook, `POST /mutate`, `POST /policies` and
+//! `POST /decisions`.
 //!
 //! Refuses bodies over 10 MiB, bodies that take longer than 5 s, answers that take longer than 1 s, more than 256 reviews
 //! at once, more than its share of one source, other methods, paths and content types. Whatever it cannot answer as a review gets a status that is none, so that `failurePolicy: Fail` turns
@@ -63,7 +64,7 @@ impl Server {
         let Some(webhook) = named(request.uri().path()) else {
             return said(
                 StatusCode::NOT_FOUND,
-                "sidegate: review: it goes to /mutate or /policies",
+                "sidegate: review: it goes to /mutate, /policies or /decisions",
             );
         };
         let away = |(limit, status, message): (Limit, StatusCode, &'static str)| {
@@ -86,6 +87,7 @@ impl Server {
         let answer = async {
             match webhook {
                 "policies" => self.webhook.policies(&body).await,
+                "decisions" => Webhook::decisions(&body),
                 _ => self.webhook.mutate(&body).await,
             }
         };
@@ -116,6 +118,7 @@ fn named(path: &str) -> Option<&'static str> {
     match path {
         "/mutate" => Some("pods"),
         "/policies" => Some("policies"),
+        "/decisions" => Some("decisions"),
         _ => None,
     }
 }

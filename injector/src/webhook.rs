@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde_json::Value;
 use sidegate_policies::api::GROUP;
 use sidegate_policies::objects::{Located, Namespace, Objects};
 use tokio::sync::watch;
 
 use crate::admit::{is_enabled, World};
+use crate::decisions;
 use crate::install::Install;
 use crate::kubernetes::{Cluster, Snapshot};
 use crate::policies::{judge, kind, resources, Judged};
@@ -88,6 +90,26 @@ impl Webhook {
         };
         let (word, reason) = (outcome.word, &outcome.reason);
         tracing::info!(namespace = asked.namespace, kind, outcome = word, reason, "judged");
+        Ok((answer, Some(outcome)))
+    }
+
+    /// `/decisions`: somebody's word on a request. Everything it takes to judge it is in the review.
+    ///
+    /// # Errors
+    /// It is no review.
+    pub fn decisions(body: &[u8]) -> Result<Answer, Malformed> {
+        let asked = match Asked::read(body)? {
+            Ok(asked) => asked,
+            Err(answer) => return Ok((answer, None)),
+        };
+        let (answer, outcome) = decisions::reviewed(&asked, Timestamp::now());
+        let (word, reason) = (outcome.word, &outcome.reason);
+        tracing::info!(
+            namespace = asked.namespace,
+            outcome = word,
+            reason,
+            "a decision was reviewed"
+        );
         Ok((answer, Some(outcome)))
     }
 

@@ -188,6 +188,42 @@ fn configuration(url: &str, authority: &str) -> Value {
     })
 }
 
+/// From now on the injector under test is asked about words on the requests of this namespace.
+pub fn decides(cluster: &Cluster, namespace: &str) -> Result<()> {
+    let site = site(cluster)?;
+    let running = site.running.as_ref().context("the injector has ended")?;
+    let url = format!("https://{}/decisions", running.address);
+    asked_about(cluster, namespace, &url, &site.authority)
+}
+
+/// The same of an injector that is down.
+pub fn decides_nowhere(cluster: &Cluster, namespace: &str) -> Result<()> {
+    let url = format!("https://127.0.0.1:{}/decisions", sidegate_tests::ports::free()?);
+    asked_about(cluster, namespace, &url, Authority::new()?.pem())
+}
+
+fn asked_about(cluster: &Cluster, namespace: &str, url: &str, authority: &str) -> Result<()> {
+    let name = format!("decisions-{namespace}");
+    let asked = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration", "metadata": {"name": name},
+        "webhooks": [{
+            "name": "decisions.sidegate.dev",
+            "admissionReviewVersions": ["v1"], "sideEffects": "None", "failurePolicy": "Fail",
+            "matchPolicy": "Equivalent", "reinvocationPolicy": "Never", "timeoutSeconds": 5,
+            "clientConfig": {"url": url, "caBundle": STANDARD.encode(authority)},
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+            "rules": [{
+                "apiGroups": ["sidegate.dev"], "apiVersions": ["*"], "operations": ["UPDATE"],
+                "resources": ["accessrequests/status"],
+            }],
+            "matchConditions": [{
+                "name": "not-the-broker", "expression": format!("request.userInfo.username != '{}'", crate::site::BROKER),
+            }],
+        }],
+    });
+    cluster.kubectl(&["apply", "-f", "-"], &asked.to_string()).map(drop)
+}
+
 /// A namespace with sidecars, and with these labels besides.
 pub fn labelled(cluster: &Cluster, more: &[&str]) -> Result<String> {
     let namespace = cluster.namespace()?;

@@ -17,6 +17,7 @@ mod outage;
 mod plane;
 mod relay;
 mod replicas;
+mod requests;
 mod site;
 mod tokens;
 
@@ -182,6 +183,34 @@ const TESTS: &[(&str, Test)] = &[
     (
         "numbers::a_lockdown_says_whom_it_reached_and_what_it_ended",
         numbers::a_lockdown_says_whom_it_reached_and_what_it_ended,
+    ),
+    (
+        "requests::a_held_statement_runs_once_when_a_person_adds_their_word",
+        requests::a_held_statement_runs_once_when_a_person_adds_their_word,
+    ),
+    (
+        "requests::sidegate_approves_and_denies_with_a_kubeconfig",
+        requests::sidegate_approves_and_denies_with_a_kubeconfig,
+    ),
+    (
+        "requests::who_no_rule_names_decides_nothing",
+        requests::who_no_rule_names_decides_nothing,
+    ),
+    (
+        "requests::forged_words_are_refused_without_the_webhook",
+        requests::forged_words_are_refused_without_the_webhook,
+    ),
+    (
+        "requests::the_webhook_stamps_who_decided",
+        requests::the_webhook_stamps_who_decided,
+    ),
+    (
+        "requests::what_nobody_decides_or_uses_ends",
+        requests::what_nobody_decides_or_uses_ends,
+    ),
+    (
+        "requests::sidegate_lock_cuts_while_the_injector_is_down",
+        requests::sidegate_lock_cuts_while_the_injector_is_down,
     ),
     (
         "kept::a_pin_goes_after_its_pod_and_never_before",

@@ -20,9 +20,9 @@ use sidegate_tests::ports;
 use sidegate_tests::psql::Said;
 
 use crate::applied::{Shop, NAME};
-use crate::charts;
 use crate::relay::Service;
 use crate::site::{install, until, Agent, Change, Site, NAMESPACE};
+use crate::{charts, requests};
 
 /// A test on the three brokers.
 pub type Test = fn(&mut Replicas) -> Result<()>;
@@ -51,6 +51,10 @@ pub const TESTS: &[(&str, Test)] = &[
     (
         "replicas::a_lockdown_holds_while_replicas_die_and_come_back",
         a_lockdown_holds_while_replicas_die_and_come_back,
+    ),
+    (
+        "replicas::a_request_of_one_that_died_is_claimed_once_at_the_others",
+        a_request_of_one_that_died_is_claimed_once_at_the_others,
     ),
     (
         "replicas::sidecars_outlive_a_new_authority_and_a_rolling_restart",
@@ -434,6 +438,67 @@ fn a_lockdown_holds_while_replicas_die_and_come_back(replicas: &mut Replicas) ->
     until("and thawed", || Ok(holds(site)), |held| *held >= Some(lifted))?;
     ensure!(!frozen(&shop.ask(NAME)?), "frozen");
     shop.agent.end(sidecar);
+    Ok(())
+}
+
+/// The same operation is the same request at every replica; the one that was asked first dies before anybody decides, and
+/// nothing is lost: the grant is claimed at another one, by one claim of all, and settled at a third.
+fn a_request_of_one_that_died_is_claimed_once_at_the_others(replicas: &mut Replicas) -> Result<()> {
+    let shop = Shop::of(Agent::of(&replicas.cluster, Arc::clone(&replicas.sites[0]), |_| {})?)?;
+    let (agent, namespace) = (&shop.agent, &shop.agent.namespace);
+    shop.open()?;
+    let rule = "{name: refund, effect: Ask, sql: {commands: [Update]}, ask: {approvers: [{group: leads}]}}";
+    agent.apply(&shop.policy("asking", rule))?;
+    let role = [
+        "create",
+        "rolebinding",
+        "approvers",
+        "--clusterrole=sidegate-approver",
+        "--group=leads",
+    ];
+    agent.kubectl(&role)?;
+    let who = attest(&replicas.sites[0], &agent.token()?, &key()?).map_err(anyhow::Error::msg)?;
+    let question = requests::question(namespace);
+    let ask = |site: &Site| {
+        let front = site.broker.front();
+        let asked = front
+            .approvals
+            .ask(&who.subject, question.clone(), &front.index(), &front.lockdowns.now());
+        asked.map_err(|error| error.to_string())
+    };
+    let asked = |site: &Site| until("it asks", || Ok(ask(site)), Result::is_ok)?.map_err(anyhow::Error::msg);
+    let (first, second) = (asked(&replicas.sites[1])?, asked(&replicas.sites[2])?);
+    ensure!(
+        first.name == second.name,
+        "two requests for one operation: {first:?} {second:?}"
+    );
+    let name = first.name;
+    Arc::into_inner(replicas.sites.remove(1))
+        .context("a replica is held")?
+        .kill();
+    requests::approved(&replicas.cluster, namespace, &name)?;
+    let claim = |site: &Site, nonce: &str| {
+        let front = site.broker.front();
+        let claim = requests::claim(&question.digest, nonce);
+        let (index, denied) = (front.index(), front.lockdowns.now());
+        front.approvals.claim(&who.subject, &name, &claim, &index, &denied)
+    };
+    ensure!(claim(&replicas.sites[1], "one")?.won, "the grant is lost");
+    ensure!(!claim(&replicas.sites[0], "two")?.won, "one approval, two uses");
+    ensure!(
+        claim(&replicas.sites[0], "one")?.won,
+        "the same claim, whose answer was lost"
+    );
+    let outcome = requests::ended("one");
+    let settled = replicas.sites[0]
+        .broker
+        .front()
+        .approvals
+        .outcome(&who.subject, &name, &outcome)?;
+    ensure!(settled.state == outcome.state, "{settled:?}");
+    ensure!(!claim(&replicas.sites[1], "one")?.won, "used again after its end");
+    let fresh = Site::join(&replicas.cluster, Arc::clone(&replicas.change))?;
+    replicas.sites.insert(1, Arc::new(fresh));
     Ok(())
 }
 

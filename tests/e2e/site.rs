@@ -193,6 +193,11 @@ impl Site {
         self.folder
     }
 
+    /// The broker's record store.
+    pub fn records(&self) -> std::path::PathBuf {
+        self.folder.path().join("state/records")
+    }
+
     /// How the broker reaches the API server, for a part of it that a test runs by itself.
     pub fn options(&self) -> ClusterOptions {
         ClusterOptions {

@@ -25,7 +25,7 @@ WRAPPED = {
     "netlink_packet_netfilter": ["sidecar/src/fence/table.rs"],
     "prometheus": ["broker/src/metrics.rs", "injector/src/metrics.rs"],
     "kube": ["policies/src/api/", "policies/src/bin/crdgen.rs", "broker/src/kubernetes.rs", "broker/src/kubernetes/",
-             "injector/src/kubernetes.rs", "injector/src/kubernetes/", "cluster/src/"],
+             "injector/src/kubernetes.rs", "injector/src/kubernetes/", "cluster/src/", "cli/src/cluster.rs"],
 }
 
 # Rooms (protocols) are named by the registry alone, so that a new one touches no other file (architecture.md).

@@ -15,9 +15,12 @@ use super::{User, API_AUDIENCE};
 use crate::authority::Authority;
 
 /// Users of the token file: kubeconfig, name, group.
-const USERS: [(&str, &str, &str); 6] = [
+const USERS: [(&str, &str, &str); 9] = [
     ("admin", "admin", "system:masters"),
     ("dev", "dev", "people"),
+    ("ann", "ann", "leads"),
+    ("bob", "bob", "leads"),
+    ("eve", "eve", "others"),
     ("controllers", "system:kube-controller-manager", "system:authenticated"),
     ("scheduler", "system:kube-scheduler", "system:authenticated"),
     ("node", "system:node:node", "system:nodes"),
@@ -39,6 +42,9 @@ pub(super) fn kubeconfig(user: User) -> &'static str {
     match user {
         User::Admin => "admin.json",
         User::Dev => "dev.json",
+        User::Ann => "ann.json",
+        User::Bob => "bob.json",
+        User::Eve => "eve.json",
     }
 }
 
