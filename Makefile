@@ -92,10 +92,15 @@ interop: ## Test the exchange of tokens with a real Keycloak (fetched from Maven
 	@SIDEGATE_KEYCLOAK="$${SIDEGATE_CACHE:-$$HOME/.cache/sidegate}/keycloak" $(CARGO) nextest run --locked \
 		--cargo-profile $(PROFILE) --workspace --success-output=final -E 'package(sidegate-broker) and test(keycloak)'
 
+.PHONY: release
+release: ## Build the shipped programs, laid out by what a short training run does (says so where it cannot)
+	@$(SETUP) build postgres
+	@CARGO="$(CARGO)" bash bench/release.sh
+
 .PHONY: bench
 bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=pg-simple,bulk ROUNDS=3 runs a part)
 	@$(SETUP) build postgres bench
-	$(CARGO) build --locked --release -p sidegate -p sidegate-sidecar -p sidegate-bench
+	@CARGO="$(CARGO)" bash bench/release.sh -p sidegate -p sidegate-sidecar -p sidegate-bench
 	@"$(TARGET)/release/sidegate-bench" $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
 
 .PHONY: bench-broker

@@ -23,9 +23,9 @@ use crate::index::Withheld;
 use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
-    connect, findings, own_name, reading, Admission, At, ClusterIssuers, ClusterMaps, ClusterOptions, ClusterPods,
-    ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases, PinSweeper, PodEvents,
-    PublishedMaps, RequestObjects, RevokedLeases, TlsSecret, LEADER,
+    connect, findings, own_name, reading, Admission, At, Authorities, ClusterIssuers, ClusterMaps, ClusterOptions,
+    ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases,
+    PinSweeper, PodEvents, PublishedMaps, RequestObjects, RevokedLeases, TlsSecret, LEADER,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
@@ -278,7 +278,7 @@ pub(crate) async fn cluster(
     let requests = RequestObjects::open(&client, &leader, &pods, &clock, tasks).await?;
     let sweeper = PinSweeper::new(client.clone(), &options.namespace, Arc::clone(&clock));
     tasks.spawn("pins", sweeper.run(Arc::clone(&leader), tasks.stopping()));
-    let admission = Admission::open(&client, options, issuer_url).await;
+    let admission = Admission::open(&client, options, issuer_url, pinned(&tls, &clock)).await;
     let kept = Arc::clone(&admission).run(Arc::clone(&leader), tasks.stopping());
     tasks.spawn("admission", kept);
     let (events, writer) = PodEvents::new(client.clone(), Arc::clone(&clock));
@@ -325,6 +325,22 @@ pub(crate) async fn cluster(
             requests,
             at,
         }),
+    })
+}
+
+/// What a pod made now may pin: the authority that is published, and the one that will be.
+fn pinned(tls: &TlsSecret, clock: &Arc<dyn Clock>) -> Box<Authorities> {
+    let (served, clock) = (tls.served(), Arc::clone(clock));
+    Box::new(move || {
+        let Some(held) = served.held() else {
+            return Vec::new();
+        };
+        let mut all = vec![
+            held.material().published_pem(clock.now()).to_owned(),
+            held.material().authority_pem().to_owned(),
+        ];
+        all.dedup();
+        all
     })
 }
 

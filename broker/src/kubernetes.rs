@@ -13,6 +13,7 @@ mod kinds;
 mod maps;
 mod pins;
 mod pods;
+mod profiles;
 mod published;
 pub mod reading;
 mod requests;
@@ -31,7 +32,7 @@ use kube::{Api, Client};
 pub use sidegate_cluster::leader::Leader;
 use sidegate_cluster::{answered, leader, leases, named, watch, Failed};
 
-pub use admission::{Admission, AdmissionOptions};
+pub use admission::{Admission, AdmissionOptions, Authorities};
 pub use events::PodEvents;
 pub use follow::{findings, Follower};
 pub use issuers::ClusterIssuers;

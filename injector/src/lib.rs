@@ -32,3 +32,5 @@ mod sources;
 mod task;
 mod trust;
 mod webhook;
+
+pub use agents::{CLOUD_AUDIENCES, CLOUD_VARIABLES, CLOUD_VOLUMES};

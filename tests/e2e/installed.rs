@@ -240,7 +240,15 @@ impl Installed {
             format!("injector.service.port={}", self.service.port),
         );
         let (digest, own) = (format!("sidecar.digest={DIGEST}"), ["--namespace", NAMESPACE]);
-        let set = ["--set", &port, "--set", &digest];
+        // No broker runs here that could fill the parameters of the admission policies.
+        let set = [
+            "--set",
+            &port,
+            "--set",
+            &digest,
+            "--set",
+            "admissionPolicies.create=false",
+        ];
         let mut arguments = [&[verb, "sidegate", &path][..], &own, &set, more].concat();
         if verb == "install" {
             arguments.push("--create-namespace");

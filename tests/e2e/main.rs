@@ -3,6 +3,7 @@
 //! `make e2e` runs it. Without the binaries every test is registered as ignored and the reason is printed and kept in
 //! `target/skipped.txt`; with `SIDEGATE_TEST_REQUIRE=cluster` their absence is a failure.
 
+mod admission;
 mod applied;
 mod canary;
 mod charts;
@@ -235,6 +236,10 @@ const ALONE: &[(&str, Alone)] = &[
         "replicas::a_dead_leader_is_followed_by_one_that_rotates",
         replicas::a_dead_leader_is_followed_by_one_that_rotates,
     ),
+    (
+        "admission::without_its_parameters_nothing_passes_and_uninstalling_leaves_none",
+        admission::without_its_parameters_nothing_passes_and_uninstalling_leaves_none,
+    ),
 ];
 
 fn main() -> ExitCode {
@@ -278,11 +283,18 @@ fn main() -> ExitCode {
             installed::run(&programs, *test).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
-    let all = shared.chain(alone).chain(together).chain(installed).collect();
-    let conclusion = libtest_mimic::run(&arguments, all);
+    let guarded = admission::TESTS.iter().map(|(name, test)| {
+        let programs = programs.clone();
+        Trial::test(*name, move || {
+            admission::run(&programs, *test).map_err(|error| Failed::from(format!("{error:#}")))
+        })
+    });
+    let all = shared.chain(alone).chain(together).chain(installed).chain(guarded);
+    let conclusion = libtest_mimic::run(&arguments, all.collect());
     installed::stop();
     site::stop();
     replicas::stop();
+    admission::stop();
     inject::stop();
     // Its servers end before this process does, and say so if they do not.
     drop(cluster);
@@ -304,7 +316,8 @@ fn ignored() -> Vec<Trial> {
         .map(|(name, _)| *name)
         .chain(ALONE.iter().map(|(name, _)| *name))
         .chain(replicas::TESTS.iter().map(|(name, _)| *name))
-        .chain(installed::TESTS.iter().map(|(name, _)| *name));
+        .chain(installed::TESTS.iter().map(|(name, _)| *name))
+        .chain(admission::TESTS.iter().map(|(name, _)| *name));
     names
         .map(|name| Trial::test(name, || Ok(())).with_ignored_flag(true))
         .collect()

@@ -60,20 +60,25 @@ pub fn stop() {
     }
 }
 
-/// Installs the chart, so that the rights under test are the chart's.
+/// Installs the chart, so that the rights under test are the chart's. Its webhook and its admission policies answer for no
+/// namespace here: what runs of the injector, other suites start, and the policies have a cluster of their own.
 pub fn install(cluster: &Cluster) -> Result<()> {
+    install_with(cluster, &["injector.revision=none"])
+}
+
+/// The same with these values.
+pub fn install_with(cluster: &Cluster, values: &[&str]) -> Result<()> {
     let chart = chart("sidegate");
-    let installed = cluster.helm(&[
+    let mut arguments = vec![
         "install",
         "sidegate",
         &chart,
         "--namespace",
         NAMESPACE,
         "--create-namespace",
-        // Its webhook answers for no namespace here: what runs of the injector, other suites start.
-        "--set",
-        "injector.revision=none",
-    ])?;
+    ];
+    arguments.extend(values.iter().flat_map(|value| ["--set", value]));
+    let installed = cluster.helm(&arguments)?;
     ensure!(
         installed.status.success(),
         "helm install: {}",

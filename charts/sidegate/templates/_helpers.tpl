@@ -13,6 +13,7 @@
 {{- printf "%s.%s.svc" (include "sidegate.broker" .) .Release.Namespace -}}
 {{- end -}}
 
+{{/* The issuer's URL: the audience of tokens for the broker. */}}
 {{- define "sidegate.issuer" -}}
 {{- .Values.issuerUrl | default (printf "https://%s:8444" (include "sidegate.host" .)) -}}
 {{- end -}}

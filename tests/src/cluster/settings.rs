@@ -146,6 +146,8 @@ pub(super) fn api_server(folder: &Path, server: &str, place: &Place, etcd: u16) 
     flags.extend(owned(&[
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
+        // As clusters have it: what becomes of privileged pods is for admission to say.
+        "--allow-privileged=true",
         "--service-account-extend-token-expiration=false",
         "--shutdown-delay-duration=0s",
     ]));
