@@ -27,7 +27,7 @@ async fn a_held_operation_is_approved_claimed_once_and_settled() {
     let asked = sidecar.post("/v1/approvals", ask('a')).await;
     assert_eq!(asked.body["state"], "Pending", "{}", asked.body);
     let name = asked.body["name"].as_str().unwrap().to_owned();
-    assert!(name.starts_with("ar-") && name.len() == 9);
+    assert!(name.starts_with("ar-") && name.len() == 11);
     let path = format!("/v1/approvals/{name}");
     let early = sidecar.post(&format!("{path}/claim"), claim('a', "n1")).await;
     assert_eq!(
