@@ -50,6 +50,8 @@ cluster-binaries: ## Build etcd, Kubernetes, helm, kwok and kubeconform for the 
 .PHONY: e2e
 e2e: ## Test on a real Kubernetes API server (after make cluster-binaries; says what it skips without them)
 	@$(SETUP) build postgres postgres18
+	@# A test of the command line's own brings its binary, with the features that everything here is built with.
+	@$(CARGO) test --no-run --locked --quiet --profile $(PROFILE) --workspace --test explain
 	@$(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test cluster
 
 .PHONY: e2e-ci
@@ -93,10 +95,15 @@ interop: ## Test the exchange of tokens with a real Keycloak (fetched from Maven
 	@SIDEGATE_KEYCLOAK="$${SIDEGATE_CACHE:-$$HOME/.cache/sidegate}/keycloak" $(CARGO) nextest run --locked \
 		--cargo-profile $(PROFILE) --workspace --success-output=final -E 'package(sidegate-broker) and test(keycloak)'
 
+.PHONY: release
+release: ## Build the shipped programs, laid out by what a short training run does (says so where it cannot)
+	@$(SETUP) build postgres
+	@CARGO="$(CARGO)" bash bench/release.sh
+
 .PHONY: bench
 bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=pg-simple,bulk ROUNDS=3 runs a part)
 	@$(SETUP) build postgres bench
-	$(CARGO) build --locked --release -p sidegate -p sidegate-sidecar -p sidegate-bench
+	@CARGO="$(CARGO)" bash bench/release.sh -p sidegate -p sidegate-sidecar -p sidegate-bench
 	@"$(TARGET)/release/sidegate-bench" $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
 
 .PHONY: bench-broker

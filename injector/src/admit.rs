@@ -19,8 +19,10 @@ use crate::refusal::Refusal;
 const PROFILE: &str = "sidegate.dev/profile";
 const OPT_OUT: &str = "sidegate.dev/allow-pod-opt-out";
 const ADMISSION: &str = "sidegate.dev/admission";
-/// Read by others, or by a part that is not built: they change nothing here.
-const OTHERS: [&str; 1] = ["sidegate.dev/allow-port-forward"];
+/// Which injector is asked: for the API server.
+const REV: &str = "sidegate.dev/rev";
+/// Read by the admission policies: it changes nothing here.
+const PORT_FORWARD: &str = "sidegate.dev/allow-port-forward";
 /// Where a namespace names no profile.
 const DEFAULT: &str = "default";
 
@@ -209,11 +211,13 @@ fn says(namespace: &Namespace) -> Result<Says, Refusal> {
             (ADMISSION, "audit") => says.only_audit = true,
             (ADMISSION, "enforce") => {}
             (ADMISSION, _) => return wrong("enforce or audit"),
-            (other, _) if OTHERS.contains(&other) => {}
+            (REV, _) => {}
+            (PORT_FORWARD, "true" | "false") => {}
+            (PORT_FORWARD, _) => return wrong("true or false"),
             (other, _) => {
                 let message = format!(
                     "namespace {} has a label {other}, which is not known; remove it: known are {INJECT}, {PROFILE}, \
-                     {OPT_OUT}, {ADMISSION}",
+                     {OPT_OUT}, {ADMISSION}, {PORT_FORWARD}, {REV}",
                     namespace.name
                 );
                 return Err(Refusal::invalid("label", message));

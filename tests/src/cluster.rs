@@ -86,6 +86,12 @@ pub enum User {
     Admin,
     /// May nothing that nobody granted.
     Dev,
+    /// The same, in group `leads`.
+    Ann,
+    /// The same, in group `leads`.
+    Bob,
+    /// The same, in group `others`.
+    Eve,
 }
 
 /// A running control plane.
@@ -242,7 +248,7 @@ impl Cluster {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", self.folder.path())
-            .env("KUBECONFIG", self.folder.path().join(settings::kubeconfig(user)));
+            .env("KUBECONFIG", self.kubeconfig(user));
     }
 
     fn command(&self, mut command: Command, user: User, input: &str) -> Result<Output> {
@@ -283,6 +289,11 @@ impl Cluster {
         let config: Value = serde_json::from_str(&read(settings::kubeconfig(User::Admin))?)?;
         let token = config["users"][0]["user"]["token"].as_str().context("no token")?;
         Ok((read("ca.pem")?, token.to_owned()))
+    }
+
+    /// The kubeconfig of a user.
+    pub fn kubeconfig(&self, user: User) -> PathBuf {
+        self.folder.path().join(settings::kubeconfig(user))
     }
 
     /// A kubeconfig with this bearer token.

@@ -15,9 +15,12 @@ use super::{User, API_AUDIENCE};
 use crate::authority::Authority;
 
 /// Users of the token file: kubeconfig, name, group.
-const USERS: [(&str, &str, &str); 6] = [
+const USERS: [(&str, &str, &str); 9] = [
     ("admin", "admin", "system:masters"),
     ("dev", "dev", "people"),
+    ("ann", "ann", "leads"),
+    ("bob", "bob", "leads"),
+    ("eve", "eve", "others"),
     ("controllers", "system:kube-controller-manager", "system:authenticated"),
     ("scheduler", "system:kube-scheduler", "system:authenticated"),
     ("node", "system:node:node", "system:nodes"),
@@ -39,6 +42,9 @@ pub(super) fn kubeconfig(user: User) -> &'static str {
     match user {
         User::Admin => "admin.json",
         User::Dev => "dev.json",
+        User::Ann => "ann.json",
+        User::Bob => "bob.json",
+        User::Eve => "eve.json",
     }
 }
 
@@ -140,6 +146,8 @@ pub(super) fn api_server(folder: &Path, server: &str, place: &Place, etcd: u16) 
     flags.extend(owned(&[
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
+        // As clusters have it: what becomes of privileged pods is for admission to say.
+        "--allow-privileged=true",
         "--service-account-extend-token-expiration=false",
         "--shutdown-delay-duration=0s",
     ]));
