@@ -5,6 +5,7 @@ SHELL := /bin/bash
 PROFILE := proof
 CARGO := $(or $(shell command -v cargo 2>/dev/null),$(HOME)/.cargo/bin/cargo)
 SETUP := bash tests/setup/need.sh
+NODE = SIDEGATE_TEST_NODE=1 $(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node --
 TOOLS := $(or $(SIDEGATE_CACHE),$(HOME)/.cache/sidegate)/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH)
 export CARGO_TERM_COLOR ?= auto
@@ -59,8 +60,10 @@ e2e-ci: ## The same where its absence is a failure, as CI runs it, and on a real
 	@SIDEGATE_TEST_REQUIRE=cluster $(MAKE) --no-print-directory node
 
 .PHONY: node
-node: node-images ## Test injected pods on a real node: containerd, kubelet, our images (root; says what it skips without)
-	@SIDEGATE_TEST_NODE=1 $(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node -- $(FILTER)
+node: ## Test injected pods on a real node: containerd, kubelet, our images (root; says what it skips without)
+	@$(SETUP) build postgres postgres18 node
+	@if $(NODE) suits 2>/dev/null; then $(MAKE) --no-print-directory node-images; fi
+	@$(NODE) $(FILTER)
 
 # What the node suite and `make cluster` stand on; only a machine that can have a node needs it.
 .PHONY: node-images
@@ -70,11 +73,11 @@ node-images:
 
 .PHONY: cluster
 cluster: cluster-binaries node-images ## Bring up a single-node cluster with Sidegate, an agent and a database, and say how to use it (root)
-	@SIDEGATE_TEST_NODE=1 $(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node -- up
+	@$(NODE) up
 
 .PHONY: cluster-down
 cluster-down: ## Remove that cluster, and show that nothing of it is left
-	@$(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node -- down
+	@$(NODE) down
 
 .PHONY: images
 images: ## Build our static programs as container images (OCI archives) with their lists of parts; prints sizes and digests
