@@ -2,6 +2,7 @@
 //! verb into an exit code; each verb is a file under `commands/`. Nothing here decides about an operation.
 
 mod agent;
+mod cluster;
 mod commands;
 mod control;
 mod instance;

@@ -22,7 +22,8 @@ WRAPPED = {
     "hickory_resolver": ["sidecar/src/dial.rs", "sidecar/src/dial/"],
     "serde_saphyr": ["policies/src/yaml.rs", "policies/src/yaml/"],
     "netlink_packet_sock_diag": ["sidecar/src/accept/owner.rs"],
-    "prometheus": ["broker/src/metrics.rs"],
+    "netlink_packet_netfilter": ["sidecar/src/fence/table.rs"],
+    "prometheus": ["broker/src/metrics.rs", "injector/src/metrics.rs"],
     "opentelemetry": ["broker/src/traces.rs"],
     "opentelemetry_otlp": ["broker/src/traces.rs"],
     "opentelemetry_sdk": ["broker/src/traces.rs"],
@@ -30,7 +31,7 @@ WRAPPED = {
     "quick_xml": ["broker/src/credentials/xml.rs"],
     "tracing_opentelemetry": ["broker/src/traces.rs"],
     "kube": ["policies/src/api/", "policies/src/bin/crdgen.rs", "broker/src/kubernetes.rs", "broker/src/kubernetes/",
-             "injector/src/kubernetes.rs"],
+             "injector/src/kubernetes.rs", "injector/src/kubernetes/", "cluster/src/", "cli/src/cluster.rs"],
 }
 
 # Rooms (protocols) are named by the registry alone, so that a new one touches no other file (architecture.md).

@@ -1,7 +1,7 @@
 //! A throw-away certificate authority for servers under test.
 
 use anyhow::Result;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 
 /// An authority; its certificate goes into a Target's `caBundle`.
 pub struct Authority {
@@ -45,6 +45,18 @@ impl Authority {
                 Err(_) => SanType::DnsName((*name).try_into()?),
             });
         }
+        self.signed(params)
+    }
+
+    /// A client certificate of a user of one group, as Kubernetes reads them.
+    pub fn client(&self, user: &str, group: &str) -> Result<Leaf> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name.push(DnType::CommonName, user);
+        params.distinguished_name.push(DnType::OrganizationName, group);
+        self.signed(params)
+    }
+
+    fn signed(&self, params: CertificateParams) -> Result<Leaf> {
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?.pem();
         Ok(Leaf {

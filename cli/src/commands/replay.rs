@@ -56,11 +56,13 @@ pub fn run(args: ReplayArgs, out: &Out) -> anyhow::Result<ExitCode> {
     }
     let keys = SessionKeys::open(&root).ok();
     let session = replay::find(&root, &args.session)?;
-    let form = args.form.unwrap_or(match out.format {
-        Format::Text => Form::Text,
-        Format::Json => Form::Json,
-        Format::Asciicast => Form::Asciicast,
-    });
+    let form = match (args.form, out.format) {
+        (Some(form), _) => form,
+        (None, Format::Text) => Form::Text,
+        (None, Format::Json) => Form::Json,
+        (None, Format::Asciicast) => Form::Asciicast,
+        (None, Format::Yaml) => return Err(Usage("a session is not printed as YAML; write -o json".to_owned()).into()),
+    };
     let mut stdout = io::stdout().lock();
     let (mut transcript, mut recording) = (Transcript::default(), Asciicast::default());
     if form == Form::Csv {
