@@ -90,10 +90,14 @@ generate: ## Write generated files: CRDs
 	$(CARGO) run --locked --quiet --profile $(PROFILE) -p sidegate-policies --features crd --bin crdgen
 
 .PHONY: interop
-interop: ## Test the exchange of tokens with a real Keycloak (fetched from Maven once; it takes a minute to start)
-	@$(SETUP) build nextest keycloak
-	@SIDEGATE_KEYCLOAK="$${SIDEGATE_CACHE:-$$HOME/.cache/sidegate}/keycloak" $(CARGO) nextest run --locked \
-		--cargo-profile $(PROFILE) --workspace --success-output=final -E 'package(sidegate-broker) and test(keycloak)'
+interop: ## Test exchanges with a real Keycloak, oidc-provider, MinIO and moto (fetched or built once; MinIO takes Go and minutes)
+	@$(SETUP) build nextest oidc keycloak moto minio
+	@cache="$${SIDEGATE_CACHE:-$$HOME/.cache/sidegate}"; \
+		export SIDEGATE_KEYCLOAK="$$cache/keycloak" SIDEGATE_MOTO="$$cache/clients/moto/bin/moto_server"; \
+		if [ -x "$$cache/bin/minio" ]; then export SIDEGATE_MINIO="$$cache/bin/minio"; echo "interop: 4 of 4 parts are there"; \
+		else echo "interop: 3 of 4 parts are there; SKIPPED: MinIO (Go could not build it)"; fi; \
+		$(CARGO) nextest run --locked --cargo-profile $(PROFILE) --workspace --success-output=final \
+		-E 'package(sidegate-broker) and (test(keycloak) or test(stock_provider) or test(moto) or test(minio))'
 
 .PHONY: release
 release: ## Build the shipped programs, laid out by what a short training run does (says so where it cannot)

@@ -6,17 +6,20 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use sidegate_policies::engine::Subject;
 use tokio::sync::Semaphore;
+use tracing::Instrument as _;
 
 use crate::clock::Clock;
 use crate::issuer::Workload;
 use crate::jwt::{accept, accept_unsigned, Accepted, Alg, KeySet, PublicKey, Refused, Slot, Trust, Unsigned};
 use crate::pins::{Instance, PinRefused, Pins};
+use crate::spans;
 
 pub use sidegate_policies::pod::shape::{Shape, SIDECAR};
 
@@ -65,6 +68,8 @@ pub struct PodView {
     pub node: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Its addresses, as the status tells, none yet while it starts; nothing where pods have none of their own.
+    pub ips: Option<Vec<IpAddr>>,
     /// Marked for deletion.
     pub deleting: bool,
     /// Pending or Running.
@@ -377,7 +382,7 @@ impl Attestor {
 
     async fn measured<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
         let since = Instant::now();
-        let done = work.await;
+        let done = work.instrument(spans::step(step)).await;
         self.timed.took(step, since.elapsed());
         done
     }

@@ -9,12 +9,14 @@ pub mod aws;
 mod cache;
 mod exchange;
 mod health;
-mod outbound;
+pub(crate) mod outbound;
 pub mod publish;
 mod reply;
 mod request;
 mod revoke;
+pub mod ssh;
 pub mod vault;
+mod xml;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -26,12 +28,14 @@ use sidegate_policies::api::{TokenIssuer, TokenIssuerSpec};
 use sidegate_policies::presets::{self, Class, Preset};
 use sidegate_policies::record::Kind;
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use crate::audit::{Audit, Event};
 use crate::clock::Clock;
 use crate::issuer::{random, Issuer, Workload};
 use crate::lockdown::Lockdowns;
 use crate::secrets::Secrets;
+use crate::spans;
 use crate::task::Tasks;
 use cache::{Cache, Found, Key};
 use health::Health;
@@ -238,10 +242,12 @@ impl Exchanges {
         }
         drop(cache);
         let this = Arc::clone(self);
-        self.tasks.spawn("exchange", async move {
+        let span = spans::exchange(&job.name);
+        let running = async move {
             let outcome = this.exchange(Arc::new(job)).await;
             tell.send_replace(Some(outcome));
-        });
+        };
+        self.tasks.spawn("exchange", running.instrument(span));
         Ok(Found::Running(told))
     }
 

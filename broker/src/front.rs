@@ -41,6 +41,7 @@ use crate::metrics::Metrics;
 use crate::revoked::Revoked;
 use crate::seal::Sealer;
 use crate::secrets::Secrets;
+use crate::spans;
 use crate::task::Tasks;
 
 pub use error::Refusal;
@@ -134,6 +135,7 @@ pub fn router(front: Arc<Front>, records: Router) -> Router {
         .fallback(|| async { Refusal::not_found() })
         .layer(from_fn_with_state(Arc::clone(&front), budget::guard))
         .layer(from_fn_with_state(front, stamp))
+        .layer(axum::middleware::from_fn(spans::traced))
 }
 
 /// Every answer carries the present nonce and is never cached.

@@ -36,8 +36,10 @@ pub mod rotation;
 pub mod seal;
 pub mod secrets;
 pub mod server;
+pub mod spans;
 pub mod state;
 pub mod task;
+pub mod traces;
 
 pub use app::{Broker, Running};
 pub use config::{BrokerConfig, Identity, Machine, Place, Separation, StartError};

@@ -173,6 +173,7 @@ impl LocalCluster {
             service_account: self.identity.service_account.clone(),
             node: NODE.to_owned(),
             labels: self.labels.clone(),
+            ips: None,
             deleting: false,
             alive: true,
             instance: self.instance(),

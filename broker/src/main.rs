@@ -15,8 +15,13 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use sidegate_broker::kubernetes::{AdmissionOptions, ClusterOptions};
+use sidegate_broker::traces::{is_span, Traces};
 use sidegate_broker::{Broker, BrokerConfig, Identity, Machine, Place, Running, StartError};
 use tokio::signal::unix::{signal, SignalKind};
+use tracing_subscriber::filter::{FilterExt as _, FilterFn};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
 
 /// Sidegate's broker on files: says who a sidecar is, what it may reach, and with which credential.
 #[derive(Parser)]
@@ -125,22 +130,35 @@ fn main() -> ExitCode {
         };
         return done.unwrap_or_else(|error| fail(&format!("{error:#}")));
     }
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SIDEGATE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .json()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error.to_string()),
+    };
+    let traces = match Traces::from_env(&|name| std::env::var(name).ok(), runtime.handle()) {
+        Ok(traces) => traces,
+        Err(message) => return fail(&message),
+    };
+    say(traces.as_ref());
     let config = match configuration(arguments) {
         Ok(config) => config,
         Err(message) => return fail(&message),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    match runtime {
-        Ok(runtime) => runtime.block_on(run(config)),
-        Err(error) => fail(&error.to_string()),
+    let done = runtime.block_on(run(config));
+    if let Some(traces) = traces {
+        traces.end();
     }
+    done
+}
+
+/// Logs to standard error, traces to the collector: what is in one is not in the other.
+fn say(traces: Option<&Traces>) {
+    let filter = EnvFilter::try_from_env("SIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let lines = filter.and(FilterFn::new(|metadata| !is_span(metadata)));
+    let log = tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr);
+    tracing_subscriber::registry()
+        .with(log.with_filter(lines))
+        .with(traces.map(Traces::layer))
+        .init();
 }
 
 fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {

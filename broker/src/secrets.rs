@@ -8,9 +8,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use tracing::Instrument as _;
 use zeroize::Zeroizing;
 
 use crate::kubernetes::ClusterSecrets;
+use crate::spans;
 use crate::task::blocking;
 
 /// Why a Secret cannot be used. Names paths, never contents.
@@ -101,9 +103,13 @@ impl Secrets {
                     path,
                     source: io::Error::other("the reader was lost"),
                 };
-                blocking(read).await.unwrap_or_else(|| Err(lost()))
+                let read = blocking(read).instrument(spans::secret());
+                read.await.unwrap_or_else(|| Err(lost()))
             }
-            Secrets::Cluster(cluster) => cluster.read(namespace, name, keys).await,
+            Secrets::Cluster(cluster) => {
+                let read = cluster.read(namespace, name, keys);
+                read.instrument(spans::secret()).await
+            }
         }
     }
 }

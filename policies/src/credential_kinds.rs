@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::api::target::Credential;
+use crate::api::target::{AwsIamCredential, AwsService, Credential};
 
 /// Eight hours: the longest session of a kind that is looked at when it begins and never again.
 const DAY_OF_WORK: Duration = Duration::from_secs(8 * 60 * 60);
@@ -25,6 +25,8 @@ pub enum MinimumTls {
 pub enum Rechecked {
     /// It does not.
     AtLoginOnly,
+    /// With every request.
+    EachRequest,
     /// There is nothing to look at.
     Never,
 }
@@ -41,7 +43,7 @@ pub enum Ended {
 /// One kind of credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CredentialKind {
-    /// Its key in a Target.
+    /// Its key in a Target, and where it has several forms, which.
     pub name: &'static str,
     /// What the broker does for a lease, in a few words.
     pub source: &'static str,
@@ -97,6 +99,26 @@ const AWS_IAM: CredentialKind = CredentialKind {
     session: Some(DAY_OF_WORK),
 };
 
+const AWS_KEYS: CredentialKind = CredentialKind {
+    name: "awsIam SigV4",
+    source: "assumes a role at AWS STS",
+    carries: "the keys of the role, to sign requests with, as long as STS gives them",
+    tls: MinimumTls::Verified,
+    rechecked: Rechecked::EachRequest,
+    ended: Ended::Closed,
+    session: Some(DAY_OF_WORK),
+};
+
+const SSH_CERTIFICATE: CredentialKind = CredentialKind {
+    name: "sshCertificate",
+    source: "logs in to Vault or OpenBao and has a key of the sidecar certified",
+    carries: "a certificate for named users, 5 min; the key never leaves the sidecar",
+    tls: MinimumTls::AsTheTargetSays,
+    rechecked: Rechecked::AtLoginOnly,
+    ended: Ended::Closed,
+    session: Some(DAY_OF_WORK),
+};
+
 const NONE: CredentialKind = CredentialKind {
     name: "none",
     source: "nothing",
@@ -108,7 +130,7 @@ const NONE: CredentialKind = CredentialKind {
 };
 
 /// Every kind.
-pub const KINDS: &[CredentialKind] = &[SECRET, TOKEN, VAULT, AWS_IAM, NONE];
+pub const KINDS: &[CredentialKind] = &[SECRET, TOKEN, VAULT, AWS_IAM, AWS_KEYS, SSH_CERTIFICATE, NONE];
 
 /// The row of a credential.
 pub fn kind(credential: &Credential) -> &'static CredentialKind {
@@ -116,7 +138,11 @@ pub fn kind(credential: &Credential) -> &'static CredentialKind {
         Credential::Secret(_) => &SECRET,
         Credential::Token(_) => &TOKEN,
         Credential::Vault(_) => &VAULT,
-        Credential::AwsIam(_) => &AWS_IAM,
+        Credential::AwsIam(AwsIamCredential { service, .. }) => match service {
+            AwsService::Rds => &AWS_IAM,
+            AwsService::SigV4 => &AWS_KEYS,
+        },
+        Credential::SshCertificate(_) => &SSH_CERTIFICATE,
         Credential::None(_) => &NONE,
     }
 }
@@ -134,6 +160,7 @@ pub fn markdown() -> String {
         };
         let rechecked = match kind.rechecked {
             Rechecked::AtLoginOnly => "no",
+            Rechecked::EachRequest => "with every request",
             Rechecked::Never => "there is nothing to look at",
         };
         let ended = match kind.ended {
@@ -166,6 +193,8 @@ mod tests {
             json!({"token": {"audience": "a"}}),
             json!({"vault": {"issuer": "v", "mount": "database", "role": "r"}}),
             json!({"awsIam": {"issuer": "aws", "roleArn": "a", "region": "r", "service": "Rds"}}),
+            json!({"awsIam": {"issuer": "aws", "roleArn": "a", "region": "r", "service": "SigV4"}}),
+            json!({"sshCertificate": {"issuer": "v", "mount": "ssh", "role": "r", "principals": ["deploy"]}}),
             json!({"none": {}}),
         ];
         let named: Vec<&str> = all

@@ -131,7 +131,7 @@ impl Objects {
         let preset = presets::find(&issuer.spec.preset);
         let preset = preset.ok_or_else(|| unfit(format!("TokenIssuer {name} has no preset that is known")))?;
         let fits = match credential {
-            Credential::Vault(_) => preset.gives == Gives::VaultToken,
+            Credential::Vault(_) | Credential::SshCertificate(_) => preset.gives == Gives::VaultToken,
             Credential::AwsIam(_) => preset.gives == Gives::Keys,
             _ => preset.gives != Gives::Keys,
         };
@@ -209,7 +209,7 @@ pub fn absent(reference: &HomeRef) -> String {
 /// What a credential is made of.
 fn wanted(credential: &Credential) -> Gives {
     match credential {
-        Credential::Vault(_) => Gives::VaultToken,
+        Credential::Vault(_) | Credential::SshCertificate(_) => Gives::VaultToken,
         Credential::AwsIam(_) => Gives::Keys,
         Credential::Secret(_) | Credential::Token(_) | Credential::None(_) => Gives::Bearer,
     }

@@ -264,6 +264,9 @@ pub struct LeaseRequest {
     /// The lease held: where its source makes a credential for each lease, this one is to go on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renew: Option<String>,
+    /// A public key of the caller's in OpenSSH's form, where its Target is logged in to by a certificate over one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
 }
 
 /// A credential with an end. No Debug: it holds secrets.
@@ -295,6 +298,23 @@ pub enum LeaseMaterial {
         user: Option<String>,
         /// The token.
         token: String,
+    },
+    /// A certificate over the key that came with the request, in OpenSSH's form.
+    SshCertificate {
+        /// `ssh-ed25519-cert-v01@openssh.com …`.
+        certificate: String,
+    },
+    /// Keys to sign requests to AWS with.
+    #[serde(rename_all = "camelCase")]
+    AwsKeys {
+        /// Their id.
+        access_key_id: String,
+        /// The secret half.
+        secret_access_key: String,
+        /// The token that goes with them.
+        session_token: String,
+        /// The region they are for.
+        region: String,
     },
     /// What the lease that was to go on carries already; its id stays, too.
     Kept,

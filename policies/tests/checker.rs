@@ -218,10 +218,6 @@ fn nothing_the_design_names_is_ignored() {
     for (text, field) in [
         (target(&POSTGRES.replace("Postgres", "MySQL")), "spec.protocol"),
         (
-            target(&POSTGRES.replace("secret: {name: shop-agent}", "sshCertificate: {role: x}")),
-            "spec.credential.sshCertificate",
-        ),
-        (
             target(&POSTGRES.replace("15432", "15432, hostnames: [a.b]")),
             "spec.listen.hostnames",
         ),
@@ -661,15 +657,11 @@ fn a_login_by_aws_names_a_role_a_region_and_a_user_and_wants_verified_tls() {
 }
 
 #[test]
-fn signing_requests_is_not_built_yet() {
-    let text = target(&POSTGRES.replace(
-        "{secret: {name: shop-agent}}",
-        "{awsIam: {issuer: aws, roleArn: 'arn:aws:iam::123456789012:role/db', region: eu-central-1, service: SigV4}}",
-    ));
-    let loaded = load(&[Source {
-        name: "a.yaml".to_owned(),
-        text,
-    }]);
-    let told: Vec<_> = loaded.problems.iter().map(|problem| problem.message.as_str()).collect();
-    assert!(told.len() == 1 && told[0].starts_with("not built yet"), "{told:?}");
+fn what_no_protocol_uses_yet_is_refused_on_those_that_are_built() {
+    let by = |credential: &str| target(&POSTGRES.replace("{secret: {name: shop-agent}}", credential));
+    let keys = "{awsIam: {issuer: aws, roleArn: 'arn:aws:iam::123456789012:role/db', region: eu-central-1, \
+                service: SigV4, username: agent}}";
+    one(&by(keys), "spec.credential.awsIam.service");
+    let certificate = "{sshCertificate: {issuer: vault, mount: ssh, role: agents, principals: [deploy]}}";
+    one(&by(certificate), "spec.credential.sshCertificate");
 }

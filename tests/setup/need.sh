@@ -133,6 +133,26 @@ need_keycloak() {
   "$target/bin/kc.sh" build --db=dev-mem >/dev/null && touch "$target/$version"
 }
 
+# What stands in for AWS: the shape of its answers.
+need_moto() {
+  local version=5.2.5 target="$CACHE/clients/moto"
+  [ -e "$target/$version" ] && return
+  command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1 || packages python3-venv
+  echo "Installing moto $version"
+  rm -rf "$target" && python3 -m venv "$target"
+  "$target/bin/pip" install --quiet --disable-pip-version-check "moto[server]==$version"
+  touch "$target/$version"
+}
+
+# An STS that verifies web identity tokens, from its Go module (AGPL: a program of tests, linked to nothing).
+need_minio() {
+  local here; here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../interop/minio" && pwd)
+  [ -x "$CACHE/bin/minio" ] && [ ! "$here/go.mod" -nt "$CACHE/bin/minio" ] && return
+  command -v go >/dev/null || { echo "MinIO is not built: Go is missing (1.26 or newer, https://go.dev/dl)" >&2; return 0; }
+  echo "Building MinIO (once, some minutes)"
+  (cd "$here" && GOTOOLCHAIN=local GOFLAGS= CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" -o "$CACHE/bin/minio" .)
+}
+
 # Stock clients, each pinned: psycopg with libpq 18, asyncpg, SQLAlchemy, Django, node-postgres, Prisma, pgx, pgjdbc, Hibernate, psql and
 # pgbench 18; ActiveRecord is Debian's. Those in Rust are built with the tests.
 need_drivers() {

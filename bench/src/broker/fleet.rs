@@ -82,6 +82,7 @@ impl Fleet {
             service_account: "support".to_owned(),
             node: "node".to_owned(),
             labels: Default::default(),
+            ips: None,
             deleting: false,
             alive: true,
             instance: Instance {

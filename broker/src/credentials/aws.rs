@@ -1,8 +1,8 @@
 //! Logins at Amazon's databases: a signed `connect` request as password, by keys that STS gave for our assertion.
 //!
 //! Owns AWS's Signature Version 4 in the one form that is needed: a GET whose query is signed. Refuses keys that are not
-//! whole. Invariants: the keys stay in the broker, and what leaves it opens one user of one database for [`LIFE`] at most;
-//! nothing is signed but this request.
+//! whole. Invariants: for a database the keys stay in the broker, and what leaves it opens one user of one database for
+//! [`LIFE`] at most; nothing is signed but this request. Only a Target that says `SigV4` is leased the keys themselves.
 
 use std::fmt::Write as _;
 
@@ -13,6 +13,7 @@ use sidegate_policies::api::target::{Address, AwsIamCredential, TokenCredential}
 use sidegate_policies::api::TokenIssuer;
 use sidegate_policies::presets::{url, Class};
 use sidegate_policies::record::frame::hex;
+use sidegate_policies::wire::LeaseMaterial;
 use zeroize::Zeroizing;
 
 use super::{Exchanged, Failure};
@@ -65,6 +66,22 @@ pub fn password(
         session: Some(keys.expose()),
     };
     Ok(request.sign(&keys, now))
+}
+
+/// The keys themselves, for a Target whose requests are signed with them.
+///
+/// # Errors
+/// Where they lack a half.
+pub fn keys(aws: &AwsIamCredential, keys: &Exchanged) -> Result<LeaseMaterial, Failure> {
+    let [id, secret] = keys.more.as_slice() else {
+        return Err(Failure::new(Class::Broken, "keys that are not whole"));
+    };
+    Ok(LeaseMaterial::AwsKeys {
+        access_key_id: id.expose_secret().to_owned(),
+        secret_access_key: secret.expose_secret().to_owned(),
+        session_token: keys.expose().to_owned(),
+        region: aws.region.clone(),
+    })
 }
 
 /// Temporary keys. No Debug: they are secret.

@@ -25,10 +25,12 @@ use sidegate_policies::presets::Class;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::TlsConnector;
+use tracing::Instrument as _;
 
 use super::reply::Answer;
 use super::request::Request;
 use super::Failure;
+use crate::spans;
 use crate::task::Tasks;
 
 /// Bytes of an answer, at most.
@@ -63,10 +65,19 @@ impl Outbound {
 
     /// Sends a request, and gives the whole answer.
     pub(super) async fn send(&self, request: &Request, ca_pem: Option<&str>) -> Result<Answer, Failure> {
-        match tokio::time::timeout(DEADLINE, self.exchange(request, ca_pem)).await {
+        let span = spans::provider(url::read(&request.url).map_or("", |url| url.host));
+        let exchange = self.exchange(request, ca_pem).instrument(span.clone());
+        let answer = match tokio::time::timeout(DEADLINE, exchange).await {
             Ok(answer) => answer,
             Err(_) => Err(absent("no whole answer within 10 s")),
-        }
+        };
+        match &answer {
+            Ok(answer) => span.record("http.response.status_code", answer.status),
+            Err(failure) => span
+                .record("sidegate.class", failure.class.as_str())
+                .record("otel.status_code", "ERROR"),
+        };
+        answer
     }
 
     async fn exchange(&self, request: &Request, ca_pem: Option<&str>) -> Result<Answer, Failure> {
@@ -146,14 +157,19 @@ impl Outbound {
             None => self.system.get_or_init(system).clone(),
         };
         let roots = roots.ok_or_else(|| broken("the system trusts no authority"))?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-            .map_err(|_| broken("TLS cannot be prepared"))?;
-        let mut config = config.with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let config = client_tls(roots).map_err(|_| broken("TLS cannot be prepared"))?;
         Ok(Arc::new(config))
     }
+}
+
+/// TLS towards a server of HTTP/1.1 that one of these authorities vouches for.
+pub(crate) fn client_tls(roots: Arc<RootCertStore>) -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?;
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
 }
 
 fn absent(why: &str) -> Failure {
@@ -211,7 +227,8 @@ async fn read(response: http::Response<Incoming>) -> Result<Answer, Failure> {
     })
 }
 
-fn authorities(pem: &str) -> Option<RootCertStore> {
+/// The certificates of a PEM file; nothing: one cannot be read, or there is none.
+pub(crate) fn authorities(pem: &str) -> Option<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         roots.add(certificate.ok()?).ok()?;
@@ -219,7 +236,8 @@ fn authorities(pem: &str) -> Option<RootCertStore> {
     (!roots.is_empty()).then_some(roots)
 }
 
-fn system() -> Option<Arc<RootCertStore>> {
+/// Whom the system trusts; nothing: nobody.
+pub(crate) fn system() -> Option<Arc<RootCertStore>> {
     let mut roots = RootCertStore::empty();
     // One unreadable certificate among many is not ours to judge; none at all is.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

@@ -8,10 +8,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
 use secrecy::SecretString;
 use serde_json::Value;
-use sidegate_policies::presets::{Audience, Class, Reply, Step};
+use sidegate_policies::presets::{Audience, Class, Encoding, Reply, Step};
 use zeroize::Zeroize as _;
 
-use super::Failure;
+use super::{xml, Failure};
 use crate::clock::parse_rfc3339;
 
 /// Life of a token whose provider does not say, seconds.
@@ -45,6 +45,8 @@ pub(super) struct Given {
 /// What an answer means. `asked_at` in seconds.
 pub(super) fn judge(step: &Step, answer: &Answer, audience: &str, asked_at: i64) -> Result<Given, Failure> {
     let json: Option<Value> = serde_json::from_slice(&answer.body).ok();
+    // AWS answers in JSON when it is asked to, what stands in for it does not.
+    let json = json.or_else(|| (step.encoding == Encoding::AwsQuery).then(|| xml::read(&answer.body))?);
     let status = answer.status;
     match status {
         200 | 201 => {

@@ -84,7 +84,7 @@ struct Made {
 }
 
 /// Where the Vault is.
-struct Server {
+pub(super) struct Server {
     origin: String,
     ca_pem: Option<String>,
     name: String,
@@ -97,6 +97,21 @@ struct Until {
     login: i64,
     child: i64,
     lease: i64,
+}
+
+impl Server {
+    pub(super) fn of(issuer: &TokenIssuer) -> Result<Server, Failure> {
+        let origin = url::read(&issuer.spec.issuer)
+            .map_err(|_| broken("its issuer is no URL"))?
+            .origin;
+        let (_, provider) = provider_of(issuer)?;
+        Ok(Server {
+            origin: origin.to_owned(),
+            ca_pem: trusted(&issuer.spec)?.map(str::to_owned),
+            name: issuer.metadata.name.clone(),
+            provider,
+        })
+    }
 }
 
 impl Until {
@@ -161,18 +176,9 @@ impl Exchanges {
     }
 
     async fn made(self: &Arc<Self>, drawing: &Drawing, anew: bool) -> Result<Drawn, Failure> {
-        let (vault, spec) = (&drawing.vault, &drawing.issuer.spec);
+        let vault = &drawing.vault;
         let login = self.login(drawing, anew).await?;
-        let origin = url::read(&spec.issuer)
-            .map_err(|_| broken("its issuer is no URL"))?
-            .origin;
-        let (_, provider) = provider_of(&drawing.issuer)?;
-        let server = Server {
-            origin: origin.to_owned(),
-            ca_pem: trusted(spec)?.map(str::to_owned),
-            name: drawing.issuer.metadata.name.clone(),
-            provider,
-        };
+        let server = Server::of(&drawing.issuer)?;
         let from_ms = self.clock.now_ms();
         let wanted = json!({
             "ttl": format!("{LIFE}s"), "renewable": true, "display_name": "sidegate",
@@ -237,7 +243,7 @@ impl Exchanges {
         .await
     }
 
-    async fn read<T: DeserializeOwned>(
+    pub(super) async fn read<T: DeserializeOwned>(
         &self,
         server: &Server,
         token: &SecretString,
@@ -397,7 +403,7 @@ impl Made {
     }
 }
 
-fn broken(why: &str) -> Failure {
+pub(super) fn broken(why: &str) -> Failure {
     Failure::new(Class::Broken, why)
 }
 
@@ -427,7 +433,7 @@ fn fit(text: &str) -> bool {
 }
 
 /// A path, segment by segment.
-fn encoded(path: &str) -> String {
+pub(super) fn encoded(path: &str) -> String {
     path.split('/').map(url::encoded).collect::<Vec<_>>().join("/")
 }
 

@@ -20,6 +20,7 @@ use crate::audit::{Event, More};
 use crate::dpop::{Call, DpopRefused};
 use crate::issuer::Workload;
 use crate::jwt::{accept, Accepted, Refused, Slot};
+use crate::spans;
 
 /// Who calls, as attested. In the extensions of every authenticated request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +49,7 @@ pub async fn authenticate(State(front): State<Arc<Front>>, request: Request, nex
     let (parts, body) = request.into_parts();
     match identify(&front, &parts).await {
         Ok(caller) => {
+            spans::of_pod(&caller.subject().pod_uid);
             let mut request = Request::from_parts(parts, body);
             request.extensions_mut().insert(crate::records::Caller {
                 namespace: caller.subject().namespace.clone(),

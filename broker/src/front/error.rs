@@ -8,6 +8,8 @@ use http::header::{HeaderValue, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::StatusCode;
 use serde_json::json;
 
+use crate::spans::Refused;
+
 /// A refused call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
@@ -166,6 +168,7 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let body = json!({"error": self.error, "error_description": self.description}).to_string();
         let mut response = (self.status, body).into_response();
+        response.extensions_mut().insert(Refused(self.error));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if self.status == StatusCode::UNAUTHORIZED {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use sidegate_policies::api::target::Credential;
 use sidegate_policies::bundle::BundledTarget;
+use sidegate_policies::credential_kinds;
 
 use super::Front;
 use crate::attest::NotAttested;
@@ -102,7 +103,7 @@ impl Leases {
 
     /// The same of one kind of credential.
     pub fn active_of(&self, kind: &str, now_ms: i64) -> usize {
-        let out = |held: &&Held| held.credential.as_str() == kind && held.until_ms > now_ms;
+        let out = |held: &&Held| credential_kinds::kind(&held.credential).name == kind && held.until_ms > now_ms;
         self.table().values().filter(out).count()
     }
 

@@ -12,10 +12,14 @@ use axum::extract::{Path, Request, State};
 use axum::{Extension, Json};
 use http::StatusCode;
 use secrecy::ExposeSecret as _;
-use sidegate_policies::api::target::{Credential, SecretCredential, TokenCredential, VaultCredential};
+use sidegate_policies::api::target::{
+    Address, AwsIamCredential, AwsService, Credential, SecretCredential, SshCertificateCredential, TokenCredential,
+    VaultCredential,
+};
 use sidegate_policies::api::TokenIssuer;
 use sidegate_policies::bundle::BundledTarget;
 use sidegate_policies::check::OWN;
+use sidegate_policies::engine::Subject;
 use sidegate_policies::presets::Class;
 use sidegate_policies::record::Kind;
 use sidegate_policies::wire::{Lease, LeaseMaterial, LeaseRequest};
@@ -25,8 +29,9 @@ use super::lease_table::Held;
 use super::token::{mint, policies};
 use super::{json, Front, Refusal, MAX_BODY};
 use crate::audit::{Event, More};
+use crate::credentials::ssh::{Signed, Signing};
 use crate::credentials::vault::{Drawing, Drawn, VaultLease, LIFE};
-use crate::credentials::{aws, Exchanged, Failure, Wanted};
+use crate::credentials::{aws, ssh, Exchanged, Failure, Wanted};
 use crate::index::{Index, Offer};
 use crate::issuer::{random_id, Workload};
 use crate::lockdown::About;
@@ -143,6 +148,11 @@ enum Fetched {
         outcome: Result<Drawn, Failure>,
         revision: u64,
     },
+    /// A certificate over a key of the caller's, under this revision of the configuration.
+    Signed {
+        outcome: Result<Signed, Failure>,
+        revision: u64,
+    },
     /// The lease of this id goes on, if it is still there and its source lets it.
     Renewed {
         id: String,
@@ -241,6 +251,10 @@ async fn fetch(front: &Arc<Front>, caller: &Caller, asked: &LeaseRequest) -> Fet
             None => Fetched::Nothing,
         },
         Credential::Vault(vault) => make(front, caller, asked, &granted, bundled, vault).await,
+        Credential::SshCertificate(ssh) => match granted.issuer(bundled) {
+            Some(issuer) => sign(front, caller, asked, &granted, (ssh, issuer)).await,
+            None => Fetched::Nothing,
+        },
         Credential::None(_) => Fetched::Nothing,
     }
 }
@@ -263,6 +277,43 @@ async fn exchange(
     };
     Fetched::Token {
         outcome: front.exchanges.token(wanted).await,
+        revision: granted.index.revision(),
+    }
+}
+
+/// Has the caller's key certified, for connections from its pod.
+async fn sign(
+    front: &Front,
+    caller: &Caller,
+    asked: &LeaseRequest,
+    granted: &Grantable,
+    (ssh, issuer): (&SshCertificateCredential, &TokenIssuer),
+) -> Fetched {
+    let Subject { namespace, pod, .. } = caller.subject();
+    let known = front.attestor.pods.known(namespace, pod).await.ok().flatten();
+    let addresses = match known.map(|pod| pod.ips) {
+        Some(Some(ips)) if !ips.is_empty() => ips,
+        // One machine: its pod has no addresses of its own.
+        Some(None) => Vec::new(),
+        _ => {
+            return Fetched::Signed {
+                outcome: Err(ssh::nowhere()),
+                revision: granted.index.revision(),
+            }
+        }
+    };
+    let signing = Signing {
+        who: caller.workload.clone(),
+        thumbprint: caller.thumbprint.clone(),
+        bundle: granted.offer.version.clone(),
+        ssh: ssh.clone(),
+        public_key: asked.public_key.clone().unwrap_or_default(),
+        addresses,
+        issuer: issuer.clone(),
+        anew: asked.refused.is_some(),
+    };
+    Fetched::Signed {
+        outcome: front.exchanges.sign(&signing).await,
         revision: granted.index.revision(),
     }
 }
@@ -412,21 +463,13 @@ fn material(front: &Front, who: &Workload, granted: &Grantable, fetched: Fetched
             Ok(Given::new(material, SECRET_LIFE))
         }
         (Credential::AwsIam(aws), Fetched::Token { outcome, revision }) if revision == granted.index.revision() => {
-            let keys = outcome.map_err(exchange_refused)?;
-            let user = aws.username.clone().unwrap_or_default();
             let address = &granted.bundled()?.target.spec.address;
-            let password = aws::password(aws, &user, address, &keys, front.clock.now()).map_err(exchange_refused)?;
-            let life = keys.life(who.ends, front.clock.now_ms());
-            let life = life.ok_or_else(|| (Refusal::unavailable(), "the keys are over already".to_owned()))?;
-            // Shown as a token is: within verified TLS, whatever the Target says of passwords.
-            let material = LeaseMaterial::Bearer {
-                user: Some(user),
-                token: password.to_string(),
-            };
-            Ok(Given {
-                token: Some(keys),
-                ..Given::new(material, life.min(u64::try_from(aws::LIFE).unwrap_or(0)))
-            })
+            by_keys(front, who, aws, address, outcome.map_err(exchange_refused)?)
+        }
+        (Credential::SshCertificate(_), Fetched::Signed { outcome, revision })
+            if revision == granted.index.revision() =>
+        {
+            by_certificate(front, who, outcome.map_err(exchange_refused)?)
         }
         (Credential::Vault(_), Fetched::Made { outcome, revision }) if revision == granted.index.revision() => {
             let drawn = outcome.map_err(exchange_refused)?;
@@ -452,6 +495,44 @@ fn material(front: &Front, who: &Workload, granted: &Grantable, fetched: Fetched
         // What was fetched is of another Target or configuration, as this one was a moment ago.
         _ => Err((Refusal::unavailable(), "the configuration changed meanwhile".to_owned())),
     }
+}
+
+/// What keys of a role open: one user of one database, or whatever its requests are signed for.
+fn by_keys(
+    front: &Front,
+    who: &Workload,
+    aws: &AwsIamCredential,
+    address: &Address,
+    keys: Arc<Exchanged>,
+) -> Result<Given, Refused> {
+    let life = keys.life(who.ends, front.clock.now_ms());
+    let life = life.ok_or_else(|| (Refusal::unavailable(), "the keys are over already".to_owned()))?;
+    let (material, life) = match aws.service {
+        AwsService::SigV4 => (aws::keys(aws, &keys).map_err(exchange_refused)?, life),
+        AwsService::Rds => {
+            let user = aws.username.clone().unwrap_or_default();
+            let password = aws::password(aws, &user, address, &keys, front.clock.now()).map_err(exchange_refused)?;
+            // Shown as a token is: within verified TLS, whatever the Target says of passwords.
+            let material = LeaseMaterial::Bearer {
+                user: Some(user),
+                token: password.to_string(),
+            };
+            (material, life.min(u64::try_from(aws::LIFE).unwrap_or(0)))
+        }
+    };
+    Ok(Given {
+        token: Some(keys),
+        ..Given::new(material, life)
+    })
+}
+
+fn by_certificate(front: &Front, who: &Workload, signed: Signed) -> Result<Given, Refused> {
+    let ends = u64::try_from(who.ends).unwrap_or(0);
+    let now = u64::try_from(front.clock.now()).unwrap_or(u64::MAX);
+    let life = signed.until.min(ends).checked_sub(now).filter(|life| *life > 0);
+    let life = life.ok_or_else(|| (Refusal::unavailable(), "the certificate is over already".to_owned()))?;
+    let certificate = signed.certificate;
+    Ok(Given::new(LeaseMaterial::SshCertificate { certificate }, life))
 }
 
 fn exchange_refused(failure: Failure) -> Refused {

@@ -26,6 +26,7 @@ use crate::index::Offer;
 use crate::issuer::{Issued, Workload, SESSION_SCOPE};
 use crate::jwt::{kid_of, Slot};
 use crate::lockdown::About;
+use crate::spans;
 
 /// The grant type of RFC 8693.
 pub const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
@@ -69,6 +70,7 @@ pub async fn exchange(State(front): State<Arc<Front>>, request: Request) -> Resu
         }
         attestation_refused(&error)
     })?;
+    spans::of_pod(&who.subject.pod_uid);
     front.budget.know(&key.thumbprint());
     is_named_right(&front, &form, &who)?;
     let answer = match asked_target(&form)?.map(str::to_owned) {

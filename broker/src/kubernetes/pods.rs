@@ -106,6 +106,8 @@ fn view(pod: Pod, audience: &str) -> PodView {
         pod.spec.unwrap_or_default(),
         pod.status.unwrap_or_default(),
     );
+    let ips = status.pod_ips.unwrap_or_default();
+    let ips = ips.iter().filter_map(|ip| ip.ip.parse().ok()).collect();
     // A native sidecar is reported among the init containers.
     let reported = status.init_container_statuses.unwrap_or_default();
     let sidecar = reported.into_iter().find(|container| container.name == SIDECAR);
@@ -122,6 +124,7 @@ fn view(pod: Pod, audience: &str) -> PodView {
         service_account: spec.service_account_name.unwrap_or_default(),
         node: spec.node_name.unwrap_or_default(),
         labels: metadata.labels.unwrap_or_default(),
+        ips: Some(ips),
         deleting: metadata.deletion_timestamp.is_some(),
         alive: matches!(status.phase.as_deref(), Some("Pending" | "Running")),
         instance,

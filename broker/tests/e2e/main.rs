@@ -17,12 +17,17 @@ mod faces;
 mod issuers;
 mod keycloak;
 mod leases;
+mod narrow;
 mod oidc;
+#[path = "../../../tests/src/openssh.rs"]
+mod openssh;
 mod provider;
 mod rings;
 #[path = "../../../tests/src/stock.rs"]
 mod stock;
 mod streams;
+mod sts;
 mod tokens;
+mod traces;
 mod vault;
 mod world;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sidegate_broker::clock::ManualClock;
+use sidegate_broker::ground::{self, Ground, Read};
 use sidegate_broker::{Broker, BrokerConfig, Identity, Machine, Running, StartError};
 
 use crate::client::Client;
@@ -52,6 +53,19 @@ spec:
     ask: {approvers: [{anyone: {}}], holdFor: 60s, validFor: 15m}
 "#;
 
+/// The files of [`CONFIG`], and the password it leads to.
+pub fn files(root: &Path, config: &str) {
+    fs::create_dir_all(root.join("config")).unwrap();
+    fs::write(root.join("config/all.yaml"), config).unwrap();
+    let secret = root.join("secrets/local/shop-agent");
+    fs::create_dir_all(&secret).unwrap();
+    put_secret(&secret.join("username"), "agent_ro");
+    put_secret(&secret.join("password"), PASSWORD);
+}
+
+/// What nobody but a sidecar may see.
+pub const PASSWORD: &str = "canary-4711";
+
 pub struct World {
     pub temp: tempfile::TempDir,
     pub clock: Arc<ManualClock>,
@@ -70,17 +84,32 @@ impl World {
     /// With a configuration that is changed before it starts.
     pub async fn start_with(config: &str, change: impl FnOnce(&mut BrokerConfig)) -> Result<Self, StartError> {
         let temp = tempfile::tempdir().unwrap();
-        fs::create_dir_all(temp.path().join("config")).unwrap();
-        fs::write(temp.path().join("config/all.yaml"), config).unwrap();
+        files(temp.path(), config);
         let clock = Arc::new(ManualClock::starting_now());
-        let secret = temp.path().join("secrets/local/shop-agent");
-        fs::create_dir_all(&secret).unwrap();
-        put_secret(&secret.join("username"), "agent_ro");
-        put_secret(&secret.join("password"), "canary-4711");
         let mut config = configuration(temp.path(), clock.clone());
         change(&mut config);
         let running = Broker::start(config).await?;
         Ok(World { temp, clock, running })
+    }
+
+    /// On a ground that is changed before anything stands on it: what no configuration may say yet.
+    pub async fn start_on(config: &str, change: impl FnOnce(&mut Ground)) -> Self {
+        let temp = tempfile::tempdir().unwrap();
+        files(temp.path(), config);
+        let clock = Arc::new(ManualClock::starting_now());
+        let config = configuration(temp.path(), clock.clone());
+        let read = match Read::config(&config) {
+            Ok(Read::Machine(read)) => read,
+            Ok(Read::Cluster(_)) => panic!("files make no cluster"),
+            Err(error) => panic!("{error:?}"),
+        };
+        let running = Broker::start_on(config.clone(), |state, _| {
+            let mut ground = ground::machine(read, &config, state)?;
+            change(&mut ground);
+            Ok(ground)
+        });
+        let running = running.await.unwrap_or_else(|error| panic!("{error}"));
+        World { temp, clock, running }
     }
 
     /// Stops the broker and starts another one over the same folders.

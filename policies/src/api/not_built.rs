@@ -67,11 +67,6 @@ pub const NOT_BUILT: &[NotBuilt] = &[
     ),
     entry("TokenIssuer.spec.preset=OpenRouter", "OpenRouter's keys by exchange"),
     entry(
-        "Target.spec.credential.awsIam.service=SigV4",
-        "signing requests to AWS's HTTP APIs; no protocol that is built sends any",
-    ),
-    entry("Target.spec.credential.sshCertificate", "short-lived SSH certificates"),
-    entry(
         "Target.spec.listen.hostnames",
         "answering for the target's own names, by hosts file",
     ),

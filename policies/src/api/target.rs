@@ -176,6 +176,8 @@ pub enum Credential {
     Vault(VaultCredential),
     /// A login that AWS IAM vouches for: for minutes, by a role that the agent's service account may assume.
     AwsIam(AwsIamCredential),
+    /// A certificate that Vault or OpenBao signs over a key of the sidecar, for minutes.
+    SshCertificate(SshCertificateCredential),
     /// No credential: the target does not ask for one (TCP, or PostgreSQL `trust`).
     None(NoCredential),
 }
@@ -187,6 +189,7 @@ impl Credential {
             Credential::Token(token) => Some(&token.issuer),
             Credential::Vault(vault) => Some(&vault.issuer),
             Credential::AwsIam(aws) => Some(&aws.issuer),
+            Credential::SshCertificate(ssh) => Some(&ssh.issuer),
             Credential::Secret(_) | Credential::None(_) => None,
         }
     }
@@ -198,6 +201,7 @@ impl Credential {
             Credential::Token(_) => "token",
             Credential::Vault(_) => "vault",
             Credential::AwsIam(_) => "awsIam",
+            Credential::SshCertificate(_) => "sshCertificate",
             Credential::None(_) => "none",
         }
     }
@@ -289,6 +293,26 @@ pub struct AwsIamCredential {
 pub enum AwsService {
     /// An RDS or Aurora database: a signed `connect` request is the password, for 15 minutes.
     Rds,
+    /// AWS's HTTP APIs: keys of the role, with which requests are signed, for as long as STS gives them.
+    SigV4,
+}
+
+/// A certificate of an SSH secrets engine of Vault or OpenBao. The key it is over never leaves the sidecar.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub struct SshCertificateCredential {
+    /// The TokenIssuer whose login opens the server: one of preset Vault.
+    pub issuer: String,
+    /// Where the secrets engine is mounted, such as `ssh`.
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 253)))]
+    pub mount: String,
+    /// The engine's role: `<mount>/sign/<role>` is asked.
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 253)))]
+    pub role: String,
+    /// The users the certificate is for: these and no others.
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 16)))]
+    pub principals: Vec<String>,
 }
 
 /// No credential. `username` is still sent where the protocol wants a name.

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{holds_certificate, hosts, Checked, Report, OWN};
-use crate::api::target::{AwsIamCredential, CaBundle, Credential, TargetProtocol, TlsMode, WeakLogin};
+use crate::api::target::{AwsIamCredential, AwsService, CaBundle, Credential, TargetProtocol, TlsMode, WeakLogin};
 use crate::api::{Target, TargetSpec};
 use crate::credential_kinds::{self, MinimumTls};
 use crate::objects::{Located, Objects};
@@ -120,24 +120,50 @@ fn login(spec: &TargetSpec, report: &mut Report<'_>) {
         Credential::Vault(vault) => {
             report.reference("spec.credential.vault.issuer".to_owned(), &vault.issuer);
             own(&spec.credential, report);
-            for (field, path) in [("mount", &vault.mount), ("role", &vault.role)] {
-                if !is_path(path) || (field == "role" && path.contains('/')) {
-                    let message = format!("`{path}` is not a {field}: letters, digits, `-`, `_` and `.`");
-                    report.problem(format!("spec.credential.vault.{field}"), message);
-                }
-            }
+            engine(&spec.credential, (&vault.mount, &vault.role), report);
         }
         Credential::AwsIam(aws) => aws_iam(aws, spec, report),
+        Credential::SshCertificate(ssh) => {
+            report.reference("spec.credential.sshCertificate.issuer".to_owned(), &ssh.issuer);
+            own(&spec.credential, report);
+            engine(&spec.credential, (&ssh.mount, &ssh.role), report);
+            principals(&ssh.principals, report);
+        }
         Credential::None(_) => {}
     }
     let kind = credential_kinds::kind(&spec.credential);
     if kind.tls == MinimumTls::Verified && spec.tls.mode == TlsMode::Disabled {
         let message = "this credential goes through verified TLS only, and tls.mode is Disabled";
-        report.problem(format!("spec.credential.{}", kind.name), message);
+        report.problem(format!("spec.credential.{}", spec.credential.as_str()), message);
     }
     if spec.weak_login == WeakLogin::InsideTls && spec.tls.mode == TlsMode::Disabled {
         let message = "InsideTLS says nothing where tls.mode is Disabled; use VerifyFull, or Refuse for SCRAM";
         report.problem("spec.weakLogin", message);
+    }
+}
+
+/// An engine of a Vault, and its role.
+fn engine(credential: &Credential, (mount, role): (&str, &str), report: &mut Report<'_>) {
+    for (field, path) in [("mount", mount), ("role", role)] {
+        if !is_path(path) || (field == "role" && path.contains('/')) {
+            let message = format!("`{path}` is not a {field}: letters, digits, `-`, `_` and `.`");
+            report.problem(format!("spec.credential.{}.{field}", credential.as_str()), message);
+        }
+    }
+}
+
+/// Users a certificate is for. One without any would be for everybody.
+fn principals(principals: &[String], report: &mut Report<'_>) {
+    if !(1..=16).contains(&principals.len()) {
+        let message = "name the users it is for, 1 to 16 of them";
+        report.problem("spec.credential.sshCertificate.principals", message);
+    }
+    for (at, name) in principals.iter().enumerate() {
+        let formed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
+        if !(1..=64).contains(&name.len()) || !name.bytes().all(formed) {
+            let message = format!("`{name}` is no user's name: letters, digits, `-`, `_`, `.` and `@`");
+            report.problem(format!("spec.credential.sshCertificate.principals[{at}]"), message);
+        }
     }
 }
 
@@ -210,7 +236,18 @@ fn postgres(spec: &TargetSpec, report: &mut Report<'_>) {
     let (field, username) = match &spec.credential {
         Credential::Token(token) => ("spec.credential.token.username", &token.username),
         Credential::None(none) => ("spec.credential.none.username", &none.username),
-        Credential::AwsIam(aws) => ("spec.credential.awsIam.username", &aws.username),
+        Credential::AwsIam(aws) => {
+            if aws.service == AwsService::SigV4 {
+                let message = "PostgreSQL takes no signed requests; use Rds";
+                report.problem("spec.credential.awsIam.service", message);
+            }
+            ("spec.credential.awsIam.username", &aws.username)
+        }
+        Credential::SshCertificate(_) => {
+            let message = "PostgreSQL has no login by SSH certificates, and no protocol that is built has one";
+            report.problem("spec.credential.sshCertificate", message);
+            return carries_nothing(spec, report);
+        }
         Credential::Secret(_) | Credential::Vault(_) => return carries_nothing(spec, report),
     };
     match username.as_deref() {
@@ -238,7 +275,11 @@ fn raw(spec: &TargetSpec, report: &mut Report<'_>) {
                 "a raw TCP stream has no login; remove it",
             );
         }
-        Credential::Secret(_) | Credential::Token(_) | Credential::Vault(_) | Credential::AwsIam(_) => {
+        Credential::Secret(_)
+        | Credential::Token(_)
+        | Credential::Vault(_)
+        | Credential::AwsIam(_)
+        | Credential::SshCertificate(_) => {
             report.problem("spec.credential", "a raw TCP stream has no login; write `none: {}`");
         }
     }

@@ -154,6 +154,7 @@ impl Keeper {
             target: self.target.to_string(),
             refused,
             renew: held.as_ref().map(|held| held.id().to_owned()),
+            public_key: None,
         };
         let (asked, wall) = (Instant::now(), jiff::Timestamp::now().as_millisecond());
         let answer = timeout(FETCH, source.lease(request)).await;

@@ -65,7 +65,10 @@ impl LeaseHandle {
                 token: Secret::new(token),
             },
             wire::LeaseMaterial::None { user } => LeaseMaterial::None { user },
-            wire::LeaseMaterial::Kept => return None,
+            // No room logs in with a certificate or signs requests: such a lease is none that could be used here.
+            wire::LeaseMaterial::SshCertificate { .. }
+            | wire::LeaseMaterial::AwsKeys { .. }
+            | wire::LeaseMaterial::Kept => return None,
         };
         Some(LeaseHandle {
             id: lease.id,

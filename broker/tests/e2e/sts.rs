@@ -1,0 +1,155 @@
+//! What stands in for AWS's STS, as real programs over real TLS: MinIO, which verifies our assertion by our own discovery
+//! and keys, and moto, which believes anybody and shows the shape of AWS's answers. `make interop` runs them.
+
+#![allow(clippy::print_stdout)] // why a real server was not asked
+
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::digest::{digest, SHA1_FOR_LEGACY_USE_ONLY};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::Engine as _;
+use http::StatusCode;
+use serde_json::{json, Value};
+use tokio::process::{Child, Command};
+
+use crate::client::Answer;
+use crate::narrow::world;
+use crate::oidc::free;
+use crate::provider::certificates;
+use crate::world::World;
+
+/// What AWS calls itself as an audience.
+const AUDIENCE: &str = "sts.amazonaws.com";
+/// Longest wait for a program to listen.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A program named by a variable; where it names none, that is said.
+fn named(variable: &str) -> Option<PathBuf> {
+    let found = std::env::var_os(variable).map(PathBuf::from);
+    if found.is_none() {
+        println!("SKIPPED: {variable} names no program; `make interop` fetches or builds it");
+    }
+    found
+}
+
+/// A folder with a certificate for 127.0.0.1, and the authority over it.
+fn certified(folder: &Path) -> String {
+    let (ca, cert, key) = certificates();
+    std::fs::create_dir_all(folder.join("CAs")).unwrap();
+    std::fs::write(folder.join("public.crt"), cert).unwrap();
+    std::fs::write(folder.join("private.key"), key.serialize_pem()).unwrap();
+    ca
+}
+
+/// A TokenIssuer that asks this port.
+fn issuer(port: u16, ca: &str) -> String {
+    let pem = ca.trim_end().replace('\n', "\n      ");
+    format!(
+        "---\napiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {{name: corp}}\nspec:\n  preset: AwsSts\n  \
+         issuer: https://127.0.0.1:{port}\n  allowedNamespaces: {{selector: {{}}}}\n  caBundle:\n    inline: |\n      {pem}\n"
+    )
+}
+
+fn started(command: &mut Command) -> Child {
+    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    quiet.kill_on_drop(true).spawn().unwrap()
+}
+
+/// Waits until a program listens.
+async fn listens(port: u16) {
+    let began = Instant::now();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(began.elapsed() < PATIENCE, "it does not listen");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn leased(world: &World) -> Answer {
+    let mut sidecar = world.sidecar().await;
+    sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await
+}
+
+fn keys(role: &str) -> Value {
+    json!({"awsIam": {"issuer": "corp", "roleArn": role, "region": "eu-central-1", "service": "SigV4"}})
+}
+
+fn whole(answer: &Answer) {
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    let material = &answer.body["material"];
+    for part in ["accessKeyId", "secretAccessKey", "sessionToken"] {
+        assert!(!material[part].as_str().unwrap().is_empty(), "{part}");
+    }
+    let life = answer.body["expiresIn"].as_u64().unwrap();
+    // The broker's clock stood still while the program started.
+    assert!((60..=960).contains(&life), "{life}");
+    println!("leased for {life} s");
+}
+
+/// The shape of AWS's answers, in XML whatever is asked for.
+#[tokio::test]
+async fn moto_gives_keys_for_our_assertion_in_the_shape_of_aws() {
+    let Some(moto) = named("SIDEGATE_MOTO") else { return };
+    let (temp, port) = (tempfile::tempdir().unwrap(), free());
+    let ca = certified(temp.path());
+    let _moto = started(
+        Command::new(moto)
+            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .args([
+                "-c".into(),
+                temp.path().join("public.crt"),
+                "-k".into(),
+                temp.path().join("private.key"),
+            ]),
+    );
+    listens(port).await;
+    let world = world(&issuer(port, &ca), keys("arn:aws:iam::123456789012:role/agents"), None).await;
+    whole(&leased(&world).await);
+}
+
+/// The keys of a role whose provider verifies who the agent is; of one that expects another audience there are none.
+#[tokio::test]
+async fn minio_verifies_our_assertion_and_gives_keys_and_none_for_another_audience() {
+    let Some(minio) = named("SIDEGATE_MINIO") else { return };
+    for (client, given) in [(AUDIENCE, true), ("somebody-else", false)] {
+        let (temp, port) = (tempfile::tempdir().unwrap(), free());
+        let ca = certified(temp.path());
+        let hash = digest(&SHA1_FOR_LEGACY_USE_ONLY, client.as_bytes());
+        let role = format!("arn:minio:iam:::role/{}", URL_SAFE_NO_PAD.encode(hash.as_ref()));
+        let world = world(&issuer(port, &ca), keys(&role), None).await;
+        std::fs::write(temp.path().join("CAs/broker.crt"), &world.running.ca_pem).unwrap();
+        let discovery = format!("{}/.well-known/openid-configuration", world.running.issuer_url);
+        let _minio = started(
+            Command::new(&minio)
+                .args(["server", "--quiet", "--address", &format!("127.0.0.1:{port}")])
+                .args([
+                    "--certs-dir".into(),
+                    temp.path().to_path_buf(),
+                    temp.path().join("data"),
+                ])
+                .env("MINIO_ROOT_USER", "administrator")
+                .env("MINIO_ROOT_PASSWORD", "administrator")
+                .env("MINIO_IDENTITY_OPENID_CONFIG_URL", discovery)
+                .env("MINIO_IDENTITY_OPENID_CLIENT_ID", client)
+                .env("MINIO_IDENTITY_OPENID_ROLE_POLICY", "readwrite"),
+        );
+        listens(port).await;
+        // It listens before it knows its roles.
+        let began = Instant::now();
+        loop {
+            let answer = leased(&world).await;
+            if given && answer.status != StatusCode::OK && began.elapsed() < PATIENCE {
+                world.clock.advance_ms(11_000);
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+            match given {
+                true => whole(&answer),
+                false => assert_ne!(answer.status, StatusCode::OK, "{}", answer.body),
+            }
+            break;
+        }
+    }
+}
