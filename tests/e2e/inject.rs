@@ -1,6 +1,6 @@
 //! The webhook on a real API server: what it makes of pods is what the server stores, and only where it was asked to.
 //!
-//! The stored pod is the oracle. The injector runs in this process, with a service account that may read four kinds and
+//! The stored pod is the oracle. The injector runs in this process, with a service account that may read five kinds and
 //! nothing else; the API server reaches it by the `url` form.
 
 use std::collections::BTreeMap;
@@ -53,7 +53,7 @@ kind: ClusterRole
 metadata: {name: sidegate-injector-under-test}
 rules:
 - {apiGroups: [''], resources: [namespaces], verbs: [get, list, watch]}
-- {apiGroups: [sidegate.dev], resources: [injectionprofiles, targets, accesspolicies], verbs: [get, list, watch]}
+- {apiGroups: [sidegate.dev], resources: [injectionprofiles, targets, accesspolicies, tokenissuers], verbs: [get, list, watch]}
 - apiGroups: [admissionregistration.k8s.io]
   resources: [mutatingwebhookconfigurations, validatingwebhookconfigurations]
   resourceNames: [sidegate-injector-under-test]
