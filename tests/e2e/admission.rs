@@ -76,6 +76,9 @@ pub const AUDIENCE: &str = "https://sidegate-broker.sidegate-system.svc:8444";
 /// The digest of the profiles in the injector's golden files, and of the chart here.
 pub const DIGEST: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
+/// What the policies do where nobody is asked first.
+const NO_WEBHOOK: &str = "injector.enabled=false";
+
 /// Something somebody tries, and what it must be answered with.
 pub struct Attempt {
     /// What the refusal begins with.
@@ -134,7 +137,7 @@ impl Guarded {
         let cluster = Cluster::start(programs)?;
         install_kinds(&cluster)?;
         let digest = format!("sidecar.digest={DIGEST}");
-        install_with(&cluster, &[&digest, "sidecar.breakGlassGroup=break-glass"])?;
+        install_with(&cluster, &[&digest, "sidecar.breakGlassGroup=break-glass", NO_WEBHOOK])?;
         let world = std::fs::read_to_string(golden().join("world.yaml"))?;
         let loaded = load(&[Source {
             name: "world.yaml".to_owned(),
@@ -309,7 +312,7 @@ pub fn named(mut pod: Value, name: &str) -> Value {
 pub fn without_its_parameters_nothing_passes_and_uninstalling_leaves_none(programs: &Programs) -> Result<()> {
     let cluster = Cluster::start(programs)?;
     install_kinds(&cluster)?;
-    install_with(&cluster, &[])?;
+    install_with(&cluster, &[NO_WEBHOOK])?;
     let namespace = cluster.namespace()?;
     cluster.kubectl(&["label", "namespace", &namespace, "sidegate.dev/inject=enabled"], "")?;
     let full = std::fs::read_to_string(golden().join("plain.full.yaml"))?;
