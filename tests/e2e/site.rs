@@ -210,7 +210,7 @@ pub struct Agent<'a> {
     folder: tempfile::TempDir,
 }
 
-/// The pod of an agent as the injector would leave it.
+/// A pod with what the broker looks at, and no more: what the injector itself makes is `inject.rs`'s business.
 pub fn pod(namespace: &str, audience: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
