@@ -49,6 +49,7 @@ cluster-binaries: ## Build etcd, Kubernetes, helm, kwok and kubeconform for the 
 .PHONY: e2e
 e2e: ## Test on a real Kubernetes API server (after make cluster-binaries; says what it skips without them)
 	@$(SETUP) build postgres postgres18
+	@$(CARGO) build --locked --quiet --profile $(PROFILE) -p sidegate
 	@$(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test cluster
 
 .PHONY: e2e-ci

@@ -23,9 +23,9 @@ use crate::index::Withheld;
 use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
-    connect, findings, own_name, reading, Admission, At, ClusterIssuers, ClusterMaps, ClusterOptions, ClusterPods,
-    ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases, PinSweeper, PodEvents,
-    PublishedMaps, RevokedLeases, TlsSecret,
+    connect, findings, own_name, reading, Admission, At, ClusterIssuers, ClusterMaps, ClusterOptions, ClusterPeople,
+    ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases,
+    PinSweeper, PodEvents, PublishedMaps, RevokedLeases, TlsSecret,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
@@ -86,6 +86,8 @@ pub struct Shared {
     pub revoked: Arc<RevokedLeases>,
     /// As of which versions of the store the first objects are.
     pub at: At,
+    /// Who people are and what they may.
+    pub people: Arc<ClusterPeople>,
 }
 
 /// Where later objects come from.
@@ -254,12 +256,8 @@ pub(crate) async fn cluster(
     let client = connect(options).await?;
     let own_name = own_name(&client).await?;
     let secrets = ClusterSecrets::new(client.clone(), own_name.clone());
-    let maps = Arc::new(ClusterMaps::new(
-        client.clone(),
-        own_name,
-        &options.namespace,
-        Arc::clone(&clock),
-    ));
+    let time = Arc::clone(&clock);
+    let maps = Arc::new(ClusterMaps::new(client.clone(), own_name, &options.namespace, time));
     let issuers = Arc::new(ClusterIssuers::open(client.clone(), Arc::clone(&clock)).await?);
     tasks.spawn("issuers", Arc::clone(&issuers).run(tasks.stopping()));
     let pods = Arc::new(ClusterPods::new(client.clone(), issuer_url.to_owned()));
@@ -282,6 +280,8 @@ pub(crate) async fn cluster(
     );
     let (events, writer) = PodEvents::new(client.clone(), Arc::clone(&clock));
     tasks.spawn("events", writer.run(tasks.stopping()));
+    let people = Arc::new(ClusterPeople::new(client.clone()));
+    tasks.spawn("authorities", Arc::clone(&people).run(tasks.stopping()));
     let kinds = Kinds::follow(client.clone(), tasks).await?;
     let (stored, at) = kinds.read();
     maps.refresh(&stored).await;
@@ -317,7 +317,13 @@ pub(crate) async fn cluster(
             maps,
             leader,
         },
-        shared: Some(Shared { keys, tls, revoked, at }),
+        shared: Some(Shared {
+            keys,
+            tls,
+            revoked,
+            at,
+            people,
+        }),
     })
 }
 

@@ -1,10 +1,11 @@
-//! Everything the command line prints goes through here: human text by default, JSON with `-o json`, colour only on
-//! a terminal that did not ask to be spared (`NO_COLOR`). A closed pipe ends the program quietly.
+//! Everything the command line prints goes through here: human text by default, JSON with `-o json`, the same with
+//! `-o yaml`, colour only on a terminal that did not ask to be spared (`NO_COLOR`). A closed pipe ends the program quietly.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
+use sidegate_policies::yaml;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -13,6 +14,10 @@ pub enum Format {
     Text,
     /// One JSON document, for programs.
     Json,
+    /// The same as YAML.
+    Yaml,
+    /// For people, with more columns where there are some.
+    Wide,
     /// A terminal recording (asciicast, version 2): `replay` only.
     Asciicast,
 }
@@ -49,9 +54,9 @@ impl Out {
         }
     }
 
-    /// Whether results are JSON.
+    /// Whether results are one document for programs: JSON, or the same as YAML.
     pub fn json(&self) -> bool {
-        self.format == Format::Json
+        matches!(self.format, Format::Json | Format::Yaml)
     }
 
     /// One line of a result.
@@ -66,8 +71,13 @@ impl Out {
         stdout.flush()
     }
 
-    /// A result as JSON.
+    /// A result as one document.
     pub fn document(&self, value: &impl Serialize) -> anyhow::Result<()> {
+        if self.format == Format::Yaml {
+            // By way of JSON, so that both say the same.
+            let text = yaml::print(&serde_json::to_value(value)?)?;
+            return Ok(self.raw(text.as_bytes())?);
+        }
         let text = serde_json::to_string_pretty(value)?;
         Ok(self.line(text)?)
     }

@@ -20,4 +20,7 @@ mod refusal;
 mod review;
 mod server;
 mod sidecar;
+pub mod standing;
 mod task;
+
+pub use kubernetes::Snapshot;

@@ -28,7 +28,7 @@ use tokio::runtime::Runtime;
 
 use crate::site::Agent;
 
-const AUDIENCE: &str = "https://sidegate-broker.sidegate-system.svc:8444";
+pub const AUDIENCE: &str = "https://sidegate-broker.sidegate-system.svc:8444";
 const INSTALL: &str = "brokerUrl: https://sidegate-broker.sidegate-system.svc:8443
 audience: https://sidegate-broker.sidegate-system.svc:8444
 nameServers: [10.96.0.10]
@@ -69,7 +69,7 @@ subjects: [{kind: ServiceAccount, name: injector, namespace: sidegate-injector-t
 ";
 
 /// An injector that serves the cluster, and what it needs to.
-struct Site {
+pub struct Site {
     running: Option<Running>,
     runtime: Runtime,
     /// PEM of who signed the injector's certificate.
@@ -80,7 +80,7 @@ struct Site {
 static SITE: Mutex<Option<Arc<Site>>> = Mutex::new(None);
 
 /// The one injector of this run, started by whoever asks first.
-fn site(cluster: &Cluster) -> Result<Arc<Site>> {
+pub fn site(cluster: &Cluster) -> Result<Arc<Site>> {
     let mut kept = SITE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(site) = kept.as_ref() {
         return Ok(Arc::clone(site));
@@ -175,7 +175,7 @@ fn configuration(url: &str, authority: &str) -> Value {
 }
 
 /// A namespace with sidecars, and with these labels besides.
-fn labelled(cluster: &Cluster, more: &[&str]) -> Result<String> {
+pub fn labelled(cluster: &Cluster, more: &[&str]) -> Result<String> {
     let namespace = cluster.namespace()?;
     let mut arguments = vec!["label", "namespace", &namespace, "sidegate.dev/inject=enabled"];
     arguments.extend(more);
@@ -184,7 +184,7 @@ fn labelled(cluster: &Cluster, more: &[&str]) -> Result<String> {
 }
 
 /// A pod that no node takes, with some more in its specification.
-fn pod(namespace: &str, more: Value) -> Value {
+pub fn pod(namespace: &str, more: Value) -> Value {
     let mut spec = json!({
         "nodeSelector": {"none": "has-it"},
         "containers": [{"name": "agent", "image": "example.invalid/agent"}],

@@ -47,7 +47,13 @@ pub fn site(cluster: &Cluster) -> Result<Arc<Site>> {
     if let Some(site) = kept.as_ref() {
         return Ok(Arc::clone(site));
     }
-    let site = Arc::new(Site::start(cluster)?);
+    install(cluster)?;
+    let people = cluster.forwarded;
+    let site = Site::join(
+        cluster,
+        Arc::new(move |config| config.people_listen = Some((std::net::Ipv4Addr::LOCALHOST, people).into())),
+    );
+    let site = Arc::new(site?);
     *kept = Some(Arc::clone(&site));
     Ok(site)
 }

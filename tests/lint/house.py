@@ -24,7 +24,7 @@ WRAPPED = {
     "netlink_packet_sock_diag": ["sidecar/src/accept/owner.rs"],
     "prometheus": ["broker/src/metrics.rs"],
     "kube": ["policies/src/api/", "policies/src/bin/crdgen.rs", "broker/src/kubernetes.rs", "broker/src/kubernetes/",
-             "injector/src/kubernetes.rs"],
+             "injector/src/kubernetes.rs", "cli/src/cluster.rs", "cli/src/cluster/"],
 }
 
 # Rooms (protocols) are named by the registry alone, so that a new one touches no other file (architecture.md).

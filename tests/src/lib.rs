@@ -7,6 +7,7 @@
 pub mod amazon;
 pub mod authority;
 pub mod bearer;
+pub mod cli;
 pub mod cluster;
 pub mod disk;
 pub mod http;
