@@ -49,12 +49,37 @@ cluster-binaries: ## Build etcd, Kubernetes, helm, kwok and kubeconform for the 
 .PHONY: e2e
 e2e: ## Test on a real Kubernetes API server (after make cluster-binaries; says what it skips without them)
 	@$(SETUP) build postgres postgres18
-	@$(CARGO) build --locked --quiet --profile $(PROFILE) -p sidegate
+	@# A test of the command line's own brings its binary, with the features that everything here is built with.
+	@$(CARGO) test --no-run --locked --quiet --profile $(PROFILE) --workspace --test explain
 	@$(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test cluster
 
 .PHONY: e2e-ci
-e2e-ci: ## The same where its absence is a failure, as CI runs it
+e2e-ci: ## The same where its absence is a failure, as CI runs it, and on a real node where the machine can have one
 	@SIDEGATE_TEST_REQUIRE=cluster $(MAKE) --no-print-directory e2e
+	@SIDEGATE_TEST_REQUIRE=cluster $(MAKE) --no-print-directory node
+
+.PHONY: node
+node: node-images ## Test injected pods on a real node: containerd, kubelet, our images (root; says what it skips without)
+	@SIDEGATE_TEST_NODE=1 $(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node -- $(FILTER)
+
+# What the node suite and `make cluster` stand on; only a machine that can have a node needs it.
+.PHONY: node-images
+node-images:
+	@$(SETUP) build postgres postgres18 node
+	@CARGO="$(CARGO)" bash images/build.sh --profile $(PROFILE)
+
+.PHONY: cluster
+cluster: cluster-binaries node-images ## Bring up a single-node cluster with Sidegate, an agent and a database, and say how to use it (root)
+	@SIDEGATE_TEST_NODE=1 $(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node -- up
+
+.PHONY: cluster-down
+cluster-down: ## Remove that cluster, and show that nothing of it is left
+	@$(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node -- down
+
+.PHONY: images
+images: ## Build our static programs as container images (OCI archives) with their lists of parts; prints sizes and digests
+	@$(SETUP) build
+	@CARGO="$(CARGO)" bash images/build.sh --profile release
 
 .PHONY: generate
 generate: ## Write generated files: CRDs
@@ -67,10 +92,15 @@ interop: ## Test the exchange of tokens with a real Keycloak (fetched from Maven
 	@SIDEGATE_KEYCLOAK="$${SIDEGATE_CACHE:-$$HOME/.cache/sidegate}/keycloak" $(CARGO) nextest run --locked \
 		--cargo-profile $(PROFILE) --workspace --success-output=final -E 'package(sidegate-broker) and test(keycloak)'
 
+.PHONY: release
+release: ## Build the shipped programs, laid out by what a short training run does (says so where it cannot)
+	@$(SETUP) build postgres
+	@CARGO="$(CARGO)" bash bench/release.sh
+
 .PHONY: bench
 bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=pg-simple,bulk ROUNDS=3 runs a part)
 	@$(SETUP) build postgres bench
-	$(CARGO) build --locked --release -p sidegate -p sidegate-sidecar -p sidegate-bench
+	@CARGO="$(CARGO)" bash bench/release.sh -p sidegate -p sidegate-sidecar -p sidegate-bench
 	@"$(TARGET)/release/sidegate-bench" $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
 
 .PHONY: bench-broker

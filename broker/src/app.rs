@@ -17,8 +17,8 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::approvals::store::RequestFolder;
-use crate::approvals::Approvals;
+use crate::approvals::store::{RequestFolder, Store};
+use crate::approvals::{self, Approvals};
 use crate::attest::{Attestor, PodView};
 use crate::audit::Audit;
 use crate::authority::{Authority, Home};
@@ -149,7 +149,7 @@ impl Broker {
             dpop: dpop(&listeners, &config)?,
             index,
             lockdowns,
-            approvals: Arc::new(open_approvals(&state, &config, &audit)?),
+            approvals: Arc::new(open_approvals(&state, ground.shared.as_ref(), &config, &audit)?),
             audit,
             secrets: ground.secrets,
             exchanges,
@@ -234,6 +234,7 @@ fn work(front: &Arc<Front>, front_url: String) {
     let published = Arc::clone(front.exchanges.published());
     tasks.spawn("publish", published.run(Arc::clone(front), front_url, tasks.stopping()));
     tasks.spawn("leases", front::lease_table::keep(Arc::clone(front)));
+    tasks.spawn("approvals", approvals::keep(Arc::clone(front)));
     tasks.spawn("audit", Arc::clone(&front.audit).run(tasks.stopping()));
 }
 
@@ -430,9 +431,18 @@ fn serve(
     tasks.spawn("control", run_control(listeners.control, control));
 }
 
-fn open_approvals(state: &StateDir, config: &BrokerConfig, audit: &Arc<Audit>) -> Result<Approvals, StartError> {
-    let folder = RequestFolder::open(state)?;
-    Ok(Approvals::open(folder, Arc::clone(&config.clock), Arc::clone(audit))?)
+/// Requests: objects that the replicas of a cluster share, or files of this machine.
+fn open_approvals(
+    state: &StateDir,
+    shared: Option<&Shared>,
+    config: &BrokerConfig,
+    audit: &Arc<Audit>,
+) -> Result<Approvals, StartError> {
+    let store: Arc<dyn Store> = match shared {
+        Some(shared) => Arc::clone(&shared.requests) as Arc<dyn Store>,
+        None => Arc::new(RequestFolder::open(state)?),
+    };
+    Ok(Approvals::over(store, Arc::clone(&config.clock), Arc::clone(audit)))
 }
 
 /// The record store, which keeps the keys that certify record keys for ever.

@@ -1,8 +1,8 @@
 //! Approvals: one state machine per request, moved only by compare-and-swap on the stored object.
 //!
 //! Refuses to ask for what no rule asks for, to be flooded, to let the agent decide, and to let one grant run
-//! twice. The broker decides nothing here: it carries what people said. The invariant: a state is on the disk
-//! before anybody is told of it, and only a won claim may be sent.
+//! twice. The broker decides nothing here: it carries what people said. The invariants: a state is stored before
+//! anybody is told of it, and only a won claim may be sent; no lock is held while a store is waited for.
 
 pub mod people;
 pub mod store;
@@ -11,29 +11,34 @@ mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
+use aws_lc_rs::digest::{Context, SHA256};
+use sidegate_policies::api::access_policy::Approver;
 use sidegate_policies::api::access_request::{
-    AccessRequestSpec, AccessRequestStatus, RequestState, RequestSubject, Verdict,
+    AccessRequestSpec, AccessRequestStatus, RequestClaim, RequestState, RequestSubject, RequestedOperation, Verdict,
 };
 use sidegate_policies::api::meta::{Metadata, NamespacedRef, Object};
 use sidegate_policies::api::API_VERSION;
+use sidegate_policies::approval::{outcome, Place, MAX_DECISIONS};
 use sidegate_policies::engine::Subject;
+use sidegate_policies::record::replay::escape;
 use sidegate_policies::record::Kind;
 use sidegate_policies::wire::{ApprovalAsk, ApprovalClaim, ApprovalOutcome, ApprovalState};
 use tokio::sync::watch;
 
 use crate::audit::{Audit, Event, Unrecorded};
-use crate::clock::{rfc3339, Clock};
+use crate::clock::{parse_rfc3339, rfc3339, Clock};
+use crate::front::Front;
 use crate::index::{AskBasis, Index};
-use crate::issuer::{client_id, random};
+use crate::issuer::client_id;
 use crate::lockdown::{About, Denied};
-use crate::state::StateError;
 use people::Person;
-use store::{Claim, RequestFolder, Stored, SwapError};
+use store::{Made, Store, StoreError, Stored, SwapError};
 
 /// Open requests of one subject.
 pub const MAX_OPEN: usize = 20;
-/// New requests of one subject per minute.
+/// New requests of one subject per minute, at one broker.
 pub const MAX_NEW_PER_MINUTE: usize = 30;
 /// Longest text that can be shown to people, and so be approved.
 pub const MAX_TEXT: usize = 64 * 1024;
@@ -41,6 +46,14 @@ pub const MAX_TEXT: usize = 64 * 1024;
 const CLAIM_MS: i64 = 60_000;
 /// Finished requests are kept so long.
 const KEEP_MS: i64 = 24 * 3_600_000;
+/// Rounds against other replicas, and people, before the caller is told to try again.
+const ROUNDS: usize = 8;
+/// Names tried for a new request, beside those of the same operation that are known.
+const NAMES: usize = 16;
+/// Characters of an operation in lists.
+const SUMMARY: usize = 60;
+/// Housekeeping comes at least so often.
+const TICK: Duration = Duration::from_millis(500);
 
 /// Why a call about a request is refused.
 #[derive(Debug, thiserror::Error)]
@@ -74,101 +87,92 @@ pub enum ApprovalError {
     Unrecorded(#[from] Unrecorded),
     /// The store.
     #[error(transparent)]
-    State(#[from] StateError),
-    /// No random bytes.
-    #[error("no random name")]
-    Random,
+    Store(#[from] StoreError),
+    /// Others move the same request all the time.
+    #[error("the request changes all the time")]
+    Contended,
 }
 
 /// All requests of one broker.
 pub struct Approvals {
-    folder: RequestFolder,
-    known: Mutex<Known>,
-    changed: watch::Sender<u64>,
+    store: Arc<dyn Store>,
+    caps: Mutex<Caps>,
     clock: Arc<dyn Clock>,
     audit: Arc<Audit>,
 }
 
+/// What one subject may ask at once, by pod UID.
 #[derive(Default)]
-struct Known {
-    requests: HashMap<String, Stored>,
+struct Caps {
     created: HashMap<String, VecDeque<i64>>,
+    /// Requests that are being stored at this moment.
+    asking: HashMap<String, usize>,
 }
 
-impl Known {
-    /// The latest request of this digest and subject.
-    fn same(&self, subject: &RequestSubject, digest: &str) -> Option<&Stored> {
-        let alike = |stored: &&Stored| stored.spec().subject == *subject && stored.spec().digest == digest;
-        self.requests
-            .values()
-            .filter(alike)
-            .max_by_key(|stored| (stored.created_ms, stored.resource_version))
-    }
+/// A place among the requests of one subject, until its request is stored.
+struct Turn<'a> {
+    approvals: &'a Approvals,
+    pod_uid: String,
+}
 
-    /// Caps of one subject: open now, and new within the last minute.
-    fn admit(&mut self, subject: &RequestSubject, now_ms: i64) -> Result<(), ApprovalError> {
-        let open = self.requests.values().filter(|stored| {
-            stored.spec().subject == *subject && matches!(stored.state(), RequestState::Pending | RequestState::Granted)
-        });
-        if open.count() >= MAX_OPEN {
-            return Err(ApprovalError::Flood("20 are open"));
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut caps = self.approvals.caps();
+        if let Some(asking) = caps.asking.get_mut(&self.pod_uid) {
+            *asking = asking.saturating_sub(1);
         }
-        let times = self.created.entry(subject.pod_uid.clone()).or_default();
-        while times.front().is_some_and(|at| at.saturating_add(60_000) <= now_ms) {
-            times.pop_front();
+    }
+}
+
+/// Who moved a request.
+enum Moved {
+    /// We did.
+    Ours(Arc<Stored>),
+    /// Somebody else was first, or deleted it.
+    Theirs(Arc<Stored>),
+}
+
+impl Moved {
+    fn now(self) -> Arc<Stored> {
+        match self {
+            Moved::Ours(stored) | Moved::Theirs(stored) => stored,
         }
-        if times.len() >= MAX_NEW_PER_MINUTE {
-            return Err(ApprovalError::Flood("30 within a minute"));
-        }
-        times.push_back(now_ms);
-        Ok(())
     }
 }
 
 impl Approvals {
-    /// Loads every request of the folder.
-    pub fn open(folder: RequestFolder, clock: Arc<dyn Clock>, audit: Arc<Audit>) -> Result<Self, StateError> {
-        let requests = folder
-            .load()?
-            .into_iter()
-            .map(|stored| (stored.name().to_owned(), stored));
-        let known = Known {
-            requests: requests.collect(),
-            created: HashMap::new(),
-        };
-        Ok(Approvals {
-            folder,
-            known: Mutex::new(known),
-            changed: watch::channel(0).0,
+    /// Over the requests of this store.
+    pub fn over(store: Arc<dyn Store>, clock: Arc<dyn Clock>, audit: Arc<Audit>) -> Self {
+        Approvals {
+            store,
+            caps: Mutex::default(),
             clock,
             audit,
-        })
+        }
     }
 
     /// Told whenever any request moved.
     pub fn watch(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+        self.store.changed()
     }
 
     /// How many wait for people.
     pub fn waiting(&self) -> usize {
-        let all = self.list().into_iter();
+        let all = self.store.all().into_iter();
         all.filter(|stored| stored.state() == RequestState::Pending).count()
     }
 
     /// Every request, newest first.
-    pub fn list(&self) -> Vec<Stored> {
-        let mut all: Vec<Stored> = self.known().requests.values().cloned().collect();
+    pub fn list(&self) -> Vec<Arc<Stored>> {
+        let mut all = self.store.all();
         all.sort_by(|a, b| b.created_ms.cmp(&a.created_ms).then_with(|| a.name().cmp(b.name())));
         all
     }
 
-    /// One request.
-    pub fn find(&self, name: &str) -> Option<Stored> {
-        self.known().requests.get(name).cloned()
-    }
-
     /// Asks: the same digest of the same subject is the same request, and a denial is remembered.
+    ///
+    /// # Errors
+    /// Nothing asks for it, it cannot be shown, or it is one too many. Waits for the store.
     pub fn ask(
         &self,
         who: &Subject,
@@ -193,32 +197,88 @@ impl Approvals {
             .ask_basis(who, &ask.target, &rules)
             .ok_or(ApprovalError::NotAsked)?;
         let subject = request_subject(who);
-        let mut known = self.known();
-        if let Some(same) = known.same(&subject, &ask.digest) {
-            let shared = matches!(
-                same.state(),
-                RequestState::Pending | RequestState::Granted | RequestState::Denied
-            );
-            if shared && same.until_ms > now_ms && same.basis == basis.digest {
-                return Ok(same.answer(false));
+        let mut alike = self.store.all();
+        alike.retain(|stored| stored.spec().subject == subject && stored.spec().digest == ask.digest);
+        let latest = alike
+            .iter()
+            .max_by_key(|stored| (stored.created_ms, stored.resource_version));
+        if let Some(same) = latest.filter(|same| shared(same, &basis, now_ms)) {
+            return Ok(same.answer(false));
+        }
+        let _turn = self.admit(&subject, now_ms)?;
+        let mut stored = self.new_request(who, ask, &basis);
+        // Replicas that are asked the same at once make the same name of it, and a name is taken once.
+        for number in alike.len()..alike.len().saturating_add(NAMES) {
+            stored.request.metadata.name = ticket(&stored, number);
+            match self.store.create(stored.clone()).map_err(unfit)? {
+                Made::New(made) => return Ok(made.answer(false)),
+                Made::Taken(other) => {
+                    let same = other.spec().subject == subject && other.spec().digest == stored.spec().digest;
+                    if same && shared(&other, &basis, now_ms) {
+                        return Ok(other.answer(false));
+                    }
+                }
             }
         }
-        known.admit(&subject, now_ms)?;
-        let stored = self.new_request(&known, who, ask, basis)?;
-        self.folder.create(&stored)?;
-        let answer = stored.answer(false);
-        known.requests.insert(stored.name().to_owned(), stored);
-        drop(known);
-        self.moved();
-        Ok(answer)
+        Err(ApprovalError::Contended)
     }
 
-    /// A request of this subject.
+    /// Caps of one subject: open now, and new within the last minute.
+    fn admit(&self, subject: &RequestSubject, now_ms: i64) -> Result<Turn<'_>, ApprovalError> {
+        let all = self.store.all();
+        let open = all.iter().filter(|stored| {
+            stored.spec().subject == *subject && matches!(stored.state(), RequestState::Pending | RequestState::Granted)
+        });
+        let open = open.count();
+        let mut caps = self.caps();
+        let asking = caps.asking.entry(subject.pod_uid.clone()).or_default();
+        if open.saturating_add(*asking) >= MAX_OPEN {
+            return Err(ApprovalError::Flood("20 are open"));
+        }
+        *asking = asking.saturating_add(1);
+        let turn = Turn {
+            approvals: self,
+            pod_uid: subject.pod_uid.clone(),
+        };
+        let times = caps.created.entry(subject.pod_uid.clone()).or_default();
+        while times.front().is_some_and(|at| at.saturating_add(60_000) <= now_ms) {
+            times.pop_front();
+        }
+        let flood = times.len() >= MAX_NEW_PER_MINUTE;
+        if !flood {
+            times.push_back(now_ms);
+        }
+        drop(caps);
+        match flood {
+            true => Err(ApprovalError::Flood("30 within a minute")),
+            false => Ok(turn),
+        }
+    }
+
+    /// A request of this subject, as last heard of. Waits for nothing.
+    ///
+    /// # Errors
+    /// There is none that was heard of: [`Approvals::look`] may know more.
     pub fn get(&self, who: &Subject, name: &str) -> Result<ApprovalState, ApprovalError> {
-        Ok(self.own(&self.known(), who, name)?.answer(false))
+        let subject = request_subject(who);
+        let all = self.store.all();
+        let mut own = all.iter().filter(|stored| stored.spec().subject == subject);
+        let found = own.find(|stored| stored.name() == name);
+        Ok(found.ok_or(ApprovalError::NotFound)?.answer(false))
     }
 
-    /// Claims a grant. A repeated claim with the same nonce is the same claim; any other loses.
+    /// A request of this subject, as it is. Waits for the store.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn look(&self, who: &Subject, name: &str) -> Result<ApprovalState, ApprovalError> {
+        Ok(self.own(who, name)?.answer(false))
+    }
+
+    /// Claims a grant. A repeated claim with the same nonce is the same claim; any other loses. Waits for the store.
+    ///
+    /// # Errors
+    /// It is about something else, frozen, or cannot be recorded or stored.
     pub fn claim(
         &self,
         who: &Subject,
@@ -227,154 +287,224 @@ impl Approvals {
         index: &Index,
         denied: &Denied,
     ) -> Result<ApprovalState, ApprovalError> {
-        let now_ms = self.clock.now_ms();
-        let mut known = self.known();
-        let mut stored = self.own(&known, who, name)?;
-        if stored.spec().digest != claim.digest {
-            return Err(ApprovalError::Digest);
+        for _ in 0..ROUNDS {
+            let now_ms = self.clock.now_ms();
+            let stored = self.own(who, name)?;
+            if stored.spec().digest != claim.digest {
+                return Err(ApprovalError::Digest);
+            }
+            if let Some(lockdown) = denied.frozen(about(who, &stored.target()), now_ms) {
+                return Err(ApprovalError::Locked(lockdown.to_owned()));
+            }
+            match (stored.state(), stored.claim()) {
+                (RequestState::Claimed, Some(held)) if held.nonce == claim.nonce => return Ok(stored.answer(true)),
+                (RequestState::Granted, None) if stored.until_ms > now_ms => {}
+                _ => return Ok(stored.answer(false)),
+            }
+            // People of the rules as they are now: what the object says of them is compared, never believed.
+            let basis = index.ask_basis(who, &stored.target(), &stored.spec().rules);
+            if basis.is_none_or(|basis| basis.digest != stored.basis || basis.sets != stored.spec().approver_sets) {
+                return Ok(self.transition(&stored, RequestState::Void)?.now().answer(false));
+            }
+            let mut next = self.on_record(&stored)?;
+            next.status_mut().claim = Some(RequestClaim {
+                nonce: claim.nonce.clone(),
+                session: claim.session.clone(),
+                operation: i64::try_from(claim.operation).unwrap_or(i64::MAX),
+                at: rfc3339(now_ms),
+            });
+            next.status_mut().state = RequestState::Claimed;
+            let event = Event {
+                subject: &client_id(who),
+                pod_uid: &who.pod_uid,
+                object: name,
+                digest: &claim.digest,
+                detail: &format!("session {}, operation {}", claim.session, claim.operation),
+                ..Event::new(Kind::Request, "grant.claimed")
+            };
+            // A grant is used up on record first: a claim that nobody can prove is not won.
+            self.audit.record(event)?;
+            match self.step(&stored, next)? {
+                Moved::Ours(moved) => return Ok(moved.answer(true)),
+                Moved::Theirs(_) => self.audit.note(Event {
+                    event: "grant.lost",
+                    detail: "somebody else moved it first: nothing is sent by this claim",
+                    ..event
+                }),
+            }
         }
-        if let Some(lockdown) = denied.frozen(about(who, &stored.target()), now_ms) {
-            return Err(ApprovalError::Locked(lockdown.to_owned()));
-        }
-        match (stored.state(), &stored.claim) {
-            (RequestState::Claimed, Some(held)) if held.nonce == claim.nonce => return Ok(stored.answer(true)),
-            (RequestState::Granted, _) if stored.until_ms > now_ms => {}
-            _ => return Ok(stored.answer(false)),
-        }
-        let rules = stored.spec().rules.clone();
-        let basis = index.ask_basis(who, &stored.target(), &rules);
-        if basis.is_none_or(|basis| basis.digest != stored.basis) {
-            let void = self.transition(&mut known, &stored, RequestState::Void)?;
-            return Ok(void.answer(false));
-        }
-        stored.claim = Some(Claim {
-            nonce: claim.nonce.clone(),
-            session: claim.session.clone(),
-            operation: claim.operation,
-            at_ms: now_ms,
-        });
-        // A grant is used up on record first: a claim that nobody can prove is not won.
-        self.audit.record(Event {
-            subject: &client_id(who),
-            pod_uid: &who.pod_uid,
-            object: name,
-            digest: &claim.digest,
-            detail: &format!("session {}, operation {}", claim.session, claim.operation),
-            ..Event::new(Kind::Request, "grant.claimed")
-        })?;
-        let moved = self.transition(&mut known, &stored, RequestState::Claimed)?;
-        let won = moved.state() == RequestState::Claimed;
-        Ok(moved.answer(won))
+        Err(ApprovalError::Contended)
     }
 
-    /// Settles a claim.
+    /// Settles a claim. Waits for the store.
+    ///
+    /// # Errors
+    /// It is not the caller's claim, or this is no ending.
     pub fn outcome(
         &self,
         who: &Subject,
         name: &str,
         outcome: &ApprovalOutcome,
     ) -> Result<ApprovalState, ApprovalError> {
-        let mut known = self.known();
-        let stored = self.own(&known, who, name)?;
         let ends = matches!(
             outcome.state,
             RequestState::Done | RequestState::Failed | RequestState::Unknown
         );
-        let holds = stored.claim.as_ref().is_some_and(|claim| claim.nonce == outcome.nonce);
-        if !ends || !holds {
-            return Err(ApprovalError::NotAllowed("no claim with this nonce".to_owned()));
-        }
-        if stored.state() != RequestState::Claimed {
-            return Ok(stored.answer(false));
-        }
-        Ok(self.transition(&mut known, &stored, outcome.state)?.answer(false))
+        self.until_ours(who, name, |stored| {
+            let holds = stored.claim().is_some_and(|claim| claim.nonce == outcome.nonce);
+            if !ends || !holds {
+                return Err(ApprovalError::NotAllowed("no claim with this nonce".to_owned()));
+            }
+            Ok((stored.state() == RequestState::Claimed).then_some(outcome.state))
+        })
     }
 
-    /// The agent cancelled: never sent, if this wins.
+    /// The agent cancelled: never sent, if this wins. Waits for the store.
+    ///
+    /// # Errors
+    /// There is no such request.
     pub fn withdraw(&self, who: &Subject, name: &str) -> Result<ApprovalState, ApprovalError> {
-        let mut known = self.known();
-        let stored = self.own(&known, who, name)?;
-        match stored.state() {
-            RequestState::Pending | RequestState::Granted => Ok(self
-                .transition(&mut known, &stored, RequestState::Cancelled)?
-                .answer(false)),
-            _ => Ok(stored.answer(false)),
-        }
+        self.until_ours(who, name, |stored| {
+            let open = matches!(stored.state(), RequestState::Pending | RequestState::Granted);
+            Ok(open.then_some(RequestState::Cancelled))
+        })
     }
 
-    /// One person's word. Who it is comes from the system, never from the request.
+    /// Moves a request of this subject to where `next` says, looking anew whenever somebody else was first.
+    fn until_ours(
+        &self,
+        who: &Subject,
+        name: &str,
+        next: impl Fn(&Stored) -> Result<Option<RequestState>, ApprovalError>,
+    ) -> Result<ApprovalState, ApprovalError> {
+        for _ in 0..ROUNDS {
+            let stored = self.own(who, name)?;
+            let Some(next) = next(&stored)? else {
+                return Ok(stored.answer(false));
+            };
+            if let Moved::Ours(moved) = self.transition(&stored, next)? {
+                return Ok(moved.answer(false));
+            }
+        }
+        Err(ApprovalError::Contended)
+    }
+
+    /// One person's word, on a machine. Who it is comes from the system, never from the request.
+    ///
+    /// # Errors
+    /// This person may not, or it is too late.
     pub fn decide(
         &self,
         name: &str,
         person: &Person,
         verdict: Verdict,
         reason: Option<String>,
+    ) -> Result<Arc<Stored>, ApprovalError> {
+        if self.store.place() == Place::Cluster {
+            let words = "people decide on the AccessRequest itself: `sidegate approve NAME -n NAMESPACE`, or kubectl";
+            return Err(ApprovalError::NotAllowed(words.to_owned()));
+        }
+        for _ in 0..ROUNDS {
+            let stored = self.store.find(name, None)?.ok_or(ApprovalError::NotFound)?;
+            let next = self.decided(&stored, person, verdict, reason.clone())?;
+            match self.step(&stored, next)? {
+                Moved::Ours(moved) => return Ok(moved),
+                Moved::Theirs(present) if present.state() != RequestState::Pending => return Ok(present),
+                Moved::Theirs(_) => {}
+            }
+        }
+        Err(ApprovalError::Contended)
+    }
+
+    fn decided(
+        &self,
+        stored: &Arc<Stored>,
+        person: &Person,
+        verdict: Verdict,
+        reason: Option<String>,
     ) -> Result<Stored, ApprovalError> {
         let now_ms = self.clock.now_ms();
-        let mut known = self.known();
-        let mut stored = known.requests.get(name).cloned().ok_or(ApprovalError::NotFound)?;
         if stored.state() != RequestState::Pending {
             return Err(ApprovalError::NotPending(stored.state()));
         }
         if stored.until_ms <= now_ms {
-            self.transition(&mut known, &stored, RequestState::Expired)?;
+            self.transition(stored, RequestState::Expired)?;
             return Err(ApprovalError::NotPending(RequestState::Expired));
         }
-        person
-            .may_decide(&stored.spec().approver_sets)
-            .map_err(ApprovalError::NotAllowed)?;
-        let decisions = &mut stored.status_mut().decisions;
+        person.may_decide(stored.spec()).map_err(ApprovalError::NotAllowed)?;
+        let decisions = &stored.status().decisions;
         if decisions.iter().any(|decision| decision.by == person.name) {
-            return Err(ApprovalError::NotAllowed(format!(
-                "{} has already decided",
-                person.name
-            )));
+            let words = format!("{} has already decided", person.name);
+            return Err(ApprovalError::NotAllowed(words));
         }
-        let event = match verdict {
-            Verdict::Approve => "approval.approved",
-            Verdict::Deny => "approval.denied",
-        };
-        let said = reason.clone().unwrap_or_default();
-        decisions.push(person.decision(verdict, reason, rfc3339(now_ms)));
-        // On record before it takes effect: a word that cannot be recorded was not given.
-        self.audit.record(Event {
-            subject: &person.name,
-            pod_uid: &stored.spec().subject.pod_uid,
-            object: name,
-            digest: &stored.spec().digest,
-            detail: &said,
-            ..Event::new(Kind::Decided, event)
-        })?;
-        let next = match verdict {
-            Verdict::Deny => RequestState::Denied,
-            Verdict::Approve if people::all_met(&stored.spec().approver_sets, &stored.status().decisions) => {
-                RequestState::Granted
-            }
-            Verdict::Approve => RequestState::Pending,
-        };
-        if next != RequestState::Pending {
-            stored.until_ms = now_ms.saturating_add(stored.valid_for_ms);
-            stored.status_mut().valid_until = Some(rfc3339(stored.until_ms));
+        if decisions.len() >= MAX_DECISIONS {
+            return Err(ApprovalError::NotAllowed("too many people have decided".to_owned()));
         }
-        self.transition(&mut known, &stored, next)
+        let mut next = Stored::clone(stored);
+        let word = person.decision(verdict, reason, rfc3339(now_ms));
+        next.status_mut().decisions.push(word);
+        let state = outcome(next.spec(), &next.status().decisions, Place::Machine).0;
+        next.status_mut().state = state;
+        if state != RequestState::Pending {
+            next.until_ms = now_ms.saturating_add(next.valid_for_ms);
+        }
+        self.on_record(&next)
     }
 
-    /// Expiry, claims without outcome, deleted files, changed policies, lockdowns, and old finished requests.
+    /// The same with every decision in the audit log: a word that cannot be recorded was not given.
+    fn on_record(&self, stored: &Stored) -> Result<Stored, ApprovalError> {
+        let mut next = stored.clone();
+        let decisions = &stored.status().decisions;
+        for decision in decisions
+            .iter()
+            .skip(decisions.len().saturating_sub(stored.unrecorded()))
+        {
+            let event = match decision.verdict {
+                Verdict::Approve => "approval.approved",
+                Verdict::Deny => "approval.denied",
+            };
+            self.audit.record(Event {
+                subject: &decision.by,
+                pod_uid: &stored.spec().subject.pod_uid,
+                object: stored.name(),
+                digest: &stored.spec().digest,
+                detail: decision.reason.as_deref().unwrap_or_default(),
+                ..Event::new(Kind::Decided, event)
+            })?;
+        }
+        let until_ms = stored.until_ms;
+        let status = next.status_mut();
+        status.recorded = i32::try_from(status.decisions.len()).ok();
+        if matches!(status.state, RequestState::Granted | RequestState::Denied) {
+            status.valid_until = Some(rfc3339(until_ms));
+        }
+        Ok(next)
+    }
+
+    /// Expiry, claims without outcome, deleted requests, changed policies, lockdowns, decisions that are not on record,
+    /// and old finished requests. Waits for the store.
+    ///
+    /// # Errors
+    /// The store does not answer: the rest waits for the next time.
     pub fn sweep(&self, index: &Index, denied: &Denied) -> Result<(), ApprovalError> {
         let now_ms = self.clock.now_ms();
-        let mut known = self.known();
-        let all: Vec<Stored> = known.requests.values().cloned().collect();
-        for stored in all {
-            if let Some(next) = self.due(&stored, index, denied, now_ms) {
-                self.transition(&mut known, &stored, next)?;
-            } else if stored.is_over() && stored.moved_ms.saturating_add(KEEP_MS) <= now_ms {
-                self.folder.remove(stored.name())?;
-                known.requests.remove(stored.name());
-            }
-        }
-        known
+        self.caps()
             .created
             .retain(|_, times| times.back().is_some_and(|at| at.saturating_add(60_000) > now_ms));
+        self.caps().asking.retain(|_, asking| *asking > 0);
+        if !self.store.keeps_house() {
+            return Ok(());
+        }
+        for stored in self.store.all() {
+            if stored.unrecorded() > 0 {
+                let next = self.on_record(&stored)?;
+                self.step(&stored, next)?;
+            } else if let Some(next) = self.due(&stored, index, denied, now_ms) {
+                self.transition(&stored, next)?;
+            } else if stored.is_over() && stored.moved_ms.saturating_add(KEEP_MS) <= now_ms {
+                self.store.remove(&stored)?;
+            }
+        }
         Ok(())
     }
 
@@ -389,75 +519,69 @@ impl Approvals {
                 let frozen = denied.frozen(about(subject, &stored.target()), now_ms).is_some();
                 let basis = index.ask_basis(subject, &stored.target(), &stored.spec().rules);
                 let changed = basis.is_none_or(|basis| basis.digest != stored.basis);
-                let deleted = !self.folder.holds(stored.name());
-                (frozen || changed || deleted).then_some(RequestState::Void)
+                (frozen || changed || self.store.is_gone(stored)).then_some(RequestState::Void)
             }
             RequestState::Claimed => {
-                let at_ms = stored.claim.as_ref().map_or(0, |claim| claim.at_ms);
+                let at_ms = stored.claim().and_then(|claim| parse_rfc3339(&claim.at)).unwrap_or(0);
                 (at_ms.saturating_add(CLAIM_MS) <= now_ms).then_some(RequestState::Unknown)
             }
             _ => None,
         }
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn caps(&self) -> MutexGuard<'_, Caps> {
+        self.caps.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn own(&self, known: &Known, who: &Subject, name: &str) -> Result<Stored, ApprovalError> {
-        let stored = known.requests.get(name).ok_or(ApprovalError::NotFound)?;
-        if stored.spec().subject != request_subject(who) {
-            return Err(ApprovalError::NotFound);
-        }
-        Ok(stored.clone())
+    fn own(&self, who: &Subject, name: &str) -> Result<Arc<Stored>, ApprovalError> {
+        let found = self.store.find(name, Some(&request_subject(who)))?;
+        found.ok_or(ApprovalError::NotFound)
     }
 
-    /// Swaps on the disk, then remembers. An object deleted meanwhile is void: deleting is how people revoke.
-    fn transition(&self, known: &mut Known, stored: &Stored, next: RequestState) -> Result<Stored, ApprovalError> {
-        let mut moved = stored.clone();
+    fn transition(&self, stored: &Arc<Stored>, next: RequestState) -> Result<Moved, ApprovalError> {
+        let mut moved = Stored::clone(stored);
         moved.status_mut().state = next;
-        moved.moved_ms = self.clock.now_ms();
-        match self.folder.swap(&mut moved) {
-            Ok(()) => {}
-            Err(SwapError::Gone) => moved.status_mut().state = RequestState::Void,
-            Err(SwapError::Changed(present)) => moved = *present,
-            Err(SwapError::State(error)) => {
+        self.step(stored, moved)
+    }
+
+    /// Swaps in the store. A request deleted meanwhile is void: deleting is how people revoke.
+    fn step(&self, stored: &Arc<Stored>, mut next: Stored) -> Result<Moved, ApprovalError> {
+        next.moved_ms = self.clock.now_ms();
+        let at = rfc3339(next.moved_ms);
+        next.status_mut().moved_at = Some(at);
+        let wanted = next.state();
+        let moved = match self.store.swap(next) {
+            Ok(moved) => Moved::Ours(moved),
+            Err(SwapError::Gone) => {
+                let mut void = Stored::clone(stored);
+                void.status_mut().state = RequestState::Void;
+                Moved::Theirs(Arc::new(void))
+            }
+            Err(SwapError::Changed(present)) => Moved::Theirs(present),
+            Err(SwapError::Store(error)) => {
                 self.audit.note(Event {
-                    object: moved.name(),
-                    detail: &format!("it could not move to {next:?}: {error}"),
+                    object: stored.name(),
+                    detail: &format!("it could not move to {wanted:?}: {error}"),
                     ..Event::new(Kind::Request, "request.failed")
                 });
                 return Err(error.into());
             }
+        };
+        let (Moved::Ours(now) | Moved::Theirs(now)) = &moved;
+        if now.state() != stored.state() {
+            self.audit.note(Event {
+                pod_uid: &now.asked_by.pod_uid,
+                object: now.name(),
+                detail: &format!("{:?} to {:?}", stored.state(), now.state()),
+                ..Event::new(Kind::Request, "request.moved")
+            });
         }
-        self.audit.note(Event {
-            pod_uid: &moved.asked_by.pod_uid,
-            object: moved.name(),
-            detail: &format!("{:?} to {:?}", stored.state(), moved.state()),
-            ..Event::new(Kind::Request, "request.moved")
-        });
-        known.requests.insert(moved.name().to_owned(), moved.clone());
-        self.moved();
         Ok(moved)
     }
 
-    fn moved(&self) {
-        self.changed
-            .send_modify(|generation| *generation = generation.wrapping_add(1));
-    }
-
-    fn new_request(
-        &self,
-        known: &Known,
-        who: &Subject,
-        ask: ApprovalAsk,
-        basis: AskBasis,
-    ) -> Result<Stored, ApprovalError> {
+    /// A request without a name yet.
+    fn new_request(&self, who: &Subject, ask: ApprovalAsk, basis: &AskBasis) -> Stored {
         let now_ms = self.clock.now_ms();
-        let mut name = random_name()?;
-        while known.requests.contains_key(&name) {
-            name = random_name()?;
-        }
         let asked = i64::try_from(ask.valid_for_seconds)
             .unwrap_or(i64::MAX)
             .saturating_mul(1000);
@@ -469,38 +593,92 @@ impl Approvals {
             namespace: namespace.to_owned(),
             name: target.to_owned(),
         };
-        Ok(Stored {
+        let mut exclude: Vec<Approver> = Vec::new();
+        for person in basis.sets.iter().flat_map(|set| &set.exclude) {
+            if !exclude.contains(person) {
+                exclude.push(person.clone());
+            }
+        }
+        Stored {
             resource_version: 1,
             created_ms: now_ms,
             moved_ms: now_ms,
             until_ms,
             valid_for_ms,
-            basis: basis.digest,
+            basis: basis.digest.clone(),
             session: ask.session,
             bundle: ask.bundle,
             asked_by: who.clone(),
-            claim: None,
+            target_uid: basis.target_uid.clone(),
             request: Object {
                 api_version: API_VERSION.to_owned(),
                 kind: "AccessRequest".to_owned(),
                 metadata: Metadata {
-                    name,
                     namespace: Some(namespace.to_owned()),
                     ..Metadata::default()
                 },
                 spec: AccessRequestSpec {
                     subject: request_subject(who),
                     target,
-                    operation: ask.operation,
+                    operation: RequestedOperation {
+                        summary: summary(&ask.operation.text),
+                        ..ask.operation
+                    },
                     digest: ask.digest,
                     rules: basis.sets.iter().map(|set| set.rule.clone()).collect(),
-                    approver_sets: basis.sets,
+                    approver_sets: basis.sets.clone(),
+                    exclude,
                     expires_at: rfc3339(until_ms),
                 },
                 status: Some(AccessRequestStatus::default()),
             },
-        })
+        }
     }
+}
+
+/// Housekeeping until the broker stops: whenever a request moved, and twice a second. A store that does not answer holds
+/// up nothing else.
+pub async fn keep(front: Arc<Front>) {
+    let stop = front.tasks.stopping();
+    let mut moved = front.approvals.watch();
+    let mut silent = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = moved.changed() => {}
+            () = tokio::time::sleep(TICK) => {}
+        }
+        let (tasks, kept) = (front.tasks.clone(), Arc::clone(&front));
+        let swept = tasks
+            .blocking(move || kept.approvals.sweep(&kept.index(), &kept.lockdowns.now()))
+            .await;
+        match swept {
+            Some(Ok(())) => silent = false,
+            // Said once, until it works again.
+            Some(Err(error)) if !silent => {
+                silent = true;
+                tracing::error!(%error, "requests cannot be swept now");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What a store has no room for cannot be shown to people either.
+fn unfit(error: StoreError) -> ApprovalError {
+    match error {
+        StoreError::Unfit(_) => ApprovalError::TooLong,
+        other => other.into(),
+    }
+}
+
+/// Whether asking again is answered by this request.
+fn shared(same: &Stored, basis: &AskBasis, now_ms: i64) -> bool {
+    let stands = matches!(
+        same.state(),
+        RequestState::Pending | RequestState::Granted | RequestState::Denied
+    );
+    stands && same.until_ms > now_ms && same.basis == basis.digest
 }
 
 fn about<'a>(subject: &'a Subject, target: &'a str) -> About<'a> {
@@ -522,13 +700,31 @@ fn request_subject(who: &Subject) -> RequestSubject {
     }
 }
 
-/// `ar-` and six characters of base32.
-fn random_name() -> Result<String, ApprovalError> {
+/// The beginning of a text, on one line that cannot drive a terminal.
+fn summary(text: &str) -> String {
+    let line = escape(&text.split_whitespace().collect::<Vec<_>>().join(" "));
+    let mut shown: String = line.chars().take(SUMMARY).collect();
+    if shown.len() < line.len() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// `ar-` and eight characters of base32: the same for everybody who counts this request as the same one of its kind.
+fn ticket(stored: &Stored, number: usize) -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let bytes = random::<6>().map_err(|_| ApprovalError::Random)?;
-    let letters = bytes.iter().filter_map(|byte| ALPHABET.get(usize::from(byte & 31)));
-    Ok(format!(
-        "ar-{}",
-        letters.map(|letter| char::from(*letter)).collect::<String>()
-    ))
+    let mut hash = Context::new(&SHA256);
+    for part in [
+        &stored.target(),
+        &stored.asked_by.pod_uid,
+        &stored.spec().digest,
+        &number.to_string(),
+    ] {
+        hash.update(part.as_bytes());
+        hash.update(&[0]);
+    }
+    let hash = hash.finish();
+    let letters = hash.as_ref().iter().take(8);
+    let letters = letters.filter_map(|byte| ALPHABET.get(usize::from(byte & 31)));
+    format!("ar-{}", letters.map(|letter| char::from(*letter)).collect::<String>())
 }

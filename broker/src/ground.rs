@@ -23,9 +23,9 @@ use crate::index::Withheld;
 use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
-    connect, findings, own_name, reading, Admission, At, ClusterIssuers, ClusterMaps, ClusterOptions, ClusterPeople,
-    ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases,
-    PinSweeper, PodEvents, PublishedMaps, RevokedLeases, TlsSecret,
+    connect, findings, own_name, reading, Admission, At, Authorities, ClusterIssuers, ClusterMaps, ClusterOptions,
+    ClusterPeople, ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader,
+    PinLeases, PinSweeper, PodEvents, PublishedMaps, RequestObjects, RevokedLeases, TlsSecret, LEADER,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
@@ -84,6 +84,8 @@ pub struct Shared {
     pub tls: Arc<TlsSecret>,
     /// Revoked tokens.
     pub revoked: Arc<RevokedLeases>,
+    /// Operations that wait for people.
+    pub requests: Arc<RequestObjects>,
     /// As of which versions of the store the first objects are.
     pub at: At,
     /// Who people are and what they may.
@@ -263,7 +265,7 @@ pub(crate) async fn cluster(
     let pods = Arc::new(ClusterPods::new(client.clone(), issuer_url.to_owned()));
     tasks.spawn("pods", Arc::clone(&pods).run(tasks.stopping()));
     let replica = random_id().map_err(|error| StartError::crypto("a name of this replica", error))?;
-    let leader = Arc::new(Leader::new(client.clone(), &options.namespace, replica));
+    let leader = Arc::new(Leader::new(client.clone(), &options.namespace, LEADER, replica));
     tasks.spawn("leader", Arc::clone(&leader).run(tasks.stopping()));
     let (led, now) = (Arc::clone(&leader), clock.now());
     let keys = KeySecret::open(client.clone(), options, led, &base.state, now, tasks).await?;
@@ -271,13 +273,12 @@ pub(crate) async fn cluster(
     let tls = TlsSecret::open(client.clone(), options, led, &base.names, time, tasks).await?;
     let (led, time) = (Arc::clone(&leader), Arc::clone(&clock));
     let revoked = RevokedLeases::open(client.clone(), &options.namespace, led, time, tasks).await?;
+    let requests = RequestObjects::open(&client, &leader, &pods, &clock, tasks).await?;
     let sweeper = PinSweeper::new(client.clone(), &options.namespace, Arc::clone(&clock));
     tasks.spawn("pins", sweeper.run(Arc::clone(&leader), tasks.stopping()));
-    let admission = Admission::open(&client, options, issuer_url).await;
-    tasks.spawn(
-        "admission",
-        Arc::clone(&admission).run(Arc::clone(&leader), tasks.stopping()),
-    );
+    let admission = Admission::open(&client, options, issuer_url, pinned(&tls, &clock)).await;
+    let kept = Arc::clone(&admission).run(Arc::clone(&leader), tasks.stopping());
+    tasks.spawn("admission", kept);
     let (events, writer) = PodEvents::new(client.clone(), Arc::clone(&clock));
     tasks.spawn("events", writer.run(tasks.stopping()));
     let people = Arc::new(ClusterPeople::new(client.clone()));
@@ -321,9 +322,26 @@ pub(crate) async fn cluster(
             keys,
             tls,
             revoked,
+            requests,
             at,
             people,
         }),
+    })
+}
+
+/// What a pod made now may pin: the authority that is published, and the one that will be.
+fn pinned(tls: &TlsSecret, clock: &Arc<dyn Clock>) -> Box<Authorities> {
+    let (served, clock) = (tls.served(), Arc::clone(clock));
+    Box::new(move || {
+        let Some(held) = served.held() else {
+            return Vec::new();
+        };
+        let mut all = vec![
+            held.material().published_pem(clock.now()).to_owned(),
+            held.material().authority_pem().to_owned(),
+        ];
+        all.dedup();
+        all
     })
 }
 

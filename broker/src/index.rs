@@ -103,6 +103,8 @@ pub struct AskBasis {
     pub valid_for: Duration,
     /// Digest of the Target and the rules: another one means the request is about something else.
     pub digest: String,
+    /// The Target's UID.
+    pub target_uid: Option<String>,
 }
 
 impl Index {
@@ -218,6 +220,7 @@ impl Index {
         Some(AskBasis {
             valid_for: valid_for?,
             digest: crate::jwt::sha256_base64url(text.as_bytes()),
+            target_uid: bundled.target.metadata.uid.clone(),
             sets,
         })
     }

@@ -1,5 +1,5 @@
-//! Housekeeping: watches the configuration, lifts lockdowns whose time has passed, expires requests, rotates keys,
-//! and renews the local service-account token.
+//! Housekeeping: watches the configuration, lifts lockdowns whose time has passed, rotates keys, and
+//! renews the local service-account token.
 //!
 //! Refuses to hand on a configuration with a problem: the last good one stays in force and the problems are
 //! reported. The invariant: a configuration becomes visible whole, with a revision never used before.
@@ -103,9 +103,6 @@ impl Keeper {
                 front.budget.say(&front.audit);
                 rotation::keep(&front.issuer, &records, &front.audit, now);
                 rotation::keep_authority(&front.authority, &front.audit, now);
-                if let Err(error) = front.approvals.sweep(&front.index(), &front.lockdowns.now()) {
-                    tracing::error!(%error, "requests cannot be swept");
-                }
                 renew && cluster.is_some_and(|cluster| renewed(&cluster))
             })
             .await;

@@ -10,44 +10,41 @@ mod follow;
 mod issuers;
 mod keys;
 mod kinds;
-mod leader;
-mod leases;
 mod maps;
-mod named;
 mod people;
 mod pins;
 mod pods;
+mod profiles;
 mod published;
 pub mod reading;
+mod requests;
 mod reviewer;
 mod revoked;
 mod secrets;
 mod status;
 mod sweep;
 mod tls;
-mod watch;
 
-use std::future::Future;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::api::PostParams;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
+pub use sidegate_cluster::leader::Leader;
+use sidegate_cluster::{answered, leader, leases, named, watch, Failed};
 
-pub use admission::{Admission, AdmissionOptions};
+pub use admission::{Admission, AdmissionOptions, Authorities};
 pub use events::PodEvents;
 pub use follow::{findings, Follower};
 pub use issuers::ClusterIssuers;
 pub use keys::KeySecret;
 pub use kinds::{At, Kinds};
-pub use leader::Leader;
 pub use maps::{ClusterMaps, MapRead};
 pub use people::ClusterPeople;
 pub use pins::PinLeases;
 pub use pods::ClusterPods;
 pub use published::PublishedMaps;
+pub use requests::RequestObjects;
 pub use reviewer::ClusterReviewer;
 pub use revoked::RevokedLeases;
 pub use secrets::ClusterSecrets;
@@ -56,9 +53,6 @@ pub use sweep::PinSweeper;
 pub use tls::TlsSecret;
 
 use crate::config::StartError;
-
-/// Within this the API server answers, or counts as absent.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How the API server is found.
 #[derive(Debug, Clone)]
@@ -76,6 +70,9 @@ pub struct ClusterOptions {
 /// What the chart calls the broker of a release named `sidegate`.
 pub const DEFAULT_NAME: &str = "sidegate-broker";
 
+/// The Lease of whoever leads among the brokers of a namespace.
+pub const LEADER: &str = "sidegate-broker-leader";
+
 /// Who we are to the API server: the one who must be granted what we read.
 pub async fn own_name(client: &Client) -> Result<String, StartError> {
     let api: Api<SelfSubjectReview> = Api::all(client.clone());
@@ -91,54 +88,6 @@ pub async fn own_name(client: &Client) -> Result<String, StartError> {
 
 /// A client of the API server.
 pub async fn connect(options: &ClusterOptions) -> Result<Client, StartError> {
-    let mut config = match &options.kubeconfig {
-        Some(path) => {
-            let read = Kubeconfig::read_from(path).map_err(StartError::cluster)?;
-            let wanted = KubeConfigOptions::default();
-            Config::from_custom_kubeconfig(read, &wanted)
-                .await
-                .map_err(StartError::cluster)?
-        }
-        None => Config::incluster().map_err(StartError::cluster)?,
-    };
-    config.connect_timeout = Some(PATIENCE);
-    // What the environment says about proxies is not ours to follow.
-    config.proxy_url = None;
-    Client::try_from(config).map_err(StartError::cluster)
-}
-
-/// What became of a call, in time.
-async fn answered<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Failed> {
-    match tokio::time::timeout(PATIENCE, call).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(kube::Error::Api(status))) => Err(Failed::Refused {
-            code: status.code,
-            message: status.message,
-        }),
-        Ok(Err(error)) => Err(Failed::Absent(error.to_string())),
-        Err(_) => Err(Failed::Absent(format!("no answer within {} s", PATIENCE.as_secs()))),
-    }
-}
-
-/// Why the API server did not do what it was asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Failed {
-    /// It said no.
-    #[error("{message} ({code})")]
-    Refused {
-        /// The HTTP status.
-        code: u16,
-        /// Its words.
-        message: String,
-    },
-    /// It did not answer.
-    #[error("the API server does not answer: {0}")]
-    Absent(String),
-}
-
-impl Failed {
-    /// Whether it is this HTTP status.
-    fn is(&self, status: u16) -> bool {
-        matches!(self, Failed::Refused { code, .. } if *code == status)
-    }
+    let connected = sidegate_cluster::connect(options.kubeconfig.as_deref()).await;
+    connected.map_err(StartError::cluster)
 }

@@ -225,8 +225,9 @@ impl Lockdowns {
 
     /// A sidecar holds the set of this revision: whoever is behind it must catch up.
     pub fn held_elsewhere(&self, revision: u64) {
-        // What was held before the store was restored is nothing to catch up with.
-        if revision > self.now().set.revision && revision >> VERSION_BITS >= self.generation {
+        // What was held before the store was restored is nothing to catch up with, and of a store that another replica
+        // already knows as restored this one can read no version.
+        if revision > self.now().set.revision && revision >> VERSION_BITS == self.generation {
             let version = revision.saturating_sub(self.generation << VERSION_BITS);
             self.elsewhere.send_replace(version);
         }

@@ -215,6 +215,8 @@ fn a_restored_store_counts_as_newer_once_its_generation_is_raised() {
     let mut elsewhere = restored.elsewhere();
     restored.held_elsewhere(held);
     assert!(!elsewhere.has_changed().unwrap(), "it is of the store before");
+    restored.held_elsewhere(2 << VERSION_BITS);
+    assert!(!elsewhere.has_changed().unwrap(), "it is of the store after");
     restored.held_elsewhere(first + 60);
     assert_eq!(*elsewhere.borrow_and_update(), 100, "a version of this store");
 }

@@ -187,6 +187,6 @@ fn target_status(target: &Target, problem: Option<String>) -> TargetStatus {
         address: format!("{}:{}", spec.address.host, spec.address.port),
         problem: problem.or_else(|| Some("no sidecar serves it (yet)".to_owned())),
         insecure: weakenings,
-        sessions: 0,
+        ..TargetStatus::default()
     }
 }

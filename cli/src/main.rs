@@ -2,8 +2,6 @@
 //! verb into an exit code; each verb is a file under `commands/`. Nothing here decides about an operation.
 
 mod agent;
-// Verbs that decide and freeze in a cluster use the rest of it.
-#[allow(dead_code)]
 mod cluster;
 mod commands;
 mod control;

@@ -122,10 +122,18 @@ fn documents_and_lists_keep_what_holds_no_pod() {
         printed.contains("---\n") && printed.contains("/sidegate-sidecar"),
         "{printed}"
     );
-    let list = format!("apiVersion: v1\nkind: List\nitems:\n- {}", pod.replace('\n', "\n  "));
-    let output = inject(&list, &["-o", "json"]);
-    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(printed["items"][0]["spec"]["initContainers"][0]["name"], "sidegate");
+    let deployment = workload("apps/v1", "Deployment", &format!("{{template: {TEMPLATE}}}"));
+    for (version, kind, item, place) in [
+        ("v1", "List", &pod, "/items/0/spec"),
+        ("apps/v1", "DeploymentList", &deployment, "/items/0/spec/template/spec"),
+    ] {
+        let item = item.replace('\n', "\n  ");
+        let list = format!("apiVersion: {version}\nkind: {kind}\nitems:\n- {item}");
+        let output = inject(&list, &["-o", "json"]);
+        let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let first = printed.pointer(&format!("{place}/initContainers/0/name"));
+        assert_eq!(first, Some(&"sidegate".into()), "{kind}");
+    }
 }
 
 #[test]
@@ -135,6 +143,13 @@ fn what_stays_as_it_is_is_printed_as_it_came() {
     assert_eq!(text(&output), text_of);
     assert!(
         errors(&output).contains("Pod unlabelled/a: left as it is (not-enabled)"),
+        "{}",
+        errors(&output)
+    );
+    // As the webhook, which is not even asked there.
+    let output = inject(&text_of.replace("unlabelled", "kube-system"), &[]);
+    assert!(
+        errors(&output).contains("Pod kube-system/a: left as it is (system)"),
         "{}",
         errors(&output)
     );

@@ -19,8 +19,10 @@ use crate::refusal::Refusal;
 const PROFILE: &str = "sidegate.dev/profile";
 const OPT_OUT: &str = "sidegate.dev/allow-pod-opt-out";
 const ADMISSION: &str = "sidegate.dev/admission";
-/// Read by others, or by a part that is not built: they change nothing here.
-const OTHERS: [&str; 1] = ["sidegate.dev/allow-port-forward"];
+/// Which injector is asked: for the API server.
+const REV: &str = "sidegate.dev/rev";
+/// Read by the admission policies: it changes nothing here.
+const PORT_FORWARD: &str = "sidegate.dev/allow-port-forward";
 /// Where a namespace names no profile.
 const DEFAULT: &str = "default";
 
@@ -58,6 +60,9 @@ pub enum Verdict {
     Refused(Refusal),
 }
 
+/// Namespaces of the cluster itself: refusing pods there could stop it from mending itself.
+pub(crate) const SYSTEM: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
+
 /// What the labels of a namespace say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Says {
@@ -84,6 +89,9 @@ pub fn admit(world: &World<'_>, namespace: &Namespace, pod: &Value) -> Verdict {
 }
 
 fn judged(world: &World<'_>, namespace: &Namespace, pod: &Value) -> Result<Verdict, Refusal> {
+    if SYSTEM.contains(&namespace.name.as_str()) {
+        return Ok(untouched("system"));
+    }
     let says = says(namespace)?;
     if !says.enabled {
         return Ok(untouched("not-enabled"));
@@ -203,11 +211,13 @@ fn says(namespace: &Namespace) -> Result<Says, Refusal> {
             (ADMISSION, "audit") => says.only_audit = true,
             (ADMISSION, "enforce") => {}
             (ADMISSION, _) => return wrong("enforce or audit"),
-            (other, _) if OTHERS.contains(&other) => {}
+            (REV, _) => {}
+            (PORT_FORWARD, "true" | "false") => {}
+            (PORT_FORWARD, _) => return wrong("true or false"),
             (other, _) => {
                 let message = format!(
                     "namespace {} has a label {other}, which is not known; remove it: known are {INJECT}, {PROFILE}, \
-                     {OPT_OUT}, {ADMISSION}",
+                     {OPT_OUT}, {ADMISSION}, {PORT_FORWARD}, {REV}",
                     namespace.name
                 );
                 return Err(Refusal::invalid("label", message));

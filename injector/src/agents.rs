@@ -16,7 +16,7 @@ use crate::form::{items, list, object, others, present, set, text};
 /// Audiences that API servers have by default.
 const API_AUDIENCES: [&str; 3] = ["", "https://kubernetes.default.svc", "kubernetes.default.svc"];
 /// Variables by which clouds' libraries find an identity.
-const CLOUD_VARIABLES: [&str; 6] = [
+pub const CLOUD_VARIABLES: [&str; 6] = [
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AWS_ROLE_ARN",
     "AZURE_FEDERATED_TOKEN_FILE",
@@ -26,8 +26,9 @@ const CLOUD_VARIABLES: [&str; 6] = [
 ];
 const CLOUD_PREFIX: &str = "AWS_CONTAINER_";
 /// Volumes with such an identity.
-const CLOUD_VOLUMES: [&str; 3] = ["aws-iam-token", "eks-pod-identity-token", "azure-identity-token"];
-const CLOUD_AUDIENCES: [&str; 3] = [
+pub const CLOUD_VOLUMES: [&str; 3] = ["aws-iam-token", "eks-pod-identity-token", "azure-identity-token"];
+/// Audiences of such tokens.
+pub const CLOUD_AUDIENCES: [&str; 3] = [
     "sts.amazonaws.com",
     "pods.eks.amazonaws.com",
     "api://AzureADTokenExchange",

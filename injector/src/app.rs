@@ -1,22 +1,28 @@
 //! The composition root: the one place where an injector is put together, for `main` and tests alike.
 //!
-//! Refuses to start without a certificate whose key is its own, and without having heard of every kind once: it never
-//! answers from half of what is known. Invariant: it holds no secret but the key of its certificate.
+//! Refuses to start with a certificate whose key is another's, and without having heard of every kind once: it never
+//! answers from half of what is known. Invariant: it holds no secret but the keys of the webhook's certificates.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use rustls::ServerConfig;
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
+pub use crate::certificates::Lives;
+pub use crate::files::{FileError, Files};
 use crate::install::Install;
-use crate::kubernetes::{Absent, Cluster};
-use crate::server::{serve, Webhook};
+pub use crate::kubernetes::Wanted;
+use crate::kubernetes::{connect, follow_authority, Absent, Cluster, Configurations, Keeper, Leader};
+use crate::metrics::Metrics;
+use crate::ops::{self, Ops};
+use crate::probe::{self, Readiness};
+use crate::served::{tls, Served};
+use crate::server::{serve, Server};
 use crate::task::Tasks;
+use crate::webhook::Webhook;
 
 /// Tasks have so long to end.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -26,32 +32,54 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct InjectorConfig {
     /// Where it listens. Port 0 picks a free one.
     pub listen: SocketAddr,
-    /// PEM: its certificate, and those that lead to its authority.
-    pub certificate: PathBuf,
-    /// PEM: the key of the certificate.
-    pub key: PathBuf,
+    /// Where it says whether it is ready, without TLS; absent: nowhere.
+    pub health_listen: Option<SocketAddr>,
+    /// The address by which it calls itself; absent: loopback, or where it listens.
+    pub own_address: Option<IpAddr>,
+    /// Where its certificate comes from.
+    pub certificates: Certificates,
     /// What sidecars are told.
-    pub install: Install,
+    pub install: InstallFrom,
     /// A kubeconfig; absent: the service account of this pod.
     pub kubeconfig: Option<PathBuf>,
     /// The injector's own namespace, whose pods are left alone.
     pub namespace: String,
+    /// The name of the webhook configurations that call it, and of the Lease of whoever leads.
+    pub name: String,
+    /// This replica, unlike any other and any other start of it.
+    pub replica: String,
+}
+
+/// Where the webhook's certificate comes from.
+#[derive(Debug, Clone)]
+pub enum Certificates {
+    /// Its replicas make and renew it themselves, in a Secret, and write the caBundle.
+    SelfManaged(Wanted),
+    /// Somebody else does both.
+    Files(Files),
+}
+
+/// Where what sidecars are told comes from.
+#[derive(Debug, Clone)]
+pub enum InstallFrom {
+    /// All of it is known.
+    Given(Install),
+    /// All but the authority, which the broker publishes in this namespace.
+    Published(Install),
 }
 
 /// Why an injector did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A file with the certificate or the key.
-    #[error("{path}: {why}")]
-    File {
-        /// Which.
-        path: String,
-        /// Why.
-        why: String,
-    },
-    /// The certificate cannot be used.
-    #[error("the certificate: {0}")]
-    Certificate(rustls::Error),
+    #[error(transparent)]
+    Files(#[from] FileError),
+    /// TLS cannot be spoken.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// Two numbers have one name.
+    #[error("metrics: {0}")]
+    Metrics(String),
     /// The address cannot be bound.
     #[error("cannot listen on {0}: {1}")]
     Listen(SocketAddr, std::io::Error),
@@ -64,6 +92,8 @@ pub enum StartError {
 pub struct Running {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where it says whether it is ready.
+    pub health: Option<SocketAddr>,
     tasks: Tasks,
 }
 
@@ -74,42 +104,88 @@ impl Running {
     }
 }
 
-/// Starts an injector; it serves when this returns.
+/// Starts an injector; it serves when this returns, as soon as it has a certificate.
 ///
 /// # Errors
-/// The certificate, the address or the API server cannot be used.
+/// The certificate, an address or the API server cannot be used.
 pub async fn start(config: InjectorConfig) -> Result<Running, StartError> {
-    let tls = Arc::new(tls(&config.certificate, &config.key)?);
-    let listen = |error| StartError::Listen(config.listen, error);
-    let listener = TcpListener::bind(config.listen).await.map_err(listen)?;
-    let address = listener.local_addr().map_err(listen)?;
     let tasks = Tasks::default();
-    let cluster = match Cluster::follow(config.kubeconfig.as_deref(), &tasks).await {
-        Ok(cluster) => cluster,
-        Err(error) => {
-            tasks.shutdown(PATIENCE).await;
-            return Err(error.into());
-        }
-    };
-    let webhook = Arc::new(Webhook::new(config.install, config.namespace, cluster));
-    tasks.spawn(serve(listener, tls, webhook, tasks.clone()));
-    Ok(Running { address, tasks })
+    let started = started(config, &tasks).await;
+    if started.is_err() {
+        tasks.shutdown(PATIENCE).await;
+    }
+    started
 }
 
-/// TLS 1.2 and 1.3 with this certificate; rustls checks that the key is the certificate's.
-fn tls(certificate: &Path, key: &Path) -> Result<ServerConfig, StartError> {
-    let file = |path: &Path, why: String| StartError::File {
-        path: path.display().to_string(),
-        why,
+async fn started(config: InjectorConfig, tasks: &Tasks) -> Result<Running, StartError> {
+    let served = Arc::new(Served::default());
+    let tls = Arc::new(tls(Arc::clone(&served))?);
+    let (listener, address) = bind(config.listen).await?;
+    let (ready, readiness) = watch::channel(Readiness::default());
+    let metrics = Arc::new(Metrics::new().map_err(StartError::Metrics)?);
+    let ops = Arc::new(Ops {
+        ready: readiness,
+        metrics: Arc::clone(&metrics),
+        served: Arc::clone(&served),
+        configurations: OnceLock::new(),
+        leader: OnceLock::new(),
+        cluster: OnceLock::new(),
+    });
+    let health = match config.health_listen {
+        None => None,
+        Some(wanted) => {
+            let (listener, address) = bind(wanted).await?;
+            tasks.spawn(ops::serve(listener, Arc::clone(&ops), tasks.clone()));
+            Some(address)
+        }
     };
-    let chain = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let chain = chain.map_err(|error| file(certificate, error.to_string()))?;
-    let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| file(key, error.to_string()))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let mut config = builder
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret))
-        .map_err(StartError::Certificate)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
+    let client = connect(config.kubeconfig.as_deref()).await.map_err(Absent::from)?;
+    let configurations = Configurations::follow(&client, &config.name, tasks);
+    let _ = ops.configurations.set(Arc::clone(&configurations));
+    match config.certificates {
+        Certificates::Files(files) => {
+            served.swap(files.read()?);
+            tasks.spawn(files.follow(Arc::clone(&served), tasks.stopping()));
+        }
+        Certificates::SelfManaged(wanted) => {
+            let leader = Leader::new(client.clone(), &config.namespace, &config.name, config.replica);
+            let leader = Arc::new(leader);
+            let _ = ops.leader.set(Arc::clone(&leader));
+            tasks.spawn(Arc::clone(&leader).run(tasks.stopping()));
+            let shared = (Arc::clone(&configurations), Arc::clone(&served));
+            Keeper::start(&client, &config.namespace, wanted, leader, shared.0, shared.1, tasks);
+        }
+    }
+    let install = match config.install {
+        InstallFrom::Given(install) => watch::channel(Some(Arc::new(install))).1,
+        InstallFrom::Published(install) => follow_authority(&client, &config.namespace, install, tasks),
+    };
+    let cluster = Cluster::follow(client, tasks).await?;
+    let _ = ops.cluster.set(Arc::clone(&cluster));
+    let webhook = Webhook::new(install, config.namespace, cluster);
+    tasks.spawn(serve(
+        listener,
+        tls,
+        Arc::new(Server::new(webhook, metrics)),
+        tasks.clone(),
+    ));
+    let own = SocketAddr::new(own(config.own_address, address), address.port());
+    tasks.spawn(probe::keep(own, configurations, served, ready, tasks.stopping()));
+    Ok(Running {
+        address,
+        health,
+        tasks: tasks.clone(),
+    })
+}
+
+async fn bind(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |error| StartError::Listen(wanted, error);
+    let listener = TcpListener::bind(wanted).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+fn own(given: Option<IpAddr>, listens: SocketAddr) -> IpAddr {
+    let any = listens.ip().is_unspecified();
+    given.unwrap_or(if any { Ipv4Addr::LOCALHOST.into() } else { listens.ip() })
 }

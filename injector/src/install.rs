@@ -26,6 +26,15 @@ pub struct Install {
     pub cluster_domain: String,
 }
 
+/// The name servers that a resolv.conf names: those of the injector's own pod serve the whole cluster.
+pub fn name_servers(resolv_conf: &str) -> Vec<String> {
+    let servers = resolv_conf.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some("nameserver")).then(|| words.next()).flatten()
+    });
+    servers.map(str::to_owned).collect()
+}
+
 fn cluster_local() -> String {
     "cluster.local".to_owned()
 }
@@ -59,6 +68,47 @@ impl Install {
     pub fn read(text: &str) -> Result<Self, Vec<String>> {
         let read: Result<Install, _> = sidegate_policies::yaml::read(text);
         let install = read.map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect::<Vec<String>>())?;
+        let problems = install.problems();
+        match problems.is_empty() {
+            true => Ok(install),
+            false => Err(problems),
+        }
+    }
+
+    /// An installation whose authority is not known yet.
+    ///
+    /// # Errors
+    /// Every problem with the rest, each with its field.
+    pub fn unpublished(
+        broker_url: String,
+        audience: String,
+        name_servers: Vec<String>,
+        cluster_domain: String,
+    ) -> Result<Self, Vec<String>> {
+        let install = Install {
+            broker_url,
+            broker_ca_pem: String::new(),
+            audience,
+            name_servers,
+            cluster_domain,
+        };
+        let mut problems = install.problems();
+        problems.retain(|problem| !problem.starts_with("brokerCaPem: "));
+        match problems.is_empty() {
+            true => Ok(install),
+            false => Err(problems),
+        }
+    }
+
+    /// The same installation with this authority, if the two make sense together.
+    ///
+    /// # Errors
+    /// Every problem, each with its field.
+    pub fn with_authority(&self, pem: &str) -> Result<Self, Vec<String>> {
+        let install = Install {
+            broker_ca_pem: pem.to_owned(),
+            ..self.clone()
+        };
         let problems = install.problems();
         match problems.is_empty() {
             true => Ok(install),

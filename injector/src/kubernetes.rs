@@ -1,36 +1,42 @@
 //! What the injector knows of the cluster: labels of namespaces, profiles, Targets and policies, followed by watches.
 //!
 //! The only module that speaks to the API server. Refuses to begin before every kind was listed once. Invariants: it
-//! only reads, and never a Secret; a profile that is not understood is known as such, never passed over.
+//! reads no Secret but that with the webhook's own certificates; a profile that is not understood is known as such, never
+//! passed over.
+
+mod broker;
+mod configurations;
+mod keeper;
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use kube::api::{ApiResource, DynamicObject};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::WatchStreamExt as _;
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 use serde_json::Value;
-use sidegate_policies::api::{AccessPolicy, InjectionProfile, Target, GROUP, VERSION};
+use sidegate_cluster::within;
+pub use sidegate_cluster::{connect, leader::Leader, Unusable};
+use sidegate_policies::api::{AccessPolicy, InjectionProfile, Target, TokenIssuer, GROUP, VERSION};
 use sidegate_policies::check::check_apart;
 use sidegate_policies::objects::{Located, Namespace, Objects};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use broker::follow_authority;
+pub use configurations::Configurations;
+pub use keeper::{Keeper, Wanted};
+
 use crate::task::Tasks;
 
 /// Within this every kind is listed, or the injector does not start.
 const LISTED: Duration = Duration::from_secs(30);
-/// Within this the API server answers a connection.
-const CONNECT: Duration = Duration::from_secs(10);
-/// The API server itself waits 5 s for us at most.
-const LOOK_UP: Duration = Duration::from_secs(1);
+/// A review is answered within a second: what was not found out by then is refused, in words.
+const LOOK_UP: Duration = Duration::from_millis(400);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -38,19 +44,36 @@ enum Kind {
     Profile,
     Target,
     Policy,
+    Issuer,
 }
 
 impl Kind {
-    const ALL: [Kind; 4] = [Kind::Namespace, Kind::Profile, Kind::Target, Kind::Policy];
+    const ALL: [Kind; 5] = [Kind::Namespace, Kind::Profile, Kind::Target, Kind::Policy, Kind::Issuer];
 
     fn resource(self) -> ApiResource {
-        let (group, version, kind, plural) = match self {
-            Kind::Namespace => ("", "v1", "Namespace", "namespaces"),
-            Kind::Profile => (GROUP, VERSION, "InjectionProfile", "injectionprofiles"),
-            Kind::Target => (GROUP, VERSION, "Target", "targets"),
-            Kind::Policy => (GROUP, VERSION, "AccessPolicy", "accesspolicies"),
-        };
-        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural)
+        let (group, version, kind) = self.names();
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), self.plural())
+    }
+
+    fn names(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Kind::Namespace => ("", "v1", "Namespace"),
+            Kind::Profile => (GROUP, VERSION, "InjectionProfile"),
+            Kind::Target => (GROUP, VERSION, "Target"),
+            Kind::Policy => (GROUP, VERSION, "AccessPolicy"),
+            Kind::Issuer => (GROUP, VERSION, "TokenIssuer"),
+        }
+    }
+
+    /// As in URLs, and in numbers.
+    fn plural(self) -> &'static str {
+        match self {
+            Kind::Namespace => "namespaces",
+            Kind::Profile => "injectionprofiles",
+            Kind::Target => "targets",
+            Kind::Policy => "accesspolicies",
+            Kind::Issuer => "tokenissuers",
+        }
     }
 }
 
@@ -62,6 +85,12 @@ pub struct Absent(String);
 impl Absent {
     fn new(error: impl std::fmt::Display) -> Self {
         Absent(error.to_string())
+    }
+}
+
+impl From<Unusable> for Absent {
+    fn from(error: Unusable) -> Self {
+        Absent(error.0)
     }
 }
 
@@ -83,32 +112,21 @@ pub struct Snapshot {
 pub struct Cluster {
     client: Client,
     found: Mutex<BTreeMap<Kind, Found>>,
+    lost: Mutex<BTreeMap<Kind, Instant>>,
     now: watch::Sender<Arc<Snapshot>>,
     listed: watch::Sender<Vec<Kind>>,
 }
 
 impl Cluster {
-    /// Connects by a kubeconfig, or as the service account of this pod, and follows every kind.
+    /// Follows every kind.
     ///
     /// # Errors
     /// The API server is not reached, or does not list our kinds within 30 s.
-    pub async fn follow(kubeconfig: Option<&Path>, tasks: &Tasks) -> Result<Arc<Self>, Absent> {
-        let mut config = match kubeconfig {
-            Some(path) => {
-                let read = Kubeconfig::read_from(path).map_err(Absent::new)?;
-                let wanted = KubeConfigOptions::default();
-                Config::from_custom_kubeconfig(read, &wanted)
-                    .await
-                    .map_err(Absent::new)?
-            }
-            None => Config::incluster().map_err(Absent::new)?,
-        };
-        config.connect_timeout = Some(CONNECT);
-        // What the environment says about proxies is not ours to follow.
-        config.proxy_url = None;
+    pub async fn follow(client: Client, tasks: &Tasks) -> Result<Arc<Self>, Absent> {
         let cluster = Arc::new(Cluster {
-            client: Client::try_from(config).map_err(Absent::new)?,
+            client,
             found: Mutex::default(),
+            lost: Mutex::default(),
             now: watch::channel(Arc::default()).0,
             listed: watch::channel(Vec::new()).0,
         });
@@ -123,7 +141,7 @@ impl Cluster {
             true => Ok(cluster),
             false => Err(Absent::new(format!(
                 "not every kind was listed within {} s; are the CustomResourceDefinitions applied, and may the injector \
-                 list and watch namespaces, injectionprofiles, targets and accesspolicies?",
+                 list and watch namespaces, injectionprofiles, targets, accesspolicies and tokenissuers?",
                 LISTED.as_secs()
             ))),
         }
@@ -137,11 +155,40 @@ impl Cluster {
     /// A namespace as the server has it at this moment: what was heard of may lag behind a label just set.
     ///
     /// # Errors
-    /// There is no answer within a second.
+    /// There is no answer in time.
     pub async fn namespace(&self, name: &str) -> Result<Option<Namespace>, Absent> {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &Kind::Namespace.resource());
-        let found = within(api.get_opt(name)).await?;
+        let found = within(LOOK_UP, api.get_opt(name)).await.map_err(Absent::new)?;
         Ok(found.map(|object| namespace(&object_value(object))))
+    }
+
+    /// A Target as the server has it at this moment.
+    ///
+    /// # Errors
+    /// There is no answer in time.
+    pub async fn target(&self, namespace: &str, name: &str) -> Result<Option<Target>, Absent> {
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &Kind::Target.resource());
+        let found = within(LOOK_UP, api.get_opt(name)).await.map_err(Absent::new)?;
+        Ok(found.and_then(|object| serde_json::from_value(object_value(object)).ok()))
+    }
+
+    /// Since how many seconds each kind is out of sight; 0: it is followed.
+    pub fn ages(&self) -> Vec<(&'static str, i64)> {
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let age = |kind: Kind| {
+            let since = lost.get(&kind).map_or(0, |since| since.elapsed().as_secs());
+            (kind.plural(), i64::try_from(since).unwrap_or(i64::MAX))
+        };
+        Kind::ALL.into_iter().map(age).collect()
+    }
+
+    /// Remembers when a kind was lost sight of, and forgets it once it is seen again.
+    fn seen(&self, kind: Kind, seen: bool) {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        match seen {
+            true => drop(lost.remove(&kind)),
+            false => drop(lost.entry(kind).or_insert_with(Instant::now)),
+        }
     }
 
     async fn one(&self, kind: Kind, stop: CancellationToken) {
@@ -154,6 +201,7 @@ impl Cluster {
                 () = stop.cancelled() => return,
                 event = events.next() => event,
             };
+            self.seen(kind, matches!(event, Some(Ok(_))));
             match event {
                 Some(Ok(Event::Init)) => listed.clear(),
                 Some(Ok(Event::InitApply(object))) => {
@@ -218,6 +266,7 @@ impl Snapshot {
             }
             Kind::Target => self.objects.targets = typed::<Target>(found, "Target"),
             Kind::Policy => self.objects.policies = typed::<AccessPolicy>(found, "AccessPolicy"),
+            Kind::Issuer => self.objects.token_issuers = typed::<TokenIssuer>(found, "TokenIssuer"),
             Kind::Profile => self.profiles(found),
         }
     }
@@ -307,11 +356,4 @@ fn object_value(mut object: DynamicObject) -> Value {
     object.metadata.managed_fields = None;
     object.metadata.annotations = None;
     serde_json::to_value(object).unwrap_or_default()
-}
-
-async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Absent> {
-    match tokio::time::timeout(LOOK_UP, call).await {
-        Ok(answer) => answer.map_err(Absent::new),
-        Err(_) => Err(Absent::new(format!("no answer within {} s", LOOK_UP.as_secs()))),
-    }
 }

@@ -46,10 +46,14 @@ fn decided(body: &[u8]) -> Value {
         generations: &generations,
         unusable: &unusable,
     };
-    match Request::read(body).unwrap() {
-        Err(answer) => answer,
+    let asked = match Asked::read(body).unwrap() {
+        Err(answer) => return answer,
+        Ok(asked) => asked,
+    };
+    match Request::of(asked) {
+        Err((answer, _)) => answer,
         Ok(request) => {
-            let namespace = enabled(&request.namespace);
+            let namespace = enabled(request.namespace());
             match request.spared("sidegate-system") {
                 Some(why) => request.untouched(why, &[]).0,
                 None => request.decided(&world, &namespace).0,
@@ -139,7 +143,7 @@ fn what_is_no_review_is_not_answered_as_one() {
         review(|review| review["kind"] = json!("Pod")),
         review(|review| review["request"] = Value::Null),
     ] {
-        assert!(Request::read(&body).is_err(), "{}", String::from_utf8_lossy(&body));
+        assert!(Asked::read(&body).is_err(), "{}", String::from_utf8_lossy(&body));
     }
 }
 

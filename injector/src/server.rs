@@ -1,36 +1,38 @@
-//! The webhook's face: TLS, `POST /mutate`, and `GET /livez` and `/readyz` for the kubelet.
+//! The webhook's face: TLS, and a path for each webhook, `POST /mutate`, `POST /policies` and
+//! `POST /decisions`.
 //!
-//! Refuses bodies over 10 MiB, bodies that take longer than 5 s, more than 256 reviews at once, other methods, paths and
-//! content types. Whatever it cannot answer as a review gets a status that is none, so that `failurePolicy: Fail` turns
+//! Refuses bodies over 10 MiB, bodies that take longer than 5 s, answers that take longer than 1 s, more than 256 reviews
+//! at once, more than its share of one source, other methods, paths and content types. Whatever it cannot answer as a review gets a status that is none, so that `failurePolicy: Fail` turns
 //! it into a refusal. Invariant: every connection is a task of the injector and ends with it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{header, Method, Request as HttpRequest, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::{service_fn, HttpService};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
-use serde_json::Value;
-use sidegate_policies::objects::Namespace;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
-use crate::admit::{is_enabled, World};
-use crate::install::Install;
-use crate::kubernetes::{Cluster, Snapshot};
-use crate::refusal::Refusal;
-use crate::review::{Malformed, Outcome, Request};
+use crate::metrics::{Limit, Metrics};
+use crate::sources::{Connection, Sources};
 use crate::task::Tasks;
+use crate::webhook::Webhook;
 
 /// The largest object of an API server is 3 MiB of JSON, and an update holds it twice.
 const MAX_BODY: usize = 10 << 20;
 const BODY: Duration = Duration::from_secs(5);
+/// The API server waits 5 s for all of it.
+const HANDLER: Duration = Duration::from_secs(1);
 const HANDSHAKE: Duration = Duration::from_secs(5);
 const HEADERS: Duration = Duration::from_secs(5);
 const CONNECTIONS: usize = 2_048;
@@ -38,133 +40,134 @@ const REVIEWS: usize = 256;
 /// What is under way has so long once the injector stops.
 const FAREWELL: Duration = Duration::from_secs(3);
 
-/// Answers reviews.
-pub struct Webhook {
-    install: Install,
-    /// The injector's own namespace, whose pods are left alone.
-    namespace: String,
-    cluster: Arc<Cluster>,
+/// The face of one injector.
+pub struct Server {
+    webhook: Webhook,
+    metrics: Arc<Metrics>,
     reviews: Semaphore,
+    sources: Arc<Sources>,
 }
 
-impl Webhook {
-    /// For one installation.
-    pub fn new(install: Install, namespace: String, cluster: Arc<Cluster>) -> Self {
-        Webhook {
-            install,
-            namespace,
-            cluster,
+impl Server {
+    /// In front of a webhook.
+    pub fn new(webhook: Webhook, metrics: Arc<Metrics>) -> Self {
+        Server {
+            webhook,
+            metrics,
             reviews: Semaphore::new(REVIEWS),
+            sources: Arc::default(),
         }
     }
 
-    async fn mutate(&self, body: &[u8]) -> Result<Value, Malformed> {
-        let request = match Request::read(body)? {
-            Ok(request) => request,
-            Err(answer) => return Ok(answer),
-        };
-        let (answer, outcome) = match request.spared(&self.namespace) {
-            // Before anything is looked up: these pods must come up while the API server is busy.
-            Some(why) => request.untouched(why, &[]),
-            None => self.decided(&request).await,
-        };
-        let Outcome { word, reason } = outcome;
-        tracing::info!(namespace = request.namespace, outcome = word, reason, "reviewed");
-        Ok(answer)
-    }
-
-    async fn decided(&self, request: &Request) -> (Value, Outcome) {
-        let snapshot = self.cluster.now();
-        match self.namespace(&snapshot, &request.namespace).await {
-            Ok(namespace) => {
-                let world = World {
-                    install: &self.install,
-                    objects: &snapshot.objects,
-                    generations: &snapshot.generations,
-                    unusable: &snapshot.unusable,
-                };
-                request.decided(&world, &namespace)
-            }
-            Err(refusal) => request.refused(refusal),
-        }
-    }
-
-    /// We are asked because the server found the namespace enabled; where we know otherwise, we may lag behind.
-    async fn namespace(&self, snapshot: &Snapshot, name: &str) -> Result<Namespace, Refusal> {
-        let known = snapshot.objects.namespace(name);
-        if let Some(known) = known.filter(|known| is_enabled(known) == Ok(true)) {
-            return Ok(known.clone());
-        }
-        match self.cluster.namespace(name).await {
-            Ok(Some(namespace)) => Ok(namespace),
-            Ok(None) => Err(Refusal::invalid(
-                "namespace",
-                format!("there is no namespace {name}; create it first"),
-            )),
-            Err(error) => {
-                tracing::warn!(%error, "a namespace cannot be looked up");
-                let message = format!("the labels of namespace {name} cannot be read now; try again");
-                Err(Refusal::unavailable("namespace", message))
-            }
-        }
-    }
-
-    async fn answered(&self, request: HttpRequest<Incoming>) -> Response<Full<Bytes>> {
-        match (request.method(), request.uri().path()) {
-            (&Method::POST, "/mutate") => {}
-            (&Method::GET, "/livez" | "/readyz") => return said(StatusCode::OK, "ok"),
-            (_, "/mutate") => return said(StatusCode::METHOD_NOT_ALLOWED, "sidegate: review: POST it"),
-            _ => return said(StatusCode::NOT_FOUND, "sidegate: review: it goes to /mutate"),
-        }
-        let kind = request
-            .headers()
-            .get(header::CONTENT_TYPE)
-            .map(|kind| kind.as_bytes().to_vec());
-        if !kind.unwrap_or_default().starts_with(b"application/json") {
+    async fn answered(&self, request: HttpRequest<Incoming>, source: &Connection) -> Response<Full<Bytes>> {
+        let begun = Instant::now();
+        let Some(webhook) = named(request.uri().path()) else {
             return said(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "sidegate: review: write application/json",
+                StatusCode::NOT_FOUND,
+                "sidegate: review: it goes to /mutate, /policies or /decisions",
             );
+        };
+        let away = |(limit, status, message): (Limit, StatusCode, &'static str)| {
+            self.metrics.turned_away(limit);
+            said(status, message)
+        };
+        if !source.take(begun) {
+            let message = "sidegate: review: too many of one source; try again";
+            return away((Limit::Source, StatusCode::TOO_MANY_REQUESTS, message));
         }
         let Ok(_turn) = self.reviews.try_acquire() else {
-            return said(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "sidegate: review: too many at once; try again",
-            );
+            let message = "sidegate: review: too many at once; try again";
+            return away((Limit::InFlight, StatusCode::SERVICE_UNAVAILABLE, message));
         };
-        // Said in its head already: nothing of it is read.
-        if request.body().size_hint().lower() > u64::try_from(MAX_BODY).unwrap_or(u64::MAX) {
-            return said(StatusCode::PAYLOAD_TOO_LARGE, "sidegate: review: over 10 MiB");
-        }
-        let body = Limited::new(request.into_body(), MAX_BODY).collect();
-        let body = match tokio::time::timeout(BODY, body).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-                return said(StatusCode::PAYLOAD_TOO_LARGE, "sidegate: review: over 10 MiB");
+        let _under_way = self.metrics.begun();
+        let body = match body(request).await {
+            Ok(body) => body,
+            Err(refused) => return away(refused),
+        };
+        let answer = async {
+            match webhook {
+                "policies" => self.webhook.policies(&body).await,
+                "decisions" => Webhook::decisions(&body),
+                _ => self.webhook.mutate(&body).await,
             }
-            Ok(Err(_)) => return said(StatusCode::BAD_REQUEST, "sidegate: review: it ended early"),
-            Err(_) => return said(StatusCode::REQUEST_TIMEOUT, "sidegate: review: not whole within 5 s"),
         };
-        match self.mutate(&body).await {
-            Ok(answer) => {
+        match tokio::time::timeout(HANDLER, answer).await {
+            Ok(Ok((answer, outcome))) => {
+                if let Some(outcome) = outcome {
+                    self.metrics.answered(webhook, &outcome, begun.elapsed());
+                }
                 let mut response = said(StatusCode::OK, answer.to_string());
                 let json = header::HeaderValue::from_static("application/json");
                 response.headers_mut().insert(header::CONTENT_TYPE, json);
                 response
             }
-            Err(malformed) => said(StatusCode::BAD_REQUEST, malformed.to_string()),
+            Ok(Err(malformed)) => {
+                self.metrics.turned_away(Limit::Malformed);
+                said(StatusCode::BAD_REQUEST, malformed.to_string())
+            }
+            Err(_) => {
+                let message = "sidegate: review: not answered within 1 s; try again";
+                away((Limit::Time, StatusCode::SERVICE_UNAVAILABLE, message))
+            }
         }
     }
 }
 
-fn said(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+/// The webhook of a path, as numbers name it.
+fn named(path: &str) -> Option<&'static str> {
+    match path {
+        "/mutate" => Some("pods"),
+        "/policies" => Some("policies"),
+        "/decisions" => Some("decisions"),
+        _ => None,
+    }
+}
+
+/// The whole body of a review, or what is wrong with it.
+async fn body(request: HttpRequest<Incoming>) -> Result<Bytes, (Limit, StatusCode, &'static str)> {
+    if request.method() != Method::POST {
+        let message = "sidegate: review: POST it";
+        return Err((Limit::Malformed, StatusCode::METHOD_NOT_ALLOWED, message));
+    }
+    let kind = request.headers().get(header::CONTENT_TYPE);
+    if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/json")) {
+        let message = "sidegate: review: write application/json";
+        return Err((Limit::Malformed, StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+    }
+    let large = (
+        Limit::Body,
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "sidegate: review: over 10 MiB",
+    );
+    // Said in its head already: nothing of it is read.
+    if request.body().size_hint().lower() > u64::try_from(MAX_BODY).unwrap_or(u64::MAX) {
+        return Err(large);
+    }
+    let body = Limited::new(request.into_body(), MAX_BODY).collect();
+    match tokio::time::timeout(BODY, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(large),
+        Ok(Err(_)) => Err((
+            Limit::Malformed,
+            StatusCode::BAD_REQUEST,
+            "sidegate: review: it ended early",
+        )),
+        Err(_) => Err((
+            Limit::Slow,
+            StatusCode::REQUEST_TIMEOUT,
+            "sidegate: review: not whole within 5 s",
+        )),
+    }
+}
+
+pub(crate) fn said(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
     response
 }
 
 /// Serves reviews until the injector stops.
-pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, webhook: Arc<Webhook>, tasks: Tasks) {
+pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, server: Arc<Server>, tasks: Tasks) {
     let acceptor = TlsAcceptor::from(tls);
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let stop = tasks.stopping();
@@ -174,7 +177,7 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, webhook: Arc<W
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, peer)) = accepted else {
             // Out of descriptors, most likely: give the others a moment to end.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
@@ -182,10 +185,14 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, webhook: Arc<W
         let Ok(slot) = Arc::clone(&connections).try_acquire_owned() else {
             continue;
         };
-        let (acceptor, webhook, stop) = (acceptor.clone(), Arc::clone(&webhook), tasks.stopping());
+        let Some(source) = server.sources.connect(peer.ip(), Instant::now()) else {
+            server.metrics.turned_away(Limit::Source);
+            continue;
+        };
+        let (acceptor, server, stop) = (acceptor.clone(), Arc::clone(&server), tasks.stopping());
         tasks.spawn(async move {
             let _slot = slot;
-            connection(stream, acceptor, webhook, stop).await;
+            connection(stream, acceptor, server, source, stop).await;
         });
     }
 }
@@ -193,17 +200,25 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, webhook: Arc<W
 async fn connection(
     stream: TcpStream,
     acceptor: TlsAcceptor,
-    webhook: Arc<Webhook>,
-    stop: tokio_util::sync::CancellationToken,
+    server: Arc<Server>,
+    source: Connection,
+    stop: CancellationToken,
 ) {
     let _ = stream.set_nodelay(true);
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
         return;
     };
-    let service = service_fn(|request| {
-        let webhook = Arc::clone(&webhook);
-        async move { Ok::<_, std::convert::Infallible>(webhook.answered(request).await) }
-    });
+    let (server, source) = (&*server, &source);
+    let service = service_fn(|request| async move { Ok::<_, Infallible>(server.answered(request, source).await) });
+    converse(stream, service, stop).await;
+}
+
+/// Speaks HTTP on one connection until it ends or the injector stops.
+pub(crate) async fn converse<S, H>(stream: S, service: H, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: HttpService<Incoming, ResBody = Full<Bytes>, Error = Infallible>,
+{
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())

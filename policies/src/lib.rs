@@ -7,6 +7,7 @@
 
 pub mod address;
 pub mod api;
+pub mod approval;
 pub mod bundle;
 pub mod cases;
 pub mod check;

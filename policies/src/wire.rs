@@ -199,7 +199,7 @@ pub struct SidecarStatus {
     pub panics: u64,
 }
 
-/// How the problem of a target begins that a sidecar denies because it is older than a policy about it.
+/// The word for a target that a sidecar denies because it is older than what is said about it.
 pub const NOT_UNDERSTOOD: &str = "PolicyNotUnderstood";
 
 /// One target as a sidecar serves it.
@@ -217,6 +217,9 @@ pub struct TargetStatus {
     /// Why it does not listen, if it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+    /// What of it, or of a policy about it, this sidecar is too old to understand: everything on it is denied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_understood: Option<String>,
     /// Explicit weakenings in force (`weakLogin: InsideTLS`, `tls: Disabled`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub insecure: Vec<String>,

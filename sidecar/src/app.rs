@@ -304,10 +304,15 @@ async fn tell(
 /// Why nobody is served on a target, if nobody is.
 fn problem(target: &TargetState, listeners: &Listeners) -> Option<String> {
     let listens = listeners.problem(&target.id).map(|problem| problem.to_string());
-    listens.or_else(|| Some(format!("{NOT_UNDERSTOOD}: {}", target.not_understood.as_ref()?)))
+    listens.or_else(|| target.not_understood.as_deref().map(not_understood))
 }
 
-fn status(authority: &Authority, listeners: &Listeners) -> SidecarStatus {
+fn not_understood(why: &str) -> String {
+    format!("{NOT_UNDERSTOOD}: {why}")
+}
+
+/// What this sidecar tells the broker about itself.
+pub(crate) fn status(authority: &Authority, listeners: &Listeners) -> SidecarStatus {
     let bundle = authority.in_force();
     let targets = bundle.iter().flat_map(|bundle| bundle.targets.values());
     let targets = targets.map(|target| TargetStatus {
@@ -320,17 +325,25 @@ fn status(authority: &Authority, listeners: &Listeners) -> SidecarStatus {
             .collect(),
         address: target.address(),
         problem: problem(target, listeners),
+        not_understood: target.not_understood.clone(),
         insecure: target.insecure(),
         sessions: authority
             .sessions
             .matching(|session| session.target.id == target.id)
             .len() as u64,
     });
+    let unread = bundle.iter().flat_map(|bundle| &bundle.unread);
+    let unread = unread.map(|(id, why)| TargetStatus {
+        target: id.to_string(),
+        problem: Some(not_understood(why)),
+        not_understood: Some(why.clone()),
+        ..TargetStatus::default()
+    });
     let metrics = &authority.metrics;
     SidecarStatus {
         bundle: bundle.as_ref().map(|bundle| bundle.version.to_string()),
         fresh: authority.fresh(),
-        targets: targets.collect(),
+        targets: targets.chain(unread).collect(),
         sessions: metrics.sessions.get(),
         allowed: metrics.allowed.get(),
         denied: metrics.denied.get(),

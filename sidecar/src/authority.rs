@@ -45,6 +45,8 @@ pub struct InForce {
     pub policies: PolicySet,
     /// Its targets.
     pub targets: BTreeMap<TargetId, Arc<TargetState>>,
+    /// Targets that could not be read themselves, and why: nobody listens for them.
+    pub unread: BTreeMap<TargetId, String>,
     /// Key of approval digests.
     pub digest_key: Vec<u8>,
 }

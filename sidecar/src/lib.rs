@@ -15,6 +15,7 @@ pub mod bundle_source;
 pub mod config;
 pub mod credentials;
 pub mod dial;
+pub mod fence;
 pub mod gate;
 pub mod identity;
 pub mod memory;

@@ -1,5 +1,6 @@
 //! `sidegate-sidecar`: configured by environment only, logs JSON lines to stderr, ends on SIGTERM or SIGINT. With the
-//! argument `probe` it asks the one that runs beside it whether it serves.
+//! argument `probe` it asks the one that runs beside it whether it serves; with `fence` it shuts every way out of the pod but
+//! the sidecar's, and ends.
 //!
 //! Exit codes: 0 ended as asked or serves, 1 could not start, ended by itself or does not serve, 2 wrong configuration (every problem listed).
 
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 
 use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::config::{SidecarConfig, RUN_DIR};
+use sidegate_sidecar::fence;
 use sidegate_sidecar::probe::{self, Probed};
 use tokio::signal::unix::{signal, SignalKind};
 use tracing_subscriber::EnvFilter;
@@ -20,8 +22,9 @@ fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         None => {}
         Some("probe") => return probe(),
+        Some("fence") => return fenced(),
         Some(_) => {
-            let usage = b"sidegate-sidecar: no argument, or `probe`; it is configured by its environment\n";
+            let usage = b"sidegate-sidecar: no argument, `probe` or `fence`; it is configured by its environment\n";
             // Nowhere else to say it.
             let _ = std::io::stderr().write_all(usage);
             return ExitCode::from(2);
@@ -75,6 +78,19 @@ fn probe() -> ExitCode {
     }
 }
 
+/// Before any agent begins: without a fence that holds the pod does not start.
+fn fenced() -> ExitCode {
+    let users = std::env::var("SIDEGATE_FENCE_UIDS").ok();
+    match fence::users(users.as_deref()).and_then(|users| fence::raise(&users)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let line = format!("no fence: {error}\n");
+            let _ = std::io::stderr().write_all(line.as_bytes());
+            ExitCode::FAILURE
+        }
+    }
+}
+
 async fn run(config: SidecarConfig) -> ExitCode {
     let run_dir = config.run_dir.clone();
     let running = match Sidecar::start(config).await {
@@ -96,6 +112,8 @@ async fn run(config: SidecarConfig) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    // From here on the kubelet's startup probe passes.
+    tracing::info!("serving");
     tokio::select! {
         () = probed.answer() => {}
         _ = terminate.recv() => {}

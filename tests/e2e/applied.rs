@@ -50,7 +50,8 @@ spec:
         )
     }
 
-    fn policy(&self, name: &str, rule: &str) -> String {
+    /// A policy of this name with one rule.
+    pub fn policy(&self, name: &str, rule: &str) -> String {
         let namespace = &self.agent.namespace;
         format!(
             r#"apiVersion: sidegate.dev/v1alpha1

@@ -13,7 +13,7 @@ use sidegate_tests::psql::psql;
 use sidegate_tests::shop::{DATABASE, ROLE};
 use sidegate_tests::{ports, wire};
 
-use crate::site::{may, until, Agent, BROKER};
+use crate::site::{effective_rights, may, until, Agent, BROKER};
 
 /// The audience the database expects.
 const DATABASE_AUDIENCE: &str = "postgres://shop.data.svc";
@@ -247,31 +247,10 @@ pub fn the_broker_may_no_more_than_it_needs(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Everything the broker may do in its own namespace and everywhere, as the API server counts it: rights that every
-/// account has stand in there too. A change of the chart shows here.
+/// Everything the broker may do in its own namespace and everywhere: a change of the chart shows here.
 pub fn its_effective_rights_are_the_golden_ones(cluster: &Cluster) -> Result<()> {
     let _installed = Agent::new(cluster)?;
-    let mut rights = String::new();
-    for namespace in ["sidegate-system", "default"] {
-        let list = [
-            "auth",
-            "can-i",
-            "--list",
-            "--no-headers",
-            "--as",
-            BROKER,
-            "--namespace",
-            namespace,
-        ];
-        let said = cluster.kubectl(&list, "")?;
-        let lines = said
-            .lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
-        let mut lines: Vec<String> = lines.filter(|line| !line.is_empty()).collect();
-        lines.sort();
-        lines.dedup();
-        rights.push_str(&format!("# {namespace}\n{}\n", lines.join("\n")));
-    }
+    let rights = effective_rights(cluster, BROKER)?;
     let golden = include_str!("rights.txt");
     ensure!(rights == golden, "tests/e2e/rights.txt differs from:\n{rights}");
     Ok(())

@@ -15,7 +15,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{json, Value};
 use sidegate_injector::admit::{admit, enabled, Verdict, World};
-use sidegate_injector::app::{start, InjectorConfig, Running};
+use sidegate_injector::app::{start, Certificates, Files, InjectorConfig, InstallFrom, Running};
 use sidegate_injector::install::Install;
 use sidegate_injector::patch;
 use sidegate_policies::objects::Objects;
@@ -45,6 +45,8 @@ spec:
     repository: example.invalid/sidegate-sidecar
     digest: sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
 ";
+/// Of the configuration that calls it; the chart's own is in nobody's way.
+const NAME: &str = "sidegate-injector-under-test";
 /// What the injector may do: nothing but read.
 const RIGHTS: &str = "apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
@@ -52,6 +54,10 @@ metadata: {name: sidegate-injector-under-test}
 rules:
 - {apiGroups: [''], resources: [namespaces], verbs: [get, list, watch]}
 - {apiGroups: [sidegate.dev], resources: [injectionprofiles, targets, accesspolicies], verbs: [get, list, watch]}
+- apiGroups: [admissionregistration.k8s.io]
+  resources: [mutatingwebhookconfigurations, validatingwebhookconfigurations]
+  resourceNames: [sidegate-injector-under-test]
+  verbs: [get, list, watch]
 ---
 apiVersion: v1
 kind: Namespace
@@ -124,11 +130,19 @@ impl Site {
         };
         let config = InjectorConfig {
             listen: ([127, 0, 0, 1], 0).into(),
-            certificate: file("tls.crt", &leaf.certificate)?,
-            key: file("tls.key", &leaf.key)?,
-            install: Install::read(INSTALL).map_err(|problems| anyhow::anyhow!(problems.join("; ")))?,
+            health_listen: None,
+            own_address: None,
+            certificates: Certificates::Files(Files {
+                certificate: file("tls.crt", &leaf.certificate)?,
+                key: file("tls.key", &leaf.key)?,
+            }),
+            install: InstallFrom::Given(
+                Install::read(INSTALL).map_err(|problems| anyhow::anyhow!(problems.join("; ")))?,
+            ),
             kubeconfig: Some(file("kubeconfig.json", &cluster.kubeconfig_of(token.trim()))?),
             namespace: "sidegate-system".to_owned(),
+            name: NAME.to_owned(),
+            replica: "one".to_owned(),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -160,7 +174,7 @@ impl Site {
 fn configuration(url: &str, authority: &str) -> Value {
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
-        "metadata": {"name": "sidegate-injector"},
+        "metadata": {"name": NAME},
         "webhooks": [{
             "name": "pods.sidegate.dev",
             "admissionReviewVersions": ["v1"], "sideEffects": "None", "failurePolicy": "Fail",
@@ -172,6 +186,42 @@ fn configuration(url: &str, authority: &str) -> Value {
             "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
         }],
     })
+}
+
+/// From now on the injector under test is asked about words on the requests of this namespace.
+pub fn decides(cluster: &Cluster, namespace: &str) -> Result<()> {
+    let site = site(cluster)?;
+    let running = site.running.as_ref().context("the injector has ended")?;
+    let url = format!("https://{}/decisions", running.address);
+    asked_about(cluster, namespace, &url, &site.authority)
+}
+
+/// The same of an injector that is down.
+pub fn decides_nowhere(cluster: &Cluster, namespace: &str) -> Result<()> {
+    let url = format!("https://127.0.0.1:{}/decisions", sidegate_tests::ports::free()?);
+    asked_about(cluster, namespace, &url, Authority::new()?.pem())
+}
+
+fn asked_about(cluster: &Cluster, namespace: &str, url: &str, authority: &str) -> Result<()> {
+    let name = format!("decisions-{namespace}");
+    let asked = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration", "metadata": {"name": name},
+        "webhooks": [{
+            "name": "decisions.sidegate.dev",
+            "admissionReviewVersions": ["v1"], "sideEffects": "None", "failurePolicy": "Fail",
+            "matchPolicy": "Equivalent", "reinvocationPolicy": "Never", "timeoutSeconds": 5,
+            "clientConfig": {"url": url, "caBundle": STANDARD.encode(authority)},
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
+            "rules": [{
+                "apiGroups": ["sidegate.dev"], "apiVersions": ["*"], "operations": ["UPDATE"],
+                "resources": ["accessrequests/status"],
+            }],
+            "matchConditions": [{
+                "name": "not-the-broker", "expression": format!("request.userInfo.username != '{}'", crate::site::BROKER),
+            }],
+        }],
+    });
+    cluster.kubectl(&["apply", "-f", "-"], &asked.to_string()).map(drop)
 }
 
 /// A namespace with sidecars, and with these labels besides.
@@ -198,7 +248,7 @@ pub fn pod(namespace: &str, more: Value) -> Value {
     })
 }
 
-fn dry_run(cluster: &Cluster, object: &Value) -> Result<Value> {
+pub fn dry_run(cluster: &Cluster, object: &Value) -> Result<Value> {
     let said = cluster.kubectl(
         &["create", "--dry-run=server", "-f", "-", "-o", "json"],
         &object.to_string(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
 use sidegate_broker::attest::{Attestor, NotAttested};
 use sidegate_broker::clock::ManualClock;
@@ -84,6 +84,26 @@ fn home(cluster: &Cluster, before: &str) -> Result<String> {
     Ok(home)
 }
 
+/// The list in this namespace has these entries, and the user that the install names.
+fn says(cluster: &Cluster, home: &str, wanted: &[(&str, &str)]) -> Result<()> {
+    let get = [
+        "get",
+        "configmap",
+        "sidegate-admission",
+        "--namespace",
+        home,
+        "-o",
+        "json",
+    ];
+    let map: Value = serde_json::from_str(&cluster.kubectl(&get, "")?)?;
+    for (key, wanted) in wanted {
+        ensure!(map["data"][key] == *wanted, "{key}: {map}");
+    }
+    let uids = map["data"]["uids"].as_str().context("no uids")?;
+    ensure!(uids.lines().any(|uid| uid == "64100"), "{map}");
+    Ok(())
+}
+
 /// Where a digest is pinned, a pod of the right shape with another image is nobody; the digests of earlier releases stand
 /// in a ConfigMap, which the leader keeps.
 pub fn a_sidecar_of_another_image_is_nobody(cluster: &Cluster) -> Result<()> {
@@ -108,9 +128,12 @@ pub fn a_sidecar_of_another_image_is_nobody(cluster: &Cluster) -> Result<()> {
     };
     let site = &ours.site;
     let client = site.runtime.block_on(connect(&options))?;
-    let admission = site
-        .runtime
-        .block_on(Admission::open(&client, &options, site.audience()));
+    let admission = site.runtime.block_on(Admission::open(
+        &client,
+        &options,
+        site.audience(),
+        Box::new(|| vec!["ca\n".to_owned()]),
+    ));
     let whole = &site.broker.front().attestor;
     let attestor = Attestor {
         audience: whole.audience.clone(),
@@ -127,20 +150,16 @@ pub fn a_sidecar_of_another_image_is_nobody(cluster: &Cluster) -> Result<()> {
     cluster.until("the authorizer knows the Role", || {
         Ok(site.runtime.block_on(admission.round(true)).is_ok())
     })?;
-    let get = [
-        "get",
-        "configmap",
-        "sidegate-admission",
-        "--namespace",
+    says(
+        cluster,
         &home,
-        "-o",
-        "json",
-    ];
-    let map: Value = serde_json::from_str(&cluster.kubectl(&get, "")?)?;
-    let wanted = json!({
-        "digests": format!("{now}\n{before}"), "uids": "64100", "audience": site.audience(), "breakGlassGroup": "platform",
-    });
-    ensure!(map["data"] == wanted, "{map}");
+        &[
+            ("digests", &format!("{now}\n{before}")),
+            ("audience", site.audience()),
+            ("breakGlassGroup", "platform"),
+            ("brokerCa", "ca"),
+        ],
+    )?;
     for agent in [&ours, &old] {
         attest(agent, &attestor)??;
     }

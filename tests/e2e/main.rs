@@ -3,11 +3,13 @@
 //! `make e2e` runs it. Without the binaries every test is registered as ignored and the reason is printed and kept in
 //! `target/skipped.txt`; with `SIDEGATE_TEST_REQUIRE=cluster` their absence is a failure.
 
+mod admission;
 mod applied;
 mod canary;
 mod charts;
 mod identity;
 mod inject;
+mod installed;
 mod kept;
 mod kinds;
 mod looked;
@@ -16,7 +18,9 @@ mod outage;
 mod pages;
 mod people;
 mod plane;
+mod relay;
 mod replicas;
+mod requests;
 mod site;
 mod tokens;
 
@@ -119,6 +123,10 @@ const TESTS: &[(&str, Test)] = &[
     ),
     ("charts::wrong_values_are_refused", charts::wrong_values_are_refused),
     (
+        "charts::what_is_off_by_default_is_rendered_as_its_golden_file",
+        charts::what_is_off_by_default_is_rendered_as_its_golden_file,
+    ),
+    (
         "charts::the_kinds_stay_when_their_chart_is_uninstalled",
         charts::the_kinds_stay_when_their_chart_is_uninstalled,
     ),
@@ -208,6 +216,34 @@ const TESTS: &[(&str, Test)] = &[
         people::a_certificate_of_the_clusters_clients_is_somebody,
     ),
     (
+        "requests::a_held_statement_runs_once_when_a_person_adds_their_word",
+        requests::a_held_statement_runs_once_when_a_person_adds_their_word,
+    ),
+    (
+        "requests::sidegate_approves_and_denies_with_a_kubeconfig",
+        requests::sidegate_approves_and_denies_with_a_kubeconfig,
+    ),
+    (
+        "requests::who_no_rule_names_decides_nothing",
+        requests::who_no_rule_names_decides_nothing,
+    ),
+    (
+        "requests::forged_words_are_refused_without_the_webhook",
+        requests::forged_words_are_refused_without_the_webhook,
+    ),
+    (
+        "requests::the_webhook_stamps_who_decided",
+        requests::the_webhook_stamps_who_decided,
+    ),
+    (
+        "requests::what_nobody_decides_or_uses_ends",
+        requests::what_nobody_decides_or_uses_ends,
+    ),
+    (
+        "requests::sidegate_lock_cuts_while_the_injector_is_down",
+        requests::sidegate_lock_cuts_while_the_injector_is_down,
+    ),
+    (
         "kept::a_pin_goes_after_its_pod_and_never_before",
         kept::a_pin_goes_after_its_pod_and_never_before,
     ),
@@ -230,6 +266,10 @@ const ALONE: &[(&str, Alone)] = &[
     (
         "replicas::a_dead_leader_is_followed_by_one_that_rotates",
         replicas::a_dead_leader_is_followed_by_one_that_rotates,
+    ),
+    (
+        "admission::without_its_parameters_nothing_passes_and_uninstalling_leaves_none",
+        admission::without_its_parameters_nothing_passes_and_uninstalling_leaves_none,
     ),
 ];
 
@@ -268,9 +308,24 @@ fn main() -> ExitCode {
             replicas::run(&programs, *test).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
-    let conclusion = libtest_mimic::run(&arguments, shared.chain(alone).chain(together).collect());
+    let installed = installed::TESTS.iter().map(|(name, test)| {
+        let programs = programs.clone();
+        Trial::test(*name, move || {
+            installed::run(&programs, *test).map_err(|error| Failed::from(format!("{error:#}")))
+        })
+    });
+    let guarded = admission::TESTS.iter().map(|(name, test)| {
+        let programs = programs.clone();
+        Trial::test(*name, move || {
+            admission::run(&programs, *test).map_err(|error| Failed::from(format!("{error:#}")))
+        })
+    });
+    let all = shared.chain(alone).chain(together).chain(installed).chain(guarded);
+    let conclusion = libtest_mimic::run(&arguments, all.collect());
+    installed::stop();
     site::stop();
     replicas::stop();
+    admission::stop();
     inject::stop();
     // Its servers end before this process does, and say so if they do not.
     drop(cluster);
@@ -291,7 +346,9 @@ fn ignored() -> Vec<Trial> {
         .iter()
         .map(|(name, _)| *name)
         .chain(ALONE.iter().map(|(name, _)| *name))
-        .chain(replicas::TESTS.iter().map(|(name, _)| *name));
+        .chain(replicas::TESTS.iter().map(|(name, _)| *name))
+        .chain(installed::TESTS.iter().map(|(name, _)| *name))
+        .chain(admission::TESTS.iter().map(|(name, _)| *name));
     names
         .map(|name| Trial::test(name, || Ok(())).with_ignored_flag(true))
         .collect()

@@ -132,8 +132,8 @@ pub fn who_may_reads_a_session_and_nobody_else_does(cluster: &Cluster) -> Result
 /// A certificate under the cluster's authority of clients is a login, as at a kubelet; one of another authority is none.
 pub fn a_certificate_of_the_clusters_clients_is_somebody(cluster: &Cluster) -> Result<()> {
     let site = site(cluster)?;
-    let ask = |authority: &Authority, user: &str, groups: &[&str]| {
-        let leaf = authority.client(user, groups)?;
+    let ask = |authority: &Authority, user: &str, group: &str| {
+        let leaf = authority.client(user, group)?;
         let asked = get_over_tls(
             address(&site)?,
             &site.broker.ca_pem,
@@ -142,14 +142,14 @@ pub fn a_certificate_of_the_clusters_clients_is_somebody(cluster: &Cluster) -> R
         );
         site.runtime.block_on(asked)
     };
-    let (status, body) = ask(&cluster.authority, "ada", &["people"])?;
+    let (status, body) = ask(&cluster.authority, "ada", "people")?;
     ensure!(
         status.contains(" 403 ") && body.contains("User \\\"ada\\\""),
         "{status} {body}"
     );
-    let (status, _) = ask(&cluster.authority, "root", &["system:masters"])?;
+    let (status, _) = ask(&cluster.authority, "root", "system:masters")?;
     ensure!(status.contains(" 200 "), "{status}");
-    let stranger = ask(&Authority::new()?, "root", &["system:masters"]);
+    let stranger = ask(&Authority::new()?, "root", "system:masters");
     ensure!(stranger.is_err(), "a stranger's certificate: {stranger:?}");
     Ok(())
 }

@@ -3,8 +3,6 @@
 //! They share a control plane of their own, their names, and a port in front of them that stands for the Service; the
 //! tests here run one after another.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 
@@ -22,8 +20,9 @@ use sidegate_tests::ports;
 use sidegate_tests::psql::Said;
 
 use crate::applied::{Shop, NAME};
-use crate::charts;
+use crate::relay::Service;
 use crate::site::{install, until, Agent, Change, Site, NAMESPACE};
+use crate::{charts, requests};
 
 /// A test on the three brokers.
 pub type Test = fn(&mut Replicas) -> Result<()>;
@@ -54,6 +53,10 @@ pub const TESTS: &[(&str, Test)] = &[
         a_lockdown_holds_while_replicas_die_and_come_back,
     ),
     (
+        "replicas::a_request_of_one_that_died_is_claimed_once_at_the_others",
+        a_request_of_one_that_died_is_claimed_once_at_the_others,
+    ),
+    (
         "replicas::sidecars_outlive_a_new_authority_and_a_rolling_restart",
         sidecars_outlive_a_new_authority_and_a_rolling_restart,
     ),
@@ -67,77 +70,6 @@ impl Clock for Shifted {
     fn now_ms(&self) -> i64 {
         SystemClock.now_ms() + self.0.load(Ordering::SeqCst)
     }
-}
-
-/// What stands for the Service: a port whose connections go to one of these.
-struct Service {
-    port: u16,
-    behind: Arc<Mutex<Behind>>,
-}
-
-#[derive(Default)]
-struct Behind {
-    ports: Vec<u16>,
-    turn: usize,
-    open: Vec<TcpStream>,
-}
-
-impl Service {
-    fn start() -> Result<Service> {
-        let port = ports::free()?;
-        let listener = TcpListener::bind(("127.0.0.1", port))?;
-        let behind = Arc::new(Mutex::new(Behind::default()));
-        let inside = Arc::clone(&behind);
-        std::thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                if let Some(server) = connect(&inside) {
-                    relay(&inside, client, server);
-                }
-            }
-        });
-        Ok(Service { port, behind })
-    }
-
-    /// From now on these; whoever is connected must come again.
-    fn to(&self, sites: &[&Site]) {
-        let mut behind = self.behind.lock().unwrap();
-        behind.ports = sites.iter().map(|site| site.port()).collect();
-        for stream in behind.open.drain(..) {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-}
-
-fn connect(behind: &Mutex<Behind>) -> Option<TcpStream> {
-    let mut behind = behind.lock().unwrap();
-    for _ in 0..behind.ports.len() {
-        behind.turn += 1;
-        let port = behind.ports[behind.turn % behind.ports.len()];
-        if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)) {
-            return Some(stream);
-        }
-    }
-    None
-}
-
-fn relay(behind: &Mutex<Behind>, client: TcpStream, server: TcpStream) {
-    let (Ok(up), Ok(down), Ok(kept)) = (client.try_clone(), server.try_clone(), client.try_clone()) else {
-        return;
-    };
-    behind.lock().unwrap().open.push(kept);
-    std::thread::spawn(move || copy(up, server));
-    std::thread::spawn(move || copy(down, client));
-}
-
-fn copy(mut from: TcpStream, mut to: TcpStream) {
-    let mut buffer = [0; 16 * 1024];
-    while let Ok(read @ 1..) = from.read(&mut buffer) {
-        if to.write_all(&buffer[..read]).is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown(Shutdown::Both);
-    let _ = from.shutdown(Shutdown::Both);
 }
 
 /// The three, and what they stand on.
@@ -192,7 +124,7 @@ impl Replicas {
             change,
             cluster,
         };
-        replicas.service.to(&replicas.all());
+        replicas.service.to(&ports(&replicas.all()));
         Ok(replicas)
     }
 
@@ -231,6 +163,10 @@ impl Replicas {
         )?;
         found.context("nobody leads")
     }
+}
+
+fn ports(sites: &[&Site]) -> Vec<u16> {
+    sites.iter().map(|site| site.port()).collect()
 }
 
 fn kids(site: &Site, name: RingName) -> Vec<String> {
@@ -446,7 +382,7 @@ fn a_lockdown_holds_while_replicas_die_and_come_back(replicas: &mut Replicas) ->
     shop.open()?;
     let sidecar = shop.agent.sidecar()?;
     until("the read", || shop.ask(NAME), |said| said.code == 0)?;
-    replicas.service.to(&[&replicas.sites[1]]);
+    replicas.service.to(&ports(&[&replicas.sites[1]]));
     let at_one = |replicas: &Replicas| replicas.sites[1].broker.status().sidecars;
     until(
         "its stream is there",
@@ -457,7 +393,7 @@ fn a_lockdown_holds_while_replicas_die_and_come_back(replicas: &mut Replicas) ->
     Arc::into_inner(replicas.sites.remove(1))
         .context("a replica is held")?
         .kill();
-    replicas.service.to(&replicas.all());
+    replicas.service.to(&ports(&replicas.all()));
     until("it is frozen", || shop.ask(NAME), frozen)?;
     let all = |replicas: &Replicas| replicas.sites.iter().map(|site| denied(site)).collect::<Vec<_>>();
     until(
@@ -475,14 +411,14 @@ fn a_lockdown_holds_while_replicas_die_and_come_back(replicas: &mut Replicas) ->
         all(replicas)
     );
     replicas.sites.insert(1, fresh);
-    replicas.service.to(&[&replicas.sites[1]]);
+    replicas.service.to(&ports(&[&replicas.sites[1]]));
     until(
         "it has it",
         || Ok(holds(&replicas.sites[1])),
         |held| *held >= Some(ahead),
     )?;
     for behind in [0, 2] {
-        replicas.service.to(&[&replicas.sites[behind]]);
+        replicas.service.to(&ports(&[&replicas.sites[behind]]));
         until(
             "who was behind caught up",
             || Ok(denied(&replicas.sites[behind])),
@@ -502,6 +438,67 @@ fn a_lockdown_holds_while_replicas_die_and_come_back(replicas: &mut Replicas) ->
     until("and thawed", || Ok(holds(site)), |held| *held >= Some(lifted))?;
     ensure!(!frozen(&shop.ask(NAME)?), "frozen");
     shop.agent.end(sidecar);
+    Ok(())
+}
+
+/// The same operation is the same request at every replica; the one that was asked first dies before anybody decides, and
+/// nothing is lost: the grant is claimed at another one, by one claim of all, and settled at a third.
+fn a_request_of_one_that_died_is_claimed_once_at_the_others(replicas: &mut Replicas) -> Result<()> {
+    let shop = Shop::of(Agent::of(&replicas.cluster, Arc::clone(&replicas.sites[0]), |_| {})?)?;
+    let (agent, namespace) = (&shop.agent, &shop.agent.namespace);
+    shop.open()?;
+    let rule = "{name: refund, effect: Ask, sql: {commands: [Update]}, ask: {approvers: [{group: leads}]}}";
+    agent.apply(&shop.policy("asking", rule))?;
+    let role = [
+        "create",
+        "rolebinding",
+        "approvers",
+        "--clusterrole=sidegate-approver",
+        "--group=leads",
+    ];
+    agent.kubectl(&role)?;
+    let who = attest(&replicas.sites[0], &agent.token()?, &key()?).map_err(anyhow::Error::msg)?;
+    let question = requests::question(namespace);
+    let ask = |site: &Site| {
+        let front = site.broker.front();
+        let asked = front
+            .approvals
+            .ask(&who.subject, question.clone(), &front.index(), &front.lockdowns.now());
+        asked.map_err(|error| error.to_string())
+    };
+    let asked = |site: &Site| until("it asks", || Ok(ask(site)), Result::is_ok)?.map_err(anyhow::Error::msg);
+    let (first, second) = (asked(&replicas.sites[1])?, asked(&replicas.sites[2])?);
+    ensure!(
+        first.name == second.name,
+        "two requests for one operation: {first:?} {second:?}"
+    );
+    let name = first.name;
+    Arc::into_inner(replicas.sites.remove(1))
+        .context("a replica is held")?
+        .kill();
+    requests::approved(&replicas.cluster, namespace, &name)?;
+    let claim = |site: &Site, nonce: &str| {
+        let front = site.broker.front();
+        let claim = requests::claim(&question.digest, nonce);
+        let (index, denied) = (front.index(), front.lockdowns.now());
+        front.approvals.claim(&who.subject, &name, &claim, &index, &denied)
+    };
+    ensure!(claim(&replicas.sites[1], "one")?.won, "the grant is lost");
+    ensure!(!claim(&replicas.sites[0], "two")?.won, "one approval, two uses");
+    ensure!(
+        claim(&replicas.sites[0], "one")?.won,
+        "the same claim, whose answer was lost"
+    );
+    let outcome = requests::ended("one");
+    let settled = replicas.sites[0]
+        .broker
+        .front()
+        .approvals
+        .outcome(&who.subject, &name, &outcome)?;
+    ensure!(settled.state == outcome.state, "{settled:?}");
+    ensure!(!claim(&replicas.sites[1], "one")?.won, "used again after its end");
+    let fresh = Site::join(&replicas.cluster, Arc::clone(&replicas.change))?;
+    replicas.sites.insert(1, Arc::new(fresh));
     Ok(())
 }
 
@@ -568,14 +565,14 @@ fn sidecars_outlive_a_new_authority_and_a_rolling_restart(replicas: &mut Replica
 /// Moves every connection to each replica in turn, and sees the sidecar's stream arrive there.
 fn streams(replicas: &Replicas, when: &str) -> Result<()> {
     for site in &replicas.sites {
-        replicas.service.to(&[site]);
+        replicas.service.to(&ports(&[site]));
         until(
             &format!("the sidecar's stream is at the replica in its turn {when}"),
             || Ok(site.broker.status().sidecars),
             |sidecars| *sidecars >= 1,
         )?;
     }
-    replicas.service.to(&replicas.all());
+    replicas.service.to(&ports(&replicas.all()));
     Ok(())
 }
 

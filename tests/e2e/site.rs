@@ -66,17 +66,25 @@ pub fn stop() {
     }
 }
 
-/// Installs the chart, so that the rights under test are the chart's.
+/// Installs the chart, so that the rights under test are the chart's. Its webhook and its admission policies answer for no
+/// namespace here: what runs of the injector, other suites start, and the policies have a cluster of their own.
 pub fn install(cluster: &Cluster) -> Result<()> {
+    install_with(cluster, &["injector.revision=none"])
+}
+
+/// The same with these values.
+pub fn install_with(cluster: &Cluster, values: &[&str]) -> Result<()> {
     let chart = chart("sidegate");
-    let installed = cluster.helm(&[
+    let mut arguments = vec![
         "install",
         "sidegate",
         &chart,
         "--namespace",
         NAMESPACE,
         "--create-namespace",
-    ])?;
+    ];
+    arguments.extend(values.iter().flat_map(|value| ["--set", value]));
+    let installed = cluster.helm(&arguments)?;
     ensure!(
         installed.status.success(),
         "helm install: {}",
@@ -189,6 +197,11 @@ impl Site {
     pub fn end(self) -> tempfile::TempDir {
         self.runtime.block_on(self.broker.shutdown());
         self.folder
+    }
+
+    /// The broker's record store.
+    pub fn records(&self) -> std::path::PathBuf {
+        self.folder.path().join("state/records")
     }
 
     /// How the broker reaches the API server, for a part of it that a test runs by itself.
@@ -405,7 +418,35 @@ pub fn may(cluster: &Cluster, account: &str, arguments: &[&str]) -> Result<bool>
     Ok(String::from_utf8_lossy(&stdout).trim() == "yes")
 }
 
-fn private(path: &Path, text: &str) -> Result<()> {
+/// Everything an account may do in the release's namespace and everywhere, as the API server counts it: rights that every
+/// account has stand in there too.
+pub fn effective_rights(cluster: &Cluster, account: &str) -> Result<String> {
+    let mut rights = String::new();
+    for namespace in [NAMESPACE, "default"] {
+        let list = [
+            "auth",
+            "can-i",
+            "--list",
+            "--no-headers",
+            "--as",
+            account,
+            "--namespace",
+            namespace,
+        ];
+        let said = cluster.kubectl(&list, "")?;
+        let lines = said
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+        let mut lines: Vec<String> = lines.filter(|line| !line.is_empty()).collect();
+        lines.sort();
+        lines.dedup();
+        rights.push_str(&format!("# {namespace}\n{}\n", lines.join("\n")));
+    }
+    Ok(rights)
+}
+
+/// A file that nobody else reads.
+pub fn private(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(())

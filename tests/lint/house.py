@@ -22,9 +22,11 @@ WRAPPED = {
     "hickory_resolver": ["sidecar/src/dial.rs", "sidecar/src/dial/"],
     "serde_saphyr": ["policies/src/yaml.rs", "policies/src/yaml/"],
     "netlink_packet_sock_diag": ["sidecar/src/accept/owner.rs"],
-    "prometheus": ["broker/src/metrics.rs"],
+    "netlink_packet_netfilter": ["sidecar/src/fence/table.rs"],
+    "prometheus": ["broker/src/metrics.rs", "injector/src/metrics.rs"],
     "kube": ["policies/src/api/", "policies/src/bin/crdgen.rs", "broker/src/kubernetes.rs", "broker/src/kubernetes/",
-             "injector/src/kubernetes.rs", "cli/src/cluster.rs", "cli/src/cluster/"],
+             "injector/src/kubernetes.rs", "injector/src/kubernetes/", "cluster/src/", "cli/src/cluster.rs",
+             "cli/src/cluster/"],
 }
 
 # Rooms (protocols) are named by the registry alone, so that a new one touches no other file (architecture.md).

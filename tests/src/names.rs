@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 
-/// A running name server on 127.0.0.1, for as long as the process lives.
+/// A running name server, for as long as the process lives.
 pub struct NameServer {
     /// Where it listens.
     pub address: SocketAddr,
@@ -14,9 +14,14 @@ pub struct NameServer {
 }
 
 impl NameServer {
-    /// Starts it.
+    /// Starts it on 127.0.0.1.
     pub fn start() -> Result<NameServer> {
-        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        NameServer::at((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    /// Starts it on an address.
+    pub fn at(address: SocketAddr) -> Result<NameServer> {
+        let socket = UdpSocket::bind(address)?;
         let address = socket.local_addr()?;
         let names: Arc<Mutex<HashMap<String, Vec<Ipv4Addr>>>> = Arc::default();
         let table = names.clone();

@@ -11,6 +11,7 @@ mod copied;
 mod harness;
 mod held;
 mod hidden;
+mod images;
 mod kill;
 mod limits;
 mod lineage;

@@ -1,15 +1,21 @@
-//! Requests on disk: one private file per request, swapped whole by its resource version.
+//! Where requests are kept: what every store does, and the one of a machine, a private file per request.
 //!
-//! Refuses a swap of an object that changed or is gone. The invariant: what a reader finds is one complete state,
-//! synced before anybody is told of it. Deleting a file revokes its request.
+//! Refuses a swap of a request that changed or is gone. The invariant: what a reader finds is one complete state,
+//! durable before anybody is told of it. Deleting a request revokes it.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
-use sidegate_policies::api::access_request::{AccessRequestSpec, AccessRequestStatus, RequestState};
+use sidegate_policies::api::access_request::{
+    AccessRequestSpec, AccessRequestStatus, RequestClaim, RequestState, RequestSubject,
+};
 use sidegate_policies::api::AccessRequest;
+use sidegate_policies::approval::Place;
 use sidegate_policies::engine::Subject;
 use sidegate_policies::wire::ApprovalState;
+use tokio::sync::watch;
 
 use crate::state::{read_private, remove, write_private, StateDir, StateError};
 
@@ -17,7 +23,7 @@ use crate::state::{read_private, remove, write_private, StateDir, StateError};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stored {
-    /// Grows by one with every swap.
+    /// Grows with every swap.
     pub resource_version: u64,
     /// When it was asked, milliseconds since 1970.
     pub created_ms: i64,
@@ -35,37 +41,32 @@ pub struct Stored {
     pub bundle: String,
     /// The workload, with its labels, as attested.
     pub asked_by: Subject,
-    /// The claim, once there is one.
+    /// The Target's UID, where its store gives one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub claim: Option<Claim>,
+    pub target_uid: Option<String>,
     /// The object people see.
     pub request: AccessRequest,
-}
-
-/// Who may send the operation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Claim {
-    /// Random; repeats of one claim carry the same.
-    pub nonce: String,
-    /// Session.
-    pub session: String,
-    /// Operation number.
-    pub operation: u64,
-    /// When.
-    pub at_ms: i64,
 }
 
 static NO_STATUS: AccessRequestStatus = AccessRequestStatus {
     state: RequestState::Pending,
     decisions: Vec::new(),
+    usable_for: None,
     valid_until: None,
+    recorded: None,
+    moved_at: None,
+    claim: None,
 };
 
 impl Stored {
     /// Its name: the ticket.
     pub fn name(&self) -> &str {
         &self.request.metadata.name
+    }
+
+    /// `namespace/name`: what tells it from every other.
+    pub fn key(&self) -> String {
+        self.request.full_name()
     }
 
     /// What was asked.
@@ -78,7 +79,7 @@ impl Stored {
         self.request.status.as_ref().unwrap_or(&NO_STATUS)
     }
 
-    pub(super) fn status_mut(&mut self) -> &mut AccessRequestStatus {
+    pub(crate) fn status_mut(&mut self) -> &mut AccessRequestStatus {
         self.request.status.get_or_insert_with(AccessRequestStatus::default)
     }
 
@@ -92,12 +93,23 @@ impl Stored {
         self.request.spec.target.to_string()
     }
 
+    /// Who used its grant, if somebody did.
+    pub fn claim(&self) -> Option<&RequestClaim> {
+        self.status().claim.as_ref()
+    }
+
     /// Whether nothing can happen to it any more.
     pub fn is_over(&self) -> bool {
         !matches!(
             self.state(),
             RequestState::Pending | RequestState::Granted | RequestState::Claimed
         )
+    }
+
+    /// Decisions that are not in the audit log yet.
+    pub fn unrecorded(&self) -> usize {
+        let recorded = self.status().recorded.and_then(|count| usize::try_from(count).ok());
+        self.status().decisions.len().saturating_sub(recorded.unwrap_or(0))
     }
 
     /// As told to the sidecar.
@@ -113,86 +125,196 @@ impl Stored {
     }
 }
 
+/// Why a store does not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] StateError),
+    /// The API server refuses, or does not answer.
+    #[error("the API server: {0}")]
+    Cluster(String),
+    /// It refuses the object itself: it has no room for what was asked.
+    #[error("the request cannot be stored: {0}")]
+    Unfit(String),
+}
+
 /// Why a swap did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum SwapError {
-    /// The object was deleted.
+    /// The request was deleted.
     #[error("deleted")]
     Gone,
     /// Somebody else was first.
     #[error("changed meanwhile")]
-    Changed(Box<Stored>),
-    /// The disk.
+    Changed(Arc<Stored>),
+    /// The store.
     #[error(transparent)]
-    State(#[from] StateError),
+    Store(#[from] StoreError),
+}
+
+/// What became of a new request.
+#[derive(Debug)]
+pub enum Made {
+    /// It is stored.
+    New(Arc<Stored>),
+    /// There is one of this name.
+    Taken(Arc<Stored>),
+}
+
+/// A store of requests. Its calls may wait for a disk or a network: none of them runs on a thread of the runtime,
+/// except [`Store::all`] and [`Store::changed`], which answer from memory.
+pub trait Store: Send + Sync {
+    /// Every request, as last heard of; one that was deleted stays for a while, as `Void`.
+    fn all(&self) -> Vec<Arc<Stored>>;
+
+    /// Told whenever any of them moved.
+    fn changed(&self) -> watch::Receiver<u64>;
+
+    /// A request by its ticket, of this subject where one is named: as it is now, not as it was last heard of.
+    fn find(&self, name: &str, of: Option<&RequestSubject>) -> Result<Option<Arc<Stored>>, StoreError>;
+
+    /// A new request, unless there is one of its name.
+    fn create(&self, stored: Stored) -> Result<Made, StoreError>;
+
+    /// Replaces a request that still has this version.
+    fn swap(&self, next: Stored) -> Result<Arc<Stored>, SwapError>;
+
+    /// Forgets a request.
+    fn remove(&self, stored: &Stored) -> Result<(), StoreError>;
+
+    /// What the names of people are names of.
+    fn place(&self) -> Place;
+
+    /// Whether housekeeping is this broker's: of replicas, the leader's.
+    fn keeps_house(&self) -> bool {
+        true
+    }
+
+    /// Whether the request itself, or the pod that asked, is gone.
+    fn is_gone(&self, stored: &Stored) -> bool;
 }
 
 /// The folder of requests.
 #[derive(Debug)]
-pub struct RequestFolder(PathBuf);
+pub struct RequestFolder {
+    path: PathBuf,
+    known: Mutex<HashMap<String, Arc<Stored>>>,
+    changed: watch::Sender<u64>,
+}
 
 const MAX_REQUEST: u64 = 1 << 20;
 
 impl RequestFolder {
-    /// Under the state directory.
+    /// Under the state directory. A file that cannot be read stops the start: a lost claim could run twice.
     pub fn open(state: &StateDir) -> Result<Self, StateError> {
-        Ok(RequestFolder(state.dir("approvals")?))
+        let folder = RequestFolder {
+            path: state.dir("approvals")?,
+            known: Mutex::default(),
+            changed: watch::channel(0).0,
+        };
+        *folder.known() = folder.load()?;
+        Ok(folder)
     }
 
-    fn file(&self, name: &str) -> PathBuf {
-        self.0.join(format!("{name}.json"))
-    }
-
-    /// Every request. A file that cannot be read stops the start: a lost claim could run twice.
-    pub fn load(&self) -> Result<Vec<Stored>, StateError> {
-        let listed = std::fs::read_dir(&self.0).map_err(|source| StateError::Io {
-            path: self.0.display().to_string(),
+    fn load(&self) -> Result<HashMap<String, Arc<Stored>>, StateError> {
+        let listed = std::fs::read_dir(&self.path).map_err(|source| StateError::Io {
+            path: self.path.display().to_string(),
             source,
         })?;
-        let mut all = Vec::new();
+        let mut all = HashMap::new();
         for entry in listed.flatten() {
             let path = entry.path();
             if path.extension().is_some_and(|extension| extension == "json") {
                 if let Some(bytes) = read_private(&path, MAX_REQUEST)? {
-                    all.push(decode(&path, &bytes)?);
+                    let stored = decode(&path, &bytes)?;
+                    all.insert(stored.name().to_owned(), Arc::new(stored));
                 }
             }
         }
         Ok(all)
     }
 
-    /// Whether the object still exists.
-    pub fn holds(&self, name: &str) -> bool {
-        self.file(name).exists()
+    fn file(&self, name: &str) -> PathBuf {
+        self.path.join(format!("{name}.json"))
     }
 
-    /// A new object; its name must be free.
-    pub fn create(&self, stored: &Stored) -> Result<(), StateError> {
-        let path = self.file(stored.name());
-        if path.exists() {
-            return Err(StateError::Broken {
-                path: path.display().to_string(),
-                what: "exists already".to_owned(),
-            });
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Arc<Stored>>> {
+        self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn moved(&self) {
+        self.changed
+            .send_modify(|generation| *generation = generation.wrapping_add(1));
+    }
+}
+
+impl Store for RequestFolder {
+    fn all(&self) -> Vec<Arc<Stored>> {
+        self.known().values().cloned().collect()
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn find(&self, name: &str, of: Option<&RequestSubject>) -> Result<Option<Arc<Stored>>, StoreError> {
+        let found = self.known().get(name).cloned();
+        Ok(found.filter(|stored| of.is_none_or(|subject| stored.spec().subject == *subject)))
+    }
+
+    fn create(&self, stored: Stored) -> Result<Made, StoreError> {
+        let mut known = self.known();
+        if let Some(taken) = known.get(stored.name()) {
+            return Ok(Made::Taken(Arc::clone(taken)));
         }
-        write_private(&path, &encode(stored))
+        write_private(&self.file(stored.name()), &encode(&stored))?;
+        let stored = Arc::new(stored);
+        known.insert(stored.name().to_owned(), Arc::clone(&stored));
+        drop(known);
+        self.moved();
+        Ok(Made::New(stored))
     }
 
-    /// Replaces the object if it still has `next`'s version; `next` gets the version after it.
-    pub fn swap(&self, next: &mut Stored) -> Result<(), SwapError> {
+    fn swap(&self, mut next: Stored) -> Result<Arc<Stored>, SwapError> {
         let path = self.file(next.name());
-        let bytes = read_private(&path, MAX_REQUEST)?.ok_or(SwapError::Gone)?;
-        let present = decode(&path, &bytes)?;
-        if present.resource_version != next.resource_version {
-            return Err(SwapError::Changed(Box::new(present)));
-        }
-        next.resource_version = next.resource_version.saturating_add(1);
-        Ok(write_private(&path, &encode(next))?)
+        let mut known = self.known();
+        let bytes = read_private(&path, MAX_REQUEST).map_err(StoreError::from)?;
+        let outcome = match bytes {
+            None => {
+                // Deleting is how people revoke.
+                next.status_mut().state = RequestState::Void;
+                Err(SwapError::Gone)
+            }
+            Some(bytes) => {
+                let present = decode(&path, &bytes).map_err(StoreError::from)?;
+                if present.resource_version != next.resource_version {
+                    return Err(SwapError::Changed(Arc::new(present)));
+                }
+                next.resource_version = next.resource_version.saturating_add(1);
+                write_private(&path, &encode(&next)).map_err(StoreError::from)?;
+                Ok(())
+            }
+        };
+        let next = Arc::new(next);
+        known.insert(next.name().to_owned(), Arc::clone(&next));
+        drop(known);
+        self.moved();
+        outcome.map(|()| next)
     }
 
-    /// Forgets a finished request.
-    pub fn remove(&self, name: &str) -> Result<(), StateError> {
-        remove(&self.file(name))
+    fn remove(&self, stored: &Stored) -> Result<(), StoreError> {
+        remove(&self.file(stored.name()))?;
+        self.known().remove(stored.name());
+        Ok(())
+    }
+
+    fn place(&self) -> Place {
+        Place::Machine
+    }
+
+    fn is_gone(&self, stored: &Stored) -> bool {
+        !self.file(stored.name()).exists()
     }
 }
 

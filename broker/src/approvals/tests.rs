@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use super::store::RequestFolder;
 use super::*;
 use crate::audit::tests::{told, Obstacle};
 use crate::clock::ManualClock;
@@ -48,7 +49,7 @@ impl Bench {
         let state = StateDir::open(&temp.path().join("state")).unwrap();
         let clock = Arc::new(ManualClock::starting_now());
         let audit = crate::audit::tests::audit(&state, clock.clone());
-        let approvals = Approvals::open(RequestFolder::open(&state).unwrap(), clock.clone(), audit).unwrap();
+        let approvals = Approvals::over(Arc::new(RequestFolder::open(&state).unwrap()), clock.clone(), audit);
         Bench {
             state,
             clock,
@@ -84,7 +85,7 @@ impl Bench {
         self.approvals.outcome(&agent("u1"), name, &outcome)
     }
 
-    fn approve(&self, name: &str, who: &str) -> Result<Stored, ApprovalError> {
+    fn approve(&self, name: &str, who: &str) -> Result<Arc<Stored>, ApprovalError> {
         self.approvals
             .decide(name, &person(who, &["leads"]), Verdict::Approve, None)
     }
@@ -96,7 +97,11 @@ impl Bench {
     }
 
     fn state_of(&self, name: &str) -> RequestState {
-        self.approvals.find(name).unwrap().state()
+        self.find(name).unwrap().state()
+    }
+
+    fn find(&self, name: &str) -> Option<Arc<Stored>> {
+        self.approvals.list().into_iter().find(|stored| stored.name() == name)
     }
 
     fn sweep(&self) {
@@ -138,6 +143,7 @@ fn question(digest: char, rules: &[&str]) -> ApprovalAsk {
         operation: RequestedOperation {
             protocol: "Postgres".to_owned(),
             action: "UPDATE".to_owned(),
+            summary: String::new(),
             text: "UPDATE x".to_owned(),
             parameters: Vec::new(),
             earlier: Vec::new(),
@@ -407,15 +413,15 @@ fn finished_requests_are_forgotten_after_a_day_and_states_survive_a_restart() {
     bench.claim(&name, 'a', "n");
     let folder = RequestFolder::open(&bench.state).unwrap();
     let audit = Arc::clone(&bench.approvals.audit);
-    let again = Approvals::open(folder, bench.clock.clone(), audit).unwrap();
-    assert_eq!(again.find(&name).unwrap().state(), RequestState::Claimed);
+    let again = Approvals::over(Arc::new(folder), bench.clock.clone(), audit);
+    assert_eq!(again.list()[0].state(), RequestState::Claimed);
     bench.settle(&name, RequestState::Done, "n").unwrap();
     bench.clock.advance_ms(KEEP_MS - 1);
     bench.sweep();
-    assert!(bench.approvals.find(&name).is_some());
+    assert!(bench.find(&name).is_some());
     bench.clock.advance_ms(1);
     bench.sweep();
-    assert!(bench.approvals.find(&name).is_none());
+    assert!(bench.find(&name).is_none());
     assert!(!bench.state.path(&format!("approvals/{name}.json")).exists());
 }
 
@@ -424,10 +430,9 @@ fn a_swap_of_an_older_version_loses() {
     let bench = Bench::new();
     let name = bench.granted('a');
     let folder = RequestFolder::open(&bench.state).unwrap();
-    let mut first = bench.approvals.find(&name).unwrap();
-    let mut second = first.clone();
-    folder.swap(&mut first).unwrap();
-    assert!(matches!(folder.swap(&mut second), Err(SwapError::Changed(_))));
+    let first = Stored::clone(&bench.find(&name).unwrap());
+    folder.swap(first.clone()).unwrap();
+    assert!(matches!(folder.swap(first), Err(SwapError::Changed(_))));
 }
 
 #[test]
@@ -471,12 +476,12 @@ fn a_word_that_cannot_be_recorded_was_not_given_and_a_claim_that_cannot_is_not_w
         .approvals
         .claim(&agent("u1"), &granted, &claim, &bench.index, &bench.free);
     assert!(matches!(claimed, Err(ApprovalError::Unrecorded(_))), "{claimed:?}");
-    let stored = bench.approvals.find(&asked.name).unwrap();
+    let stored = bench.find(&asked.name).unwrap();
     assert_eq!(
         (stored.state(), stored.status().decisions.len()),
         (RequestState::Pending, 0)
     );
-    assert_eq!(bench.approvals.find(&granted).unwrap().state(), RequestState::Granted);
+    assert_eq!(bench.find(&granted).unwrap().state(), RequestState::Granted);
     drop(obstacle);
     let reason = Some("looks right".to_owned());
     let decided = bench

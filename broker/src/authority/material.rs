@@ -7,21 +7,14 @@
 use std::net::IpAddr;
 
 use crate::seal::SealKey;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use base64::Engine as _;
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
+pub use sidegate_cluster::certificate::CertificateError as MaterialError;
+use sidegate_cluster::certificate::{authority_params, der, validity, Pair, DAY};
 use sidegate_policies::seal::USAGE;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
-use crate::issuer::random;
-
-const DAY: i64 = 24 * 3600;
 /// Life of a leaf, seconds.
 const LEAF: i64 = 30 * DAY;
 /// Life of an authority, seconds.
@@ -33,42 +26,6 @@ const CROSSED: u8 = 3;
 const PUBLISH_AFTER: i64 = 120;
 /// Authorities on files were all made under this name.
 const FILE_NAME: &str = "Sidegate broker CA";
-
-/// Why a set cannot be made or used.
-#[derive(Debug, thiserror::Error)]
-pub enum MaterialError {
-    /// A certificate could not be made.
-    #[error("a certificate cannot be made: {0}")]
-    Make(#[from] rcgen::Error),
-    /// No random bytes.
-    #[error("no random bytes")]
-    Random,
-    /// It is not what it should be.
-    #[error("the authority is damaged: {0}")]
-    Damaged(&'static str),
-}
-
-/// A key and its certificate.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Pair {
-    /// Common name of the subject.
-    name: String,
-    /// PKCS #8, base64url.
-    key: String,
-    /// PEM.
-    certificate: String,
-    /// When it was made, seconds since 1970.
-    made: i64,
-    /// Its end, seconds since 1970.
-    until: i64,
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        self.key.zeroize();
-    }
-}
 
 /// An authority that was replaced, as seen from those who pinned it.
 #[derive(Clone, Serialize, Deserialize)]
@@ -102,7 +59,7 @@ pub fn new_key() -> Result<Zeroizing<Vec<u8>>, MaterialError> {
 
 /// The certificate of an authority that lies in files, PEM.
 pub fn file_authority(key: &[u8], now: i64) -> Result<String, MaterialError> {
-    let mut params = authority_params(FILE_NAME);
+    let mut params = authority_params(FILE_NAME, CROSSED);
     validity(&mut params, now, now.saturating_add(AUTHORITY));
     Ok(params.self_signed(&KeyPair::try_from(key)?)?.pem())
 }
@@ -128,13 +85,7 @@ impl Material {
         names: &[String],
         now: i64,
     ) -> Result<Self, MaterialError> {
-        let authority = Pair {
-            name: FILE_NAME.to_owned(),
-            key: URL_SAFE_NO_PAD.encode(&*key),
-            certificate,
-            made: now,
-            until: i64::MAX,
-        };
+        let authority = Pair::given(FILE_NAME, &key, certificate, now, i64::MAX);
         let leaf = leaf(&authority, names, now)?;
         Ok(Material {
             version: 1,
@@ -179,7 +130,7 @@ impl Material {
     /// A new authority, signed by itself and by the one before, with a leaf of its own.
     pub fn rolled(&self, names: &[String], now: i64) -> Result<Self, MaterialError> {
         let next = authority(now)?;
-        let mut params = authority_params(&next.name);
+        let mut params = authority_params(&next.name, CROSSED);
         validity(&mut params, now, next.until.min(self.authority.until));
         // What a verifier demands of the end of a chain, some demand of its middle too: handshakes and seals (test
         // `a_seal_leads_to_every_older_authority`).
@@ -207,17 +158,10 @@ impl Material {
 
     /// What a handshake needs: the leaf, then what leads older authorities to it.
     pub fn certified(&self) -> Result<CertifiedKey, MaterialError> {
-        let mut chain = vec![der(&self.leaf.certificate)?];
-        for older in &self.older {
-            chain.push(der(&older.cross)?);
-        }
+        let crossed: Result<Vec<_>, _> = self.older.iter().map(|older| der(&older.cross)).collect();
         der(&self.authority.certificate)?;
         self.authority.key_pair()?;
-        let key = self.leaf.pkcs8()?;
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_vec()));
-        // It compares the key with the certificate.
-        CertifiedKey::from_der(chain, key, &rustls::crypto::aws_lc_rs::default_provider())
-            .map_err(|_| MaterialError::Damaged("the leaf's key is not that of its certificate"))
+        self.leaf.certified(crossed?)
     }
 
     /// A key for seals, made now and kept in memory alone, under the authority for as long as the leaf.
@@ -256,72 +200,13 @@ impl Material {
     }
 }
 
-impl Pair {
-    fn pkcs8(&self) -> Result<Zeroizing<Vec<u8>>, MaterialError> {
-        let key = URL_SAFE_NO_PAD.decode(&self.key);
-        key.map(Zeroizing::new)
-            .map_err(|_| MaterialError::Damaged("a key is not base64url"))
-    }
-
-    fn key_pair(&self) -> Result<KeyPair, MaterialError> {
-        Ok(KeyPair::try_from(self.pkcs8()?.as_slice())?)
-    }
-
-    fn issuer(&self) -> Result<Issuer<'static, KeyPair>, MaterialError> {
-        Ok(Issuer::new(authority_params(&self.name), self.key_pair()?))
-    }
-
-    /// Whether two thirds of its life are over.
-    fn is_due(&self, now: i64) -> bool {
-        let life = self.until.saturating_sub(self.made);
-        now >= self.made.saturating_add(life.div_euclid(3).saturating_mul(2))
-    }
-}
-
-fn der(pem: &str) -> Result<CertificateDer<'static>, MaterialError> {
-    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| MaterialError::Damaged("a certificate is not PEM"))
-}
-
-/// A new authority under a name of its own, so that its certificates are not taken for another one's.
+/// A new authority; its successors stand below it.
 fn authority(now: i64) -> Result<Pair, MaterialError> {
-    let id = random::<4>().map_err(|_| MaterialError::Random)?;
-    let name = format!("{FILE_NAME} {:08x}", u32::from_be_bytes(id));
-    let key = KeyPair::generate()?;
-    let until = now.saturating_add(AUTHORITY);
-    let mut params = authority_params(&name);
-    validity(&mut params, now, until);
-    Ok(Pair {
-        certificate: params.self_signed(&key)?.pem(),
-        name,
-        key: encoded(&key),
-        made: now,
-        until,
-    })
-}
-
-fn encoded(key: &KeyPair) -> String {
-    let bytes = Zeroizing::new(key.serialize_der());
-    URL_SAFE_NO_PAD.encode(&*bytes)
+    Pair::authority(FILE_NAME, CROSSED, now, AUTHORITY)
 }
 
 fn leaf(authority: &Pair, names: &[String], now: i64) -> Result<Pair, MaterialError> {
-    // Addresses among the names become addresses in the certificate.
-    let mut params = CertificateParams::new(wanted(names))?;
-    let name = "Sidegate broker";
-    let until = now.saturating_add(LEAF).min(authority.until);
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.use_authority_key_identifier_extension = true;
-    validity(&mut params, now, until);
-    let key = KeyPair::generate()?;
-    Ok(Pair {
-        certificate: params.signed_by(&key, &authority.issuer()?)?.pem(),
-        name: name.to_owned(),
-        key: encoded(&key),
-        made: now,
-        until,
-    })
+    authority.leaf("Sidegate broker", wanted(names), now, LEAF)
 }
 
 fn wanted(names: &[String]) -> Vec<String> {
@@ -331,33 +216,6 @@ fn wanted(names: &[String]) -> Vec<String> {
     all.sort();
     all.dedup();
     all
-}
-
-fn authority_params(name: &str) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, name);
-    // Its successors stand below it.
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(CROSSED));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params
-}
-
-/// From a day ago, as clocks differ.
-fn validity(params: &mut CertificateParams, now: i64, until: i64) {
-    let date = |seconds: i64| {
-        let date = jiff::Timestamp::from_second(seconds).map(|time| time.to_zoned(jiff::tz::TimeZone::UTC).date());
-        date.map_or_else(
-            |_| rcgen::date_time_ymd(2049, 12, 31),
-            |date| {
-                let month = u8::try_from(date.month()).unwrap_or(1);
-                let day = u8::try_from(date.day()).unwrap_or(1);
-                rcgen::date_time_ymd(i32::from(date.year()), month, day)
-            },
-        )
-    };
-    params.not_before = date(now.saturating_sub(DAY));
-    // A day longer than it is used: the end of a certificate is a date here.
-    params.not_after = date(until.saturating_add(DAY));
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ fn a_set_whose_parts_do_not_fit_is_not_served() {
     assert!(takes(one.authority_pem(), &same, "127.0.0.1", START));
     assert!(Material::parse(&text[..text.len() - 1]).is_err());
     let mut mixed = one.clone();
-    mixed.leaf.key.clone_from(&two.leaf.key);
+    mixed.leaf.certificate.clone_from(&two.leaf.certificate);
     assert!(mixed.certified().is_err());
     let mut torn = one.clone();
     torn.authority.certificate.clear();

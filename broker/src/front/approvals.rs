@@ -1,6 +1,6 @@
 //! Approvals as sidecars see them: ask, wait, claim, settle, withdraw. Deciding is not here: people do it elsewhere.
 //!
-//! Refuses requests of other pods as if they did not exist. The invariant: file work runs off the runtime's
+//! Refuses requests of other pods as if they did not exist. The invariant: what waits for a store runs off the runtime's
 //! threads, and a waiter holds nothing but its place in line.
 
 use std::sync::Arc;
@@ -58,10 +58,15 @@ pub async fn watch(
     let until = tokio::time::Instant::now().checked_add(wait.min(MAX_WAIT));
     let until = until.unwrap_or_else(tokio::time::Instant::now);
     loop {
-        let now = front
-            .approvals
-            .get(caller.subject(), &name)
-            .map_err(|error| outward(&front, &error))?;
+        let now = match front.approvals.get(caller.subject(), &name) {
+            Ok(now) => now,
+            // Another replica may have been asked, a moment ago.
+            Err(_) => {
+                let (who, name) = (caller.clone(), name.clone());
+                let look = move |front: &Front| front.approvals.look(who.subject(), &name);
+                run(Arc::clone(&front), look).await?.0
+            }
+        };
         if known.as_ref() != Some(&serde_json::to_value(now.state).unwrap_or_default()) {
             return Ok(Json(now));
         }
@@ -134,7 +139,7 @@ fn outward(front: &Front, error: &ApprovalError) -> Refusal {
         ApprovalError::TooLong => Refusal::too_large(),
         ApprovalError::Flood(_) => Refusal::limit(),
         ApprovalError::Locked(_) => Refusal::locked(),
-        ApprovalError::State(_) | ApprovalError::Random | ApprovalError::Unrecorded(_) => Refusal::unavailable(),
+        ApprovalError::Store(_) | ApprovalError::Contended | ApprovalError::Unrecorded(_) => Refusal::unavailable(),
         ApprovalError::NotAsked
         | ApprovalError::NotPending(_)
         | ApprovalError::NotAllowed(_)

@@ -1,4 +1,5 @@
-//! What a sidecar's pod must show beside its shape: ConfigMap `sidegate-admission`, written by the leader, read by all.
+//! What a sidecar's pod must show beside its shape: ConfigMap `sidegate-admission`, written by the leader, read by all
+//! replicas and by the cluster's admission policies.
 //!
 //! Refuses every image but those of this release and of the two before it, by digest. Without a digest at install nothing
 //! is pinned, and that is said, not hidden. The invariants: a map that cannot be read adds nothing, so a replica then takes
@@ -16,6 +17,7 @@ use sidegate_policies::check::is_digest;
 use tokio_util::sync::CancellationToken;
 
 use super::leader::Leader;
+use super::profiles::{self, Relaxed};
 use super::{answered, ClusterOptions, Failed};
 use crate::attest::Images;
 
@@ -31,39 +33,57 @@ const RELEASES: usize = 3;
 pub struct AdmissionOptions {
     /// Digest of the sidecar's image, `sha256:` and 64 hex digits; absent: images are not pinned.
     pub sidecar_digest: Option<String>,
-    /// User ids that sidecars run as.
+    /// User ids that sidecars run as, besides those that profiles name.
     pub uids: Vec<u32>,
     /// Members may change what the admission policies protect.
     pub break_glass_group: Option<String>,
 }
 
+/// Certificates of the authorities that a pod made now may pin, as PEM.
+pub type Authorities = dyn Fn() -> Vec<String> + Send + Sync;
+
 /// The allow-list of one replica.
 pub struct Admission {
+    client: Client,
     maps: Api<ConfigMap>,
     options: AdmissionOptions,
     audience: String,
+    authorities: Box<Authorities>,
     /// Digests of the map, as last read.
     known: ArcSwap<Vec<String>>,
 }
 
 impl Admission {
     /// Knows its own digest; the map comes with the first round.
-    pub fn new(client: Client, namespace: &str, options: AdmissionOptions, audience: String) -> Self {
+    pub fn new(
+        client: Client,
+        namespace: &str,
+        options: AdmissionOptions,
+        audience: String,
+        authorities: Box<Authorities>,
+    ) -> Self {
         if options.sidecar_digest.is_none() {
             tracing::warn!("images of sidecars are not pinned: no digest of the sidecar was given at install");
         }
         Admission {
-            maps: Api::namespaced(client, namespace),
+            maps: Api::namespaced(client.clone(), namespace),
+            client,
             options,
             audience,
+            authorities,
             known: ArcSwap::default(),
         }
     }
 
     /// The same, with the map read once before anybody is judged by it.
-    pub async fn open(client: &Client, options: &ClusterOptions, audience: &str) -> Arc<Self> {
+    pub async fn open(
+        client: &Client,
+        options: &ClusterOptions,
+        audience: &str,
+        authorities: Box<Authorities>,
+    ) -> Arc<Self> {
         let (client, pods) = (client.clone(), options.admission.clone());
-        let admission = Admission::new(client, &options.namespace, pods, audience.to_owned());
+        let admission = Admission::new(client, &options.namespace, pods, audience.to_owned(), authorities);
         if let Err(error) = admission.round(false).await {
             tracing::warn!(%error, map = NAME, "cannot be read yet");
         }
@@ -103,9 +123,12 @@ impl Admission {
             .await
             .inspect_err(|_| self.known.store(Arc::default()))?;
         let present = found.data.clone().unwrap_or_default();
-        let wanted = self.wanted(&present);
         self.known.store(Arc::new(digests(&present)));
-        if leads && present != wanted {
+        if !leads {
+            return Ok(());
+        }
+        let wanted = self.wanted(&present, &profiles::read(&self.client).await?);
+        if present != wanted {
             let map = ConfigMap {
                 data: Some(wanted.clone()),
                 ..found
@@ -120,8 +143,8 @@ impl Admission {
         Ok(())
     }
 
-    /// The map as this install has it, given what it says now.
-    fn wanted(&self, present: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    /// The map as this install has it, given what it says now and what profiles relax.
+    fn wanted(&self, present: &BTreeMap<String, String>, relaxed: &Relaxed) -> BTreeMap<String, String> {
         let mut pinned: Vec<String> = self.options.sidecar_digest.iter().cloned().collect();
         if !pinned.is_empty() {
             let before = digests(present);
@@ -133,16 +156,24 @@ impl Admission {
             pinned.extend(before);
             pinned.truncate(RELEASES);
         }
-        let uids: Vec<String> = self.options.uids.iter().map(ToString::to_string).collect();
-        BTreeMap::from([
+        let mut uids = relaxed.uids.clone();
+        uids.extend(self.options.uids.iter().copied().map(i64::from));
+        let uids: Vec<String> = uids.iter().map(ToString::to_string).collect();
+        let authorities = (self.authorities)();
+        let authorities: Vec<&str> = authorities.iter().map(|pem| pem.trim()).collect();
+        let mut map = relaxed.entries.clone();
+        map.extend([
             ("digests".to_owned(), pinned.join("\n")),
             ("uids".to_owned(), uids.join("\n")),
             ("audience".to_owned(), self.audience.clone()),
+            // Cut at empty lines by whoever reads it.
+            ("brokerCa".to_owned(), authorities.join("\n\n")),
             (
                 "breakGlassGroup".to_owned(),
                 self.options.break_glass_group.clone().unwrap_or_default(),
             ),
-        ])
+        ]);
+        map
     }
 }
 
@@ -197,6 +228,7 @@ mod tests {
             "ns",
             options,
             "https://broker".to_owned(),
+            Box::new(|| vec!["one\n".to_owned(), "two\n".to_owned()]),
         )
     }
 
@@ -204,14 +236,15 @@ mod tests {
     async fn the_map_holds_this_release_and_the_two_before_it() {
         let mut map = BTreeMap::new();
         for (release, holds) in [("a", "a"), ("b", "ba"), ("c", "cba"), ("d", "dcb"), ("c", "dcb")] {
-            map = admission(Some(release)).wanted(&map);
+            map = admission(Some(release)).wanted(&map, &Relaxed::default());
             let wanted: Vec<String> = holds.chars().map(|letter| digest(&letter.to_string())).collect();
             assert_eq!(map["digests"], wanted.join("\n"), "after {release}");
             assert_eq!(digests(&map), wanted);
         }
         assert_eq!(map["audience"], "https://broker");
+        assert_eq!(map["brokerCa"], "one\n\ntwo");
         // An install that pins nothing says so.
-        assert_eq!(admission(None).wanted(&map)["digests"], "");
+        assert_eq!(admission(None).wanted(&map, &Relaxed::default())["digests"], "");
         map.insert("digests".to_owned(), format!("latest\n{}\nsha256:short", digest("e")));
         assert_eq!(digests(&map), [digest("e")], "what is no digest is nobody's");
     }

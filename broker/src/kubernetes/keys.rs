@@ -53,7 +53,9 @@ impl KeySecret {
         let cells = memory.clone();
         let name = format!("{}-keys", options.name);
         let reader = Box::new(move |entries: &Entries| read(entries, &cells));
-        let named = Named::open(client, &options.namespace, name, reader).await?;
+        let named = Named::open(client, &options.namespace, name, reader)
+            .await
+            .map_err(StartError::cluster)?;
         tasks.spawn("keys", Arc::clone(&named).run(tasks.stopping()));
         let keys = Arc::new(KeySecret { named, leader, memory });
         match tokio::time::timeout(FILLED, keys.fill(state, now)).await {

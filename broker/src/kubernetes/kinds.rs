@@ -190,38 +190,50 @@ impl Kinds {
         follow_versions(api, stop, wanted, |object| stored(kind, object), told).await;
     }
 
-    fn take(&self, kind: Kind, (change, version): Step<(Key, Arc<Value>)>) {
-        {
-            let mut seen = self.seen();
-            // A store that was restored from a copy counts lower; what was consumed stays consumed.
-            let known = seen.versions.entry(kind).or_default();
-            *known = version.max(*known);
-            let Some(change) = change else { return };
-            match change {
-                Change::All(listed) => {
-                    seen.stored.retain(|key, _| key.kind != kind);
-                    seen.stored.extend(listed);
-                    if !seen.listed.contains(&kind) {
-                        seen.listed.push(kind);
-                    }
-                }
-                Change::Put((key, object)) => {
-                    let before = seen.stored.insert(key, Arc::clone(&object));
-                    // Our own status, or somebody's annotation, changes nothing that is read.
-                    if before.is_some_and(|before| same(&before, &object)) {
-                        return;
-                    }
-                }
-                Change::Gone((key, _)) => {
-                    seen.stored.remove(&key);
-                }
-            }
+    fn take(&self, kind: Kind, step: Step<(Key, Arc<Value>)>) {
+        if !self.seen().take(kind, step) {
+            return;
         }
         let told = match kind {
             Kind::Lockdown => &self.lockdowns,
             _ => &self.rest,
         };
         told.send_modify(|generation| *generation = generation.wrapping_add(1));
+    }
+}
+
+impl Seen {
+    /// Whether anything we read is another now, or more of the store was read than before.
+    fn take(&mut self, kind: Kind, (change, version): Step<(Key, Arc<Value>)>) -> bool {
+        // A store that was restored from a copy counts lower; what was consumed stays consumed.
+        let known = self.versions.entry(kind).or_default();
+        let rose = version > *known;
+        *known = version.max(*known);
+        match change {
+            None => false,
+            Some(Change::All(listed)) => self.replace(kind, listed) || rose,
+            Some(Change::Put((key, object))) => {
+                let before = self.stored.insert(key, Arc::clone(&object));
+                // Our own status, or somebody's annotation, changes nothing that is read.
+                !before.is_some_and(|before| same(&before, &object))
+            }
+            Some(Change::Gone((key, _))) => self.stored.remove(&key).is_some(),
+        }
+    }
+
+    /// Whether a list says something else than was known. One that does not is no news: who asks for it again and
+    /// again, because it waits for more than there is, makes nobody work.
+    fn replace(&mut self, kind: Kind, listed: Vec<(Key, Arc<Value>)>) -> bool {
+        let first = !self.listed.contains(&kind);
+        if first {
+            self.listed.push(kind);
+        }
+        let before = self.stored.keys().filter(|key| key.kind == kind).count();
+        let known = |(key, object): &(Key, Arc<Value>)| self.stored.get(key).is_some_and(|known| same(known, object));
+        let news = first || before != listed.len() || !listed.iter().all(known);
+        self.stored.retain(|key, _| key.kind != kind);
+        self.stored.extend(listed);
+        news
     }
 }
 
@@ -270,4 +282,42 @@ pub async fn settled(changed: &mut watch::Receiver<u64>) {
         {}
     })
     .await;
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_list_that_says_nothing_new_tells_nobody() {
+        let object = |name: &str, port: u16| {
+            let key = Key {
+                kind: Kind::Target,
+                namespace: Some("data".to_owned()),
+                name: name.to_owned(),
+            };
+            (
+                key,
+                Arc::new(json!({"metadata": {"uid": name}, "spec": {"port": port}})),
+            )
+        };
+        let all = |objects: &[(&str, u16)]| {
+            let objects = objects.iter().map(|(name, port)| object(name, *port));
+            Some(Change::All(objects.collect()))
+        };
+        let mut seen = Seen::default();
+        let mut tells = |change, version| seen.take(Kind::Target, (change, version));
+        assert!(tells(all(&[]), 4), "the first one, though empty");
+        assert!(tells(all(&[("one", 1)]), 5));
+        assert!(!tells(all(&[("one", 1)]), 5), "nothing is another");
+        assert!(tells(all(&[("one", 1)]), 6), "more was read");
+        assert!(!tells(None, 7), "a bookmark");
+        assert!(tells(all(&[("one", 2)]), 7), "another object");
+        assert!(tells(all(&[("two", 2)]), 7), "another name");
+        assert!(tells(all(&[]), 7), "gone");
+        assert!(!tells(Some(Change::Gone(object("two", 2))), 7), "gone before");
+    }
 }

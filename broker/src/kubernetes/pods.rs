@@ -49,6 +49,14 @@ impl ClusterPods {
         follow(all, stop, |pod| view(pod, &self.audience), told).await;
     }
 
+    /// Whether a pod that was there is gone or has ended, as last heard of; before the first list nothing is.
+    pub fn is_gone(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        let known = self.known.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Some(known) = known.as_ref() else { return false };
+        let found = known.get(&(namespace.to_owned(), name.to_owned()));
+        found.is_none_or(|pod| pod.uid != uid || !pod.alive)
+    }
+
     fn take(&self, change: Change<PodView>) {
         let name = |view: &PodView| (view.namespace.clone(), view.name.clone());
         let mut known = self.known.write().unwrap_or_else(|poisoned| poisoned.into_inner());

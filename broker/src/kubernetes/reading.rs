@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
-use serde_json::{json, Value};
+use serde_json::Value;
+use sidegate_cluster::stored::document;
 use sidegate_policies::api::Lockdown;
 use sidegate_policies::check;
 use sidegate_policies::compile::Problem;
@@ -285,29 +286,15 @@ fn file(key: &Key) -> String {
     format!("{key} (in the cluster)")
 }
 
-/// JSON is YAML: objects of a cluster go through the same two passes as files. Only what is read of an object's
-/// metadata goes along; annotations never decide anything.
+/// Objects of a cluster go through the same two passes as files.
 fn source(file: &str, key: &Key, object: &Value) -> Source {
-    let metadata = |field: &str| object.pointer(&format!("/metadata/{field}")).cloned();
-    let mut kept = serde_json::Map::new();
-    for field in ["name", "namespace", "uid", "labels"] {
-        if let Some(value) = metadata(field) {
-            kept.insert(field.to_owned(), value);
-        }
-    }
     let api_version = match key.kind {
         Kind::Namespace | Kind::ConfigMap => "v1",
         _ => sidegate_policies::api::API_VERSION,
     };
-    let mut text = json!({"apiVersion": api_version, "kind": key.kind.as_str(), "metadata": kept});
-    for field in ["spec", "data"] {
-        if let (Some(value), Some(map)) = (object.get(field), text.as_object_mut()) {
-            map.insert(field.to_owned(), value.clone());
-        }
-    }
     Source {
         name: file.to_owned(),
-        text: text.to_string(),
+        text: document(api_version, key.kind.as_str(), object),
     }
 }
 

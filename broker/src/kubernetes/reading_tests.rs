@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use serde_json::json;
+
 use super::*;
 use crate::index::Index;
 use sidegate_policies::engine::Subject;

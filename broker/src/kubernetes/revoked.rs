@@ -13,6 +13,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use kube::runtime::watcher;
 use kube::{Api, Client};
+use sidegate_policies::record::frame::hex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -77,15 +78,12 @@ impl RevokedLeases {
             Err(error) => tracing::warn!(%error, "revoked tokens cannot be followed now"),
         };
         let followed = follow_those(self.api.clone(), ours, stop.clone(), entry, told);
-        let swept = async {
+        let swept = stop.run_until_cancelled(async {
             loop {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = tokio::time::sleep(SWEEP) => {}
-                }
+                tokio::time::sleep(SWEEP).await;
                 self.sweep().await;
             }
-        };
+        });
         tokio::join!(followed, swept);
     }
 
@@ -103,8 +101,7 @@ impl RevokedLeases {
             // Only its end makes an id good to forget, whoever removed the Lease.
             Change::Gone(_) => {}
         }
-        let now = self.clock.now();
-        known.retain(|_, ends| ends.saturating_add(KEEP) > now);
+        forget_ended(&mut known, self.clock.now());
     }
 
     /// Removes the Leases of tokens that have ended, while this replica leads.
@@ -160,6 +157,7 @@ impl Replicas for RevokedLeases {
         let name = name(id);
         {
             let mut known = self.known.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+            forget_ended(&mut known, self.clock.now());
             if known.len() >= MAX_IDS && !known.contains_key(&name) {
                 return Err(NotRevoked::Full);
             }
@@ -172,6 +170,10 @@ impl Replicas for RevokedLeases {
     }
 }
 
+fn forget_ended(known: &mut HashMap<String, i64>, now: i64) {
+    known.retain(|_, ends| ends.saturating_add(KEEP) > now);
+}
+
 fn missing(error: Failed) -> Result<(), Failed> {
     if error.is(404) {
         Ok(())
@@ -182,14 +184,8 @@ fn missing(error: Failed) -> Result<(), Failed> {
 
 /// Ids are case-sensitive, names of objects are not; and nobody who reads Leases learns an id.
 fn name(id: &str) -> String {
-    let hash = digest(&SHA256, id.as_bytes());
-    let hex: String = hash
-        .as_ref()
-        .iter()
-        .take(20)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("revoked-{hex}")
+    let hash = hex(digest(&SHA256, id.as_bytes()).as_ref());
+    format!("revoked-{}", hash.get(..40).unwrap_or(&hash))
 }
 
 fn entry(lease: Lease) -> (String, i64) {

@@ -404,9 +404,8 @@ fn not_understood(report: &SidecarReport, key: &Key) -> Option<(&'static str, St
         key.kind == Kind::Target
             && target.target == format!("{}/{}", key.namespace.as_deref().unwrap_or_default(), key.name)
     };
-    let problem = report.status.targets.iter().find(named)?.problem.as_deref()?;
-    let understood = !problem.starts_with(NOT_UNDERSTOOD);
-    (!understood).then(|| (NOT_UNDERSTOOD, format!("pod {}: {problem}", report.pod)))
+    let why = report.status.targets.iter().find(named)?.not_understood.as_deref()?;
+    Some((NOT_UNDERSTOOD, format!("pod {}: {why}", report.pod)))
 }
 
 fn is(target: &Target, key: &Key) -> bool {
@@ -704,7 +703,7 @@ mod tests {
             ..TargetStatus::default()
         });
         assert_eq!(not_understood(&report, &key), None, "another problem");
-        report.status.targets[0].problem = Some("PolicyNotUnderstood: policy p: unknown field `http`".to_owned());
+        report.status.targets[0].not_understood = Some("policy p: unknown field `http`".to_owned());
         assert_eq!(not_understood(&report, &key).unwrap().0, "PolicyNotUnderstood");
         let other = Key {
             kind: Kind::AccessPolicy,

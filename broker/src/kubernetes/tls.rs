@@ -55,7 +55,9 @@ impl TlsSecret {
         let cell = Arc::clone(&served);
         let reader = Box::new(move |entries: &Entries| read(entries, &cell));
         let name = format!("{}-tls", options.name);
-        let named = Named::open(client.clone(), &options.namespace, name, reader).await?;
+        let named = Named::open(client.clone(), &options.namespace, name, reader)
+            .await
+            .map_err(StartError::cluster)?;
         tasks.spawn("tls", Arc::clone(&named).run(tasks.stopping()));
         let tls = Arc::new(TlsSecret {
             named,

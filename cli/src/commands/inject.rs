@@ -180,16 +180,10 @@ impl Injector<'_> {
         if version.is_empty() || kind.is_empty() {
             return Err(Usage("a manifest has no apiVersion or no kind".to_owned()).into());
         }
-        if version == "v1" && kind.ends_with("List") {
-            for item in document
-                .get_mut("items")
-                .and_then(Value::as_array_mut)
-                .into_iter()
-                .flatten()
-            {
-                self.document(item)?;
-            }
-            return Ok(());
+        // Of whatever group: `kubectl get -o yaml` makes a List, a client library a DeploymentList.
+        let items = document.get_mut("items").and_then(Value::as_array_mut);
+        if let Some(items) = items.filter(|_| kind.ends_with("List")) {
+            return items.iter_mut().try_for_each(|item| self.document(item));
         }
         let Some(place) = place(&version, &kind) else {
             return Ok(());

@@ -4,8 +4,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 use sidegate_policies::api::access_policy::Approver;
+use sidegate_policies::api::access_request::RequestState;
 use sidegate_policies::api::AccessRequest;
 
+use crate::cluster::{Cluster, ClusterArgs, Where, ACCESS_REQUESTS};
 use crate::control;
 use crate::instance::state_folder;
 use crate::out::{visible, Out, Tone};
@@ -15,19 +17,30 @@ use crate::StateArg;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sidegate requests
-  sidegate requests --all -o json")]
+  sidegate requests --all -o json
+  kubectl sidegate requests -n data
+  kubectl sidegate requests -A -o yaml")]
 pub struct RequestsArgs {
     /// Show decided and expired ones too.
     #[arg(long)]
     all: bool,
+    /// Requests of every namespace of the cluster.
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
     #[command(flatten)]
     state: StateArg,
+    #[command(flatten)]
+    cluster: ClusterArgs,
 }
 
 /// Lists requests.
 pub fn run(args: RequestsArgs, out: &Out) -> anyhow::Result<ExitCode> {
-    let path = format!("/requests?all={}", args.all);
-    let requests: Vec<AccessRequest> = control::get(&state_folder(args.state.state), &path)?;
+    let requests = if args.all_namespaces || args.cluster.chosen() {
+        of_cluster(&args.cluster.cluster()?, args.all_namespaces, args.all)?
+    } else {
+        let path = format!("/requests?all={}", args.all);
+        control::get::<Vec<AccessRequest>>(&state_folder(args.state.state), &path)?
+    };
     if out.json() {
         out.document(&requests)?;
     } else if requests.is_empty() {
@@ -43,11 +56,30 @@ pub fn run(args: RequestsArgs, out: &Out) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Requests of the namespace meant, or of all; finished ones only where they are wanted.
+fn of_cluster(cluster: &Cluster, everywhere: bool, finished: bool) -> anyhow::Result<Vec<AccessRequest>> {
+    let place = match everywhere {
+        true => Where::Everywhere,
+        false => Where::Namespace(&cluster.namespace),
+    };
+    let mut requests: Vec<AccessRequest> = cluster.list(ACCESS_REQUESTS, place)?;
+    let open = |request: &AccessRequest| {
+        let state = request.status.as_ref().map(|status| status.state).unwrap_or_default();
+        matches!(
+            state,
+            RequestState::Pending | RequestState::Granted | RequestState::Claimed
+        )
+    };
+    requests.retain(|request| finished || open(request));
+    Ok(requests)
+}
+
 /// Prints one request: everything the decision binds to, before the name to decide it by.
 pub fn print(request: &AccessRequest, out: &Out) -> anyhow::Result<()> {
     let spec = &request.spec;
     let state = request.status.as_ref().map(|status| status.state).unwrap_or_default();
-    out.line(format!("{}  {state:?}", out.tone(Tone::Bold, &request.metadata.name)))?;
+    let name = out.tone(Tone::Bold, visible(&request.metadata.name));
+    out.line(format!("{name}  {state:?}"))?;
     let subject = format!("{} (pod {})", spec.subject.service_account, spec.subject.pod);
     out.line(format!("  who      {}", visible(&subject)))?;
     out.line(format!("  target   {}", visible(&spec.target.to_string())))?;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::access_policy::Approver;
 use super::meta::{NamespacedRef, Object};
+use crate::quantity::Span;
 
 /// An AccessRequest object.
 pub type AccessRequest = Object<AccessRequestSpec, AccessRequestStatus>;
@@ -37,7 +38,12 @@ pub struct AccessRequestSpec {
     /// The rules that asked, as `policy/rule`.
     pub rules: Vec<String>,
     /// Each set must be met by people of its own list.
+    #[cfg_attr(feature = "crd", schemars(length(max = 32)))]
     pub approver_sets: Vec<ApproverSet>,
+    /// Nobody here decides, whatever set names them; nor does any service account of the agent's namespace.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "crd", schemars(length(max = 64)))]
+    pub exclude: Vec<Approver>,
     /// Until when it may be decided, RFC 3339.
     pub expires_at: String,
 }
@@ -64,6 +70,9 @@ pub struct RequestedOperation {
     pub protocol: String,
     /// The native action, such as `UPDATE`.
     pub action: String,
+    /// The beginning of the text on one line, for lists.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub summary: String,
     /// The whole text, escapes and look-alikes made visible; at most 64 KiB.
     #[cfg_attr(feature = "crd", schemars(length(max = 65536)))]
     pub text: String,
@@ -86,26 +95,57 @@ pub struct ApproverSet {
     /// The rule this comes from, as `policy/rule`.
     pub rule: String,
     /// Any of these may approve.
+    #[cfg_attr(feature = "crd", schemars(length(max = 64)))]
     pub approvers: Vec<Approver>,
     /// None of these may.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "crd", schemars(length(max = 64)))]
     pub exclude: Vec<Approver>,
     /// How many different people must agree.
     pub count: i32,
 }
 
-/// What happened to the request.
+/// What happened to the request. People add one entry to `decisions`; everything else is computed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub struct AccessRequestStatus {
     /// Where it stands.
     pub state: RequestState,
-    /// What people said, in order.
+    /// What people said, in order. Add yours at the end, as {verdict: Approve, reason: why}; who, when and with which
+    /// groups is written by admission.
+    #[cfg_attr(feature = "crd", schemars(length(max = 32)))]
     pub decisions: Vec<PersonDecision>,
+    /// How long the grant may be used, counted from the decision; never longer than the rule says.
+    #[serde(rename = "for", skip_serializing_if = "Option::is_none")]
+    pub usable_for: Option<Span>,
     /// Until when a grant may be used, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub valid_until: Option<String>,
+    /// How many of the decisions are in the broker's audit log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recorded: Option<i32>,
+    /// When the broker moved it last, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved_at: Option<String>,
+    /// Who used the grant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub claim: Option<RequestClaim>,
+}
+
+/// The one use of a grant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub struct RequestClaim {
+    /// Random; repeats of one claim carry the same.
+    pub nonce: String,
+    /// The session that sends the operation.
+    pub session: String,
+    /// The operation's number in it.
+    pub operation: i64,
+    /// When, RFC 3339.
+    pub at: String,
 }
 
 /// The state machine of a request.

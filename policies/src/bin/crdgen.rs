@@ -169,12 +169,13 @@ fn everyday() -> Result<[Defined; 4], CrdError> {
             "accessrequests",
             serde_json::to_value(AccessRequestResource::crd())?,
             vec![
-                ("Subject", "string", ".spec.subject.serviceAccount.name"),
+                ("From", "string", ".spec.subject.serviceAccount.namespace"),
+                ("Agent", "string", ".spec.subject.serviceAccount.name"),
                 ("Target", "string", ".spec.target.name"),
-                ("Operation", "string", ".spec.operation.action"),
                 ("State", "string", ".status.state"),
                 ("Decided-By", "string", ".status.decisions[*].by"),
                 AGE,
+                ("Operation", "string", ".spec.operation.summary"),
             ],
         ),
     ])
@@ -244,6 +245,9 @@ fn finish(plural: &str, definition: &mut Value, columns: &[Column]) -> Result<()
         .and_then(Value::as_object_mut)
         .ok_or_else(shape)?;
     schema.entry("status").or_insert_with(conditions);
+    if plural == "accessrequests" {
+        only_forward(schema);
+    }
     if plural == "lockdowns" {
         let status = schema.get_mut("status").and_then(|status| status.get_mut("properties"));
         if let Some(properties) = status.and_then(Value::as_object_mut) {
@@ -310,6 +314,59 @@ fn conditions() -> Value {
             }
         }
     })
+}
+
+/// Rules that hold for whoever writes an AccessRequest, the broker too: nothing of the request changes, and its state
+/// moves one way, so that what was used or is over is never used again.
+fn only_forward(schema: &mut Map<String, Value>) {
+    let rule = |rule: &str, message: &str| json!({"rule": rule, "message": message});
+    if let Some(fields) = schema
+        .get_mut("spec")
+        .and_then(|spec| spec.get_mut("properties"))
+        .and_then(Value::as_object_mut)
+    {
+        for (name, field) in fields
+            .iter_mut()
+            .filter_map(|(name, field)| Some((name, field.as_object_mut()?)))
+        {
+            let message = format!("{name} of an AccessRequest never changes; deny it, and let the agent ask anew");
+            field.insert(
+                "x-kubernetes-validations".to_owned(),
+                json!([rule("self == oldSelf", &message)]),
+            );
+        }
+    }
+    if let Some(spec) = schema.get_mut("spec").and_then(Value::as_object_mut) {
+        let kept = rule(
+            "has(self.exclude) == has(oldSelf.exclude)",
+            "exclude of an AccessRequest never changes",
+        );
+        spec.insert("x-kubernetes-validations".to_owned(), json!([kept]));
+    }
+    let Some(status) = schema.get_mut("status").and_then(Value::as_object_mut) else {
+        return;
+    };
+    // Whoever patches a request adds to a list that is there.
+    status.insert("default".to_owned(), json!({"state": "Pending", "decisions": []}));
+    let rules = [
+        rule(
+            "self.state == oldSelf.state || !(oldSelf.state in ['Denied', 'Done', 'Failed', 'Unknown', 'Expired', 'Cancelled', 'Void'])",
+            "it is over, and stays so",
+        ),
+        rule(
+            "oldSelf.state != 'Claimed' || self.state in ['Claimed', 'Done', 'Failed', 'Unknown']",
+            "its grant is used, and stays so",
+        ),
+        rule(
+            "(has(self.claim) && self.claim == oldSelf.claim) || !has(oldSelf.claim)",
+            "its grant is used, and stays so",
+        ),
+        rule(
+            "self.decisions.all(one, self.decisions.exists_one(other, other.by == one.by))",
+            "one word a person",
+        ),
+    ];
+    status.insert("x-kubernetes-validations".to_owned(), rules.into_iter().collect());
 }
 
 /// What a Lockdown's status says besides.

@@ -8,10 +8,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::DeserializeOwned;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{compile, problem, Problem};
+use crate::api::Object;
 use crate::bundle::{version, Bundle, BundledTarget, Staleness};
 use crate::engine::{PolicySet, TargetId};
 
@@ -122,8 +123,7 @@ impl Reading {
     fn read<T: DeserializeOwned>(&mut self, objects: Vec<Value>, about: impl Fn(&Value) -> About) -> Vec<T> {
         let mut read = Vec::with_capacity(objects.len());
         for value in objects {
-            // What only observes restricts nothing.
-            let observes = value.pointer("/spec/mode").and_then(Value::as_str) == Some("Observe");
+            let observes = observes(&value);
             let concerned = about(&value);
             let name = value.pointer("/metadata/name").and_then(Value::as_str);
             let name = name.unwrap_or_default().to_owned();
@@ -174,28 +174,14 @@ impl Reading {
 
     /// Whether anything was taken out.
     fn take_out(&mut self, bundle: &mut Bundle, objects: &BTreeMap<&str, &Problem>) -> bool {
-        let mut concerned = Vec::new();
-        bundle.policies.retain(|policy| {
-            let found = objects.get(format!("AccessPolicy {}", policy.full_name()).as_str());
-            found.is_none_or(|problem| {
-                concerned.push((
-                    about(&serde_json::to_value(policy).unwrap_or_default()),
-                    problem.to_string(),
-                ));
-                false
-            })
-        });
-        bundle.cluster_policies.retain(|policy| {
-            let found = objects.get(format!("ClusterAccessPolicy {}", policy.full_name()).as_str());
-            found.is_none_or(|problem| {
-                let value = serde_json::to_value(policy).unwrap_or_default();
-                concerned.push((about_cluster(&value), problem.to_string()));
-                false
-            })
-        });
-        let any = !concerned.is_empty();
-        for (about, why) in concerned {
-            self.put_away(about, &why);
+        let mut failing = failing(&mut bundle.policies, "AccessPolicy", objects, about);
+        let cluster = &mut bundle.cluster_policies;
+        failing.extend(self::failing(cluster, "ClusterAccessPolicy", objects, about_cluster));
+        let any = !failing.is_empty();
+        for (concerned, why) in failing {
+            if let Some(concerned) = concerned {
+                self.put_away(concerned, &why);
+            }
         }
         any
     }
@@ -224,6 +210,31 @@ impl Reading {
         }
         bundle.targets = kept;
     }
+}
+
+/// Whether a policy only observes: it restricts nothing, so that leaving it out allows nothing more.
+fn observes(policy: &Value) -> bool {
+    policy.pointer("/spec/mode").and_then(Value::as_str) == Some("Observe")
+}
+
+/// Takes the policies out that have a problem: what each is about, if it restricts anything, and what is wrong.
+fn failing<S: Serialize>(
+    policies: &mut Vec<Object<S>>,
+    kind: &str,
+    objects: &BTreeMap<&str, &Problem>,
+    about: impl Fn(&Value) -> About,
+) -> Vec<(Option<About>, String)> {
+    let mut failing = Vec::new();
+    policies.retain(|policy| {
+        let found = objects.get(format!("{kind} {}", policy.full_name()).as_str());
+        found.is_none_or(|problem| {
+            let value = serde_json::to_value(policy).unwrap_or_default();
+            let concerned = (!observes(&value)).then(|| about(&value));
+            failing.push((concerned, problem.to_string()));
+            false
+        })
+    });
+    failing
 }
 
 fn id_of(object: &Value) -> Option<TargetId> {

@@ -127,6 +127,10 @@ fn a_cluster_policy_that_names_its_targets_denies_these_and_an_observer_denies_n
     observing["policies"][0]["spec"]["mode"] = json!("Observe");
     observing["policies"][0]["spec"]["rules"][0]["http"] = json!({});
     assert_eq!(of(&observing), split(&["one", "two"], &[]));
+    let mut fact = body();
+    fact["policies"][0]["spec"]["mode"] = json!("Observe");
+    fact["policies"][0]["spec"]["rules"][0]["when"] = json!("sql.quantum");
+    assert_eq!(of(&fact), split(&["one", "two"], &[]), "nor one that does not compile");
 }
 
 #[test]

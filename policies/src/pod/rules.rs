@@ -16,11 +16,11 @@ const RESERVED: &str = "sidegate";
 /// Names of ports that begin so are ours.
 const RESERVED_PORT: &str = "sg-";
 /// Capabilities with which a container reaches into others, or into the pod's network.
-const REACHING: [&str; 6] = ["ALL", "SYS_PTRACE", "SYS_ADMIN", "BPF", "NET_ADMIN", "NET_RAW"];
+pub const REACHING: [&str; 6] = ["ALL", "SYS_PTRACE", "SYS_ADMIN", "BPF", "NET_ADMIN", "NET_RAW"];
 /// What a mesh's own proxy may have of them.
 const OF_PROXIES: [&str; 2] = ["NET_ADMIN", "NET_RAW"];
 /// Folders of the node where other pods' files or the node's own processes are found.
-const FOLDERS: [&str; 10] = [
+pub const FOLDERS: [&str; 10] = [
     "/proc",
     "/sys",
     "/dev",
@@ -33,7 +33,7 @@ const FOLDERS: [&str; 10] = [
     "/var/lib/containers",
 ];
 /// Well-known proxies that are no agents, and may stand before the sidecar: name, and what the image begins with.
-const PROXIES: [(&str, &[&str]); 9] = [
+pub const PROXIES: [(&str, &[&str]); 9] = [
     ("istio-init", ISTIO),
     ("istio-validation", ISTIO),
     ("istio-proxy", ISTIO),

@@ -1,7 +1,7 @@
 //! Putting into force what the stream brought: deny sets and bundles, and what they mean for open sessions.
 //!
 //! A bundle is taken only if its body is what its seal says, no older in any kind than what was taken before, and
-//! compiles whole.
+//! compiles; what this sidecar is too old to understand denies the Targets it is about.
 //! Invariant: when a deny set or bundle is acknowledged, the sessions it ends are gone or two seconds have passed.
 
 use std::collections::BTreeMap;
@@ -148,6 +148,8 @@ impl Enforcer {
             .chain(refusing)
             .map(|target| (target.id.clone(), Arc::new(target)))
             .collect();
+        let unread = withheld.into_iter().filter(|(_, withheld)| withheld.target.is_none());
+        let unread = unread.map(|(id, withheld)| (id, withheld.why)).collect();
         let digest_key = from_base64url(&parsed.digest_key).filter(|key| key.len() == 32);
         Ok(InForce {
             generation: 0,
@@ -157,6 +159,7 @@ impl Enforcer {
             cluster: parsed.cluster,
             policies,
             targets,
+            unread,
             digest_key: digest_key.ok_or_else(|| BundleRefused::Compile("digestKey is not 32 bytes".to_owned()))?,
         })
     }

@@ -96,3 +96,16 @@ async fn an_older_deny_set_is_refused_and_the_newer_one_stays() {
     assert!(bench.enforcer.deny(set(4)).is_none());
     assert_eq!(bench.authority.deny.revision(), 5);
 }
+
+#[tokio::test]
+async fn a_target_that_cannot_be_read_itself_is_reported_too() {
+    let bench = Bench::new();
+    let mut newer: serde_json::Value = serde_json::from_str(&body(1)).unwrap();
+    newer["targets"][0]["target"]["spec"]["quantum"] = json!(true);
+    let newer = newer.to_string();
+    take(&bench, &newer, &sealed(&newer, &[])).unwrap();
+    let told = crate::app::status(&bench.authority, &bench.enforcer.listeners).targets;
+    let why = told[0].not_understood.as_deref().unwrap();
+    assert!(why.contains("unknown field `quantum`"), "{why}");
+    assert_eq!((told.len(), told[0].listen.len()), (1, 0));
+}

@@ -8,7 +8,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -167,8 +167,8 @@ fn store(folder: &Path, contents: &Contents) -> io::Result<()> {
 
 /// Something to keep.
 enum Keep {
-    /// A bundle with its seal and the deny set it was sealed beside.
-    Bundle(String, Seal, DenySet),
+    /// A bundle's version and body, with its seal and the deny set it was sealed beside.
+    Bundle(String, String, Seal, DenySet),
     /// A newer seal of the bundle that is kept.
     Resealed(Statement, Seal, DenySet),
 }
@@ -177,6 +177,8 @@ enum Keep {
 pub struct Keeper {
     folder: PathBuf,
     waiting: Mutex<Option<Keep>>,
+    /// Version and body of the bundle in force while its seal is beside another deny set.
+    unsealed: Mutex<Option<(String, String)>>,
     told: Notify,
 }
 
@@ -186,32 +188,46 @@ impl Keeper {
         Keeper {
             folder,
             waiting: Mutex::default(),
+            unsealed: Mutex::default(),
             told: Notify::new(),
         }
     }
 
-    /// Keeps a bundle that is in force now. Not kept: one whose seal is not about the deny set in force; the broker
-    /// seals it again in a moment.
+    /// Keeps a bundle that is in force now. One whose seal is not about the deny set in force is kept under its next
+    /// seal, which the broker makes in a moment.
     pub fn bundle(&self, body: String, sealed: (&Statement, Seal), deny: &DenySet) {
+        let (Statement { version, .. }, seal) = sealed;
         if deny_digest(deny) == sealed.0.deny_digest {
-            self.put(Keep::Bundle(body, sealed.1, deny.clone()));
+            *self.unsealed() = None;
+            self.put(Keep::Bundle(version.clone(), body, seal, deny.clone()));
+        } else {
+            *self.unsealed() = Some((version.clone(), body));
         }
+    }
+
+    fn unsealed(&self) -> MutexGuard<'_, Option<(String, String)>> {
+        self.unsealed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a newer seal of it.
     pub fn resealed(&self, statement: Statement, seal: Seal, deny: &DenySet) {
-        if deny_digest(deny) == statement.deny_digest {
-            self.put(Keep::Resealed(statement, seal, deny.clone()));
+        if deny_digest(deny) != statement.deny_digest {
+            return;
         }
+        let unsealed = self.unsealed().take_if(|(version, _)| *version == statement.version);
+        self.put(match unsealed {
+            Some((version, body)) => Keep::Bundle(version, body, seal, deny.clone()),
+            None => Keep::Resealed(statement, seal, deny.clone()),
+        });
     }
 
     fn put(&self, keep: Keep) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         *waiting = Some(match (waiting.take(), keep) {
-            (Some(Keep::Bundle(body, ..)), Keep::Resealed(statement, seal, deny))
-                if bundle::version(body.as_bytes()) == statement.version =>
+            (Some(Keep::Bundle(version, body, ..)), Keep::Resealed(statement, seal, deny))
+                if version == statement.version =>
             {
-                Keep::Bundle(body, seal, deny)
+                Keep::Bundle(version, body, seal, deny)
             }
             (_, keep) => keep,
         });
@@ -240,7 +256,7 @@ impl Keeper {
 
 fn write(folder: &Path, keep: Keep) -> Result<(), NotTaken> {
     let (body, seal, deny) = match keep {
-        Keep::Bundle(body, seal, deny) => (body, seal, deny),
+        Keep::Bundle(_, body, seal, deny) => (body, seal, deny),
         Keep::Resealed(statement, seal, deny) => match load(folder)? {
             Some(kept) if bundle::version(kept.body.as_bytes()) == statement.version => (kept.body, seal, deny),
             _ => return Err(NotTaken::Altered("body")),

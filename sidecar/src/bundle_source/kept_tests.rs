@@ -170,3 +170,20 @@ async fn only_a_bundle_with_the_deny_set_it_was_sealed_beside_is_kept_and_the_la
     write(&run, kept().unwrap()).unwrap_err();
     assert_eq!(read(&run, &seals, POD, now()).unwrap().unwrap().body, BODY);
 }
+
+#[test]
+fn a_bundle_that_was_compiled_while_something_was_frozen_is_kept_under_its_next_seal() {
+    let signer = Signer::new();
+    let seals = Seals::pinned(&signer.ca_pem).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let run = temp.path().join("run");
+    let keeper = Keeper::new(run.clone());
+    let (statement, seal) = sealed(&signer, BODY, &DenySet::default(), now());
+    keeper.bundle(BODY.to_owned(), (&statement, seal), &frozen());
+    let (again, seal) = sealed(&signer, BODY, &frozen(), now());
+    keeper.resealed(again, seal, &frozen());
+    let keep = keeper.waiting.lock().unwrap().take().unwrap();
+    write(&run, keep).unwrap();
+    let kept = read(&run, &seals, POD, now()).unwrap().unwrap();
+    assert_eq!((kept.body.as_str(), kept.deny), (BODY, frozen()));
+}

@@ -6,12 +6,12 @@
 
 use std::time::Duration;
 
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use sidegate_policies::seal::{signed, Seal, Statement, USAGE_DER};
-use webpki::{anchor_from_trusted_cert, EndEntityCert, KeyUsage};
+use webpki::{EndEntityCert, KeyUsage};
 
 use crate::secret::from_base64url;
+use crate::tls::client::store;
 use crate::tls::TlsError;
 
 /// What seal keys and authorities sign with.
@@ -49,16 +49,9 @@ pub struct Seals {
 impl Seals {
     /// Under exactly these authorities, in PEM.
     pub fn pinned(ca_pem: &str) -> Result<Self, TlsError> {
-        let mut anchors = Vec::new();
-        for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
-            let certificate = certificate.map_err(|error| TlsError::Roots(error.to_string()))?;
-            let anchor = anchor_from_trusted_cert(&certificate).map_err(|error| TlsError::Roots(error.to_string()))?;
-            anchors.push(anchor.to_owned());
-        }
-        match anchors.is_empty() {
-            true => Err(TlsError::Roots("no certificate in it".to_owned())),
-            false => Ok(Seals { anchors }),
-        }
+        Ok(Seals {
+            anchors: store(ca_pem)?.roots,
+        })
     }
 
     /// What a seal says, if it is this pod's and the broker's; `now_ms` is milliseconds since 1970 (test

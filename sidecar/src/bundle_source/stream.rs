@@ -87,6 +87,8 @@ struct Open<'a> {
     acks: (mpsc::Sender<ToBroker>, mpsc::Receiver<ToBroker>),
     compiling: Option<Compiling>,
     waiting: Option<Waiting>,
+    /// A seal of a bundle that is not in force yet.
+    newer: Option<(Statement, Seal)>,
     /// The stream that follows this one, once the broker wants it to end.
     successor: Option<Opening<'a>>,
 }
@@ -153,6 +155,7 @@ async fn once(source: &Source, opened: Option<Opened>) -> Result<Option<Opened>,
         acks: mpsc::channel(64),
         compiling: None,
         waiting: None,
+        newer: None,
         successor: None,
     };
     open.serve(lines, tokens).await
@@ -297,7 +300,7 @@ impl<'a> Open<'a> {
     }
 
     /// A newer seal of the bundle in force: kept with the deny set it was made beside.
-    fn resealed(&self, seal: Seal) {
+    fn resealed(&mut self, seal: Seal) {
         let enforcer = &self.source.enforcer;
         let held = enforcer.authority.in_force();
         match enforcer.check(&seal) {
@@ -305,7 +308,8 @@ impl<'a> Open<'a> {
                 let denied = enforcer.authority.deny.set();
                 self.source.keeper.resealed(statement, seal, &denied);
             }
-            Ok(_) => {}
+            // Of the bundle that is being compiled, most likely: it is looked at once that is in force.
+            Ok(statement) => self.newer = Some((statement, seal)),
             Err(error) => tracing::error!(%error, "a seal was refused"),
         }
     }
@@ -336,7 +340,7 @@ impl<'a> Open<'a> {
         .await
     }
 
-    fn enforce(&self, version: String, taken: Taken) {
+    fn enforce(&mut self, version: String, taken: Taken) {
         let Taken {
             checked,
             statement,
@@ -356,9 +360,12 @@ impl<'a> Open<'a> {
             }
         }
         authority.confirmed();
-        self.source
-            .keeper
-            .bundle(body, (&statement, seal), &authority.deny.set());
+        let denied = authority.deny.set();
+        self.source.keeper.bundle(body, (&statement, seal), &denied);
+        let newer = self.newer.take();
+        if let Some((newer, seal)) = newer.filter(|(newer, _)| newer.version == statement.version) {
+            self.source.keeper.resealed(newer, seal, &denied);
+        }
     }
 
     /// Acknowledges once the cut sessions are gone; the stream does not wait for them.

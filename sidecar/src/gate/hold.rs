@@ -365,6 +365,7 @@ impl<F: Frame> Held<F> {
         let operation = RequestedOperation {
             protocol: gate.session.target.spec.protocol.as_str().to_owned(),
             action: self.frame.operation().action.to_owned(),
+            summary: String::new(),
             text: described.text.into_owned(),
             parameters: events::values(&self.frame)
                 .into_iter()

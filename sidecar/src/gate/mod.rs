@@ -22,6 +22,7 @@ use sidegate_policies::engine::{
 use sidegate_policies::reason::{Reason, Retry};
 use sidegate_policies::record::payload;
 use sidegate_policies::record::Kind;
+use sidegate_policies::wire::NOT_UNDERSTOOD;
 
 pub use events::Intents;
 pub use hold::Held;
@@ -274,7 +275,7 @@ impl Gate {
             return Err(Refusal::new(Reason::Unavailable, what).because("no policy has arrived yet"));
         }
         if self.session.target.not_understood.is_some() {
-            let why = "PolicyNotUnderstood: this sidecar is older than a policy about the target";
+            let why = format!("{NOT_UNDERSTOOD}: this sidecar is older than a policy about the target");
             return Err(Refusal::new(Reason::PolicyGone, what).because(why));
         }
         self.check_room(what, Pressure::Shed)?;

@@ -41,7 +41,8 @@ fn config(roots: Arc<RootCertStore>) -> ClientTls {
     Ok(Arc::new(versions.with_root_certificates(roots).with_no_client_auth()))
 }
 
-fn store(pem: &str) -> Result<RootCertStore, TlsError> {
+/// The authorities of a PEM text, of which there must be one at least.
+pub(crate) fn store(pem: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         let certificate = certificate.map_err(|error| TlsError::Roots(error.to_string()))?;

@@ -14,6 +14,9 @@ const GRACE: Duration = Duration::from_secs(8);
 /// Lines of a log that an error shows.
 const LINES: usize = 30;
 
+/// Programs that do not look at their input: they are not built for tests.
+const STRANGERS: [&str; 3] = ["kwok", "containerd", "sidegate-injector"];
+
 /// A running server.
 pub(super) struct Server {
     /// The program.
@@ -24,7 +27,13 @@ pub(super) struct Server {
 
 impl Server {
     /// Starts a program with its output in `folder/NAME.log`.
-    pub fn start(name: &str, path: &Path, arguments: impl Iterator<Item = String>, folder: &Path) -> Result<Server> {
+    pub fn start(
+        name: &str,
+        path: &Path,
+        arguments: impl Iterator<Item = String>,
+        variables: &[(&str, String)],
+        folder: &Path,
+    ) -> Result<Server> {
         let log = folder.join(format!("{name}.log"));
         let file = File::create(&log)?;
         let child = Command::new(path)
@@ -32,6 +41,7 @@ impl Server {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", folder)
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(file.try_clone()?)
             .stderr(file)
@@ -64,8 +74,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         drop(self.child.stdin.take());
-        if self.name == "kwok" {
-            // Not ours: it does not look at its input.
+        if STRANGERS.contains(&self.name.as_str()) {
             let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
         }
         let deadline = Instant::now() + GRACE;

@@ -3,6 +3,7 @@
 //! Feature gates and anonymous access stay at their defaults, so that results match users' clusters.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -14,18 +15,36 @@ use super::{User, API_AUDIENCE};
 use crate::authority::Authority;
 
 /// Users of the token file: kubeconfig, name, group.
-const USERS: [(&str, &str, &str); 4] = [
+const USERS: [(&str, &str, &str); 9] = [
     ("admin", "admin", "system:masters"),
     ("dev", "dev", "people"),
+    ("ann", "ann", "leads"),
+    ("bob", "bob", "leads"),
+    ("eve", "eve", "others"),
     ("controllers", "system:kube-controller-manager", "system:authenticated"),
     ("scheduler", "system:kube-scheduler", "system:authenticated"),
+    ("node", "system:node:node", "system:nodes"),
+    ("proxy", "system:kube-proxy", "system:authenticated"),
 ];
+
+/// Services get addresses of this range.
+pub(super) const SERVICES: &str = "10.96.0.0/16";
+
+/// Where an API server listens.
+pub(super) struct Place {
+    /// What its clients call it by.
+    pub address: Ipv4Addr,
+    pub port: u16,
+}
 
 /// The kubeconfig of a user.
 pub(super) fn kubeconfig(user: User) -> &'static str {
     match user {
         User::Admin => "admin.json",
         User::Dev => "dev.json",
+        User::Ann => "ann.json",
+        User::Bob => "bob.json",
+        User::Eve => "eve.json",
     }
 }
 
@@ -44,10 +63,19 @@ pub(super) fn kubeconfig_of(folder: &Path, server: &str, token: &str) -> String 
 
 /// Writes everything the servers read.
 pub(super) fn write(folder: &Path, server: &str, authority: &Authority) -> Result<()> {
-    let leaf = authority.leaf(&["127.0.0.1", "localhost", "kubernetes.default.svc"])?;
+    let address = server
+        .trim_start_matches("https://")
+        .split(':')
+        .next()
+        .unwrap_or_default();
+    // The last is the Service's own, by which pods call it.
+    let leaf = authority.leaf(&["127.0.0.1", "localhost", "kubernetes.default.svc", address, "10.96.0.1"])?;
+    let client = authority.client("api-server", "system:masters")?;
     private(folder, "ca.pem", authority.pem())?;
-    private(folder, "server.pem", &leaf.certificate)?;
-    private(folder, "server.key", &leaf.key)?;
+    for (name, pair) in [("server", &leaf), ("kubelet-client", &client)] {
+        private(folder, &format!("{name}.pem"), &pair.certificate)?;
+        private(folder, &format!("{name}.key"), &pair.key)?;
+    }
     // RS256 is what most clusters sign service-account tokens with.
     let accounts = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)?;
     private(folder, "accounts.key", &accounts.serialize_pem())?;
@@ -86,10 +114,24 @@ pub(super) fn etcd(folder: &Path, client: u16, peer: u16) -> Vec<String> {
     ]
 }
 
-pub(super) fn api_server(folder: &Path, server: &str, port: u16, etcd: u16) -> Vec<String> {
+pub(super) fn api_server(folder: &Path, server: &str, place: &Place, etcd: u16) -> Vec<String> {
+    let Place { address, port } = place;
+    let bind = if address.is_loopback() {
+        address
+    } else {
+        &Ipv4Addr::UNSPECIFIED
+    };
     let mut flags = vec![
         format!("--etcd-servers=http://127.0.0.1:{etcd}"),
         format!("--secure-port={port}"),
+        format!("--bind-address={bind}"),
+        // Without a default route the server does not start unless it is told.
+        format!("--advertise-address={address}"),
+        format!("--service-cluster-ip-range={SERVICES}"),
+        // How it reaches a kubelet, where there is one: without this it looks the node's name up.
+        "--kubelet-preferred-address-types=InternalIP".to_owned(),
+        file(folder, "kubelet-client-certificate", "kubelet-client.pem"),
+        file(folder, "kubelet-client-key", "kubelet-client.key"),
         file(folder, "tls-cert-file", "server.pem"),
         file(folder, "tls-private-key-file", "server.key"),
         file(folder, "cert-dir", "api-server"),
@@ -102,14 +144,12 @@ pub(super) fn api_server(folder: &Path, server: &str, port: u16, etcd: u16) -> V
         format!("--api-audiences={API_AUDIENCE}"),
     ];
     flags.extend(owned(&[
-        "--bind-address=127.0.0.1",
-        // Without a default route the server does not start unless it is told.
-        "--advertise-address=127.0.0.1",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         // The names of nodes that kwok plays lead nowhere.
         "--kubelet-preferred-address-types=InternalIP",
-        "--service-cluster-ip-range=10.96.0.0/16",
+        // As clusters have it: what becomes of privileged pods is for admission to say.
+        "--allow-privileged=true",
         "--service-account-extend-token-expiration=false",
         "--shutdown-delay-duration=0s",
     ]));

@@ -228,6 +228,7 @@ fn bundle() -> InForce {
         cluster: parsed.cluster,
         policies: compile_body(body.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}")),
         targets: targets.map(|target| (target.id.clone(), Arc::new(target))).collect(),
+        unread: Default::default(),
         digest_key: vec![7; 32],
     }
 }

@@ -1,4 +1,4 @@
-//! One named Secret that the replicas of a broker share: as last heard of, and written only as it was read.
+//! One named Secret that replicas share: as last heard of, and written only as it was read.
 //!
 //! Refuses to write over what it has not seen, and what its reader cannot read: then what was read before stays. The
 //! invariants: what is in memory is what the API server held, never older than what was in memory before; it counts
@@ -16,9 +16,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::watch::{follow_one, Change};
-use super::{answered, Failed};
-use crate::config::StartError;
+use crate::watch::{follow_one, Change};
+use crate::{answered, Failed, Unusable};
 
 /// Asked anew so often, besides the watch: a watch that went silent looks like one with nothing to tell.
 const EVERY: Duration = Duration::from_secs(10);
@@ -26,13 +25,13 @@ const EVERY: Duration = Duration::from_secs(10);
 const STALE: Duration = Duration::from_secs(60);
 
 /// The entries of a Secret. No Debug: they are secret.
-pub(super) type Entries = BTreeMap<String, Zeroizing<Vec<u8>>>;
+pub type Entries = BTreeMap<String, Zeroizing<Vec<u8>>>;
 
 /// Takes what the Secret holds now, or says why it cannot.
-pub(super) type Reader = Box<dyn Fn(&Entries) -> Result<(), String> + Send + Sync>;
+pub type Reader = Box<dyn Fn(&Entries) -> Result<(), String> + Send + Sync>;
 
-/// One Secret of the broker's own namespace.
-pub(super) struct Named {
+/// One Secret of the own namespace.
+pub struct Named {
     api: Api<Secret>,
     name: String,
     reader: Reader,
@@ -52,7 +51,7 @@ struct Known {
 
 /// Why an entry was not written.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NotPut {
+pub enum NotPut {
     /// Somebody else wrote first. What they wrote was taken.
     #[error("another replica was first")]
     Changed,
@@ -62,30 +61,35 @@ pub(super) enum NotPut {
 }
 
 impl Named {
-    /// Reads the Secret for the first time.
-    pub async fn open(client: Client, namespace: &str, name: String, reader: Reader) -> Result<Arc<Self>, StartError> {
-        let named = Named {
+    /// A Secret that nobody has read yet; [`Named::run`] does.
+    pub fn unread(client: Client, namespace: &str, name: String, reader: Reader) -> Arc<Self> {
+        Arc::new(Named {
             api: Api::namespaced(client, namespace),
             name,
             reader,
             known: Mutex::default(),
             changed: watch::channel(0).0,
-        };
+        })
+    }
+
+    /// Reads the Secret for the first time.
+    ///
+    /// # Errors
+    /// It is not there, or holds what its reader cannot read.
+    pub async fn open(client: Client, namespace: &str, name: String, reader: Reader) -> Result<Arc<Self>, Unusable> {
+        let named = Named::unread(client, namespace, name, reader);
         match named.look().await {
-            Ok(()) if named.known().confirmed.is_some() => Ok(Arc::new(named)),
-            Ok(()) => Err(StartError::cluster(format!(
+            Ok(()) if named.known().confirmed.is_some() => Ok(named),
+            Ok(()) => Err(Unusable(format!(
                 "Secret {namespace}/{} does not hold what it should; put it back from a copy: it is not replaced",
                 named.name
             ))),
-            Err(error) if error.is(404) => Err(StartError::cluster(format!(
+            Err(error) if error.is(404) => Err(Unusable(format!(
                 "Secret {namespace}/{0} is not there. The chart makes it; without the chart: kubectl -n {namespace} \
                  create secret generic {0}",
                 named.name
             ))),
-            Err(error) => Err(StartError::cluster(format!(
-                "Secret {namespace}/{}: {error}",
-                named.name
-            ))),
+            Err(error) => Err(Unusable(format!("Secret {namespace}/{}: {error}", named.name))),
         }
     }
 
@@ -111,6 +115,9 @@ impl Named {
     }
 
     /// Writes one entry where it still holds `before`, and takes it.
+    ///
+    /// # Errors
+    /// Somebody else was first, or the API server does not take it.
     pub async fn put(&self, entry: &str, before: Option<&[u8]>, after: &[u8]) -> Result<(), NotPut> {
         let asked = Instant::now();
         let mut secret = answered(self.api.get(&self.name)).await?;
@@ -144,7 +151,7 @@ impl Named {
             Ok(Change::All(listed)) => listed.into_iter().for_each(|secret| self.take(secret, None)),
             Ok(Change::Put(secret)) => self.take(secret, None),
             // It may come back; what is in memory stops counting in a minute.
-            Ok(Change::Gone(_)) => tracing::error!(secret = self.name, "a Secret that this broker needs was deleted"),
+            Ok(Change::Gone(_)) => tracing::error!(secret = self.name, "a Secret that is needed was deleted"),
             Err(error) => tracing::warn!(secret = self.name, %error, "a Secret cannot be followed now"),
         };
         let watched = follow_one(self.api.clone(), &self.name, stop.clone(), told);

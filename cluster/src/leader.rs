@@ -1,4 +1,4 @@
-//! One of several replicas leads: it alone writes conditions.
+//! One of several replicas leads: it alone writes what need be written once.
 //!
 //! Refuses to lead on a Lease it did not renew in time. The invariant: two replicas lead at once only for as long as a
 //! call is under way, for one stops before the other may begin; nothing that must be exclusive rests on that.
@@ -13,11 +13,9 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio_util::sync::CancellationToken;
 
-use super::leases::keep;
-use super::{answered, Failed};
+use crate::leases::keep;
+use crate::{answered, Failed};
 
-/// Name of the Lease in the broker's namespace.
-const NAME: &str = "sidegate-broker-leader";
 /// A Lease that nobody renewed for so long is free.
 const LASTS: Duration = Duration::from_secs(15);
 /// A leader that could not renew for so long leads no more.
@@ -28,6 +26,8 @@ const EVERY: Duration = Duration::from_secs(4);
 /// This replica's part in the election.
 pub struct Leader {
     leases: Api<Lease>,
+    /// The Lease.
+    lease: String,
     /// This replica, unlike any other and any other start of it.
     name: String,
     renewed: Mutex<Option<Instant>>,
@@ -37,10 +37,11 @@ pub struct Leader {
 type Seen = Option<(String, Instant)>;
 
 impl Leader {
-    /// A replica that does not lead yet.
-    pub fn new(client: Client, namespace: &str, name: String) -> Self {
+    /// A replica, of this name, that does not lead yet on this Lease of the namespace.
+    pub fn new(client: Client, namespace: &str, lease: &str, name: String) -> Self {
         Leader {
             leases: Api::namespaced(client, namespace),
+            lease: lease.to_owned(),
             name,
             renewed: Mutex::new(None),
         }
@@ -76,12 +77,12 @@ impl Leader {
 
     async fn turn(&self, seen: &mut Seen) -> Result<(), Failed> {
         let now = Instant::now();
-        let found = answered(self.leases.get_opt(NAME)).await?;
+        let found = answered(self.leases.get_opt(&self.lease)).await?;
         if found.as_ref().is_some_and(|lease| !self.may_take(lease, seen, now)) {
             self.set(None);
             return Ok(());
         }
-        if keep(&self.leases, NAME, found, |lease| self.held(lease)).await? {
+        if keep(&self.leases, &self.lease, found, |lease| self.held(lease)).await? {
             if !self.leads() {
                 tracing::info!(replica = self.name, "this replica leads");
             }
@@ -123,13 +124,13 @@ impl Leader {
 
     /// Leaves the Lease free, so that the next leader need not wait.
     async fn give_up(&self) -> Result<(), Failed> {
-        let Some(mut lease) = answered(self.leases.get_opt(NAME)).await? else {
+        let Some(mut lease) = answered(self.leases.get_opt(&self.lease)).await? else {
             return Ok(());
         };
         let spec: &mut LeaseSpec = lease.spec.get_or_insert_default();
         if spec.holder_identity.as_deref() == Some(&self.name) {
             spec.holder_identity = None;
-            answered(self.leases.replace(NAME, &PostParams::default(), &lease)).await?;
+            answered(self.leases.replace(&self.lease, &PostParams::default(), &lease)).await?;
         }
         Ok(())
     }
@@ -143,7 +144,12 @@ mod tests {
     fn leader(name: &str) -> Leader {
         // Nothing is listening there, and nothing here asks.
         let config = kube::Config::new(http::Uri::from_static("http://127.0.0.1:1"));
-        Leader::new(Client::try_from(config).unwrap(), "sidegate-system", name.to_owned())
+        Leader::new(
+            Client::try_from(config).unwrap(),
+            "sidegate-system",
+            "leader",
+            name.to_owned(),
+        )
     }
 
     fn version(mut lease: Lease, version: &str) -> Lease {

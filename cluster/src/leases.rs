@@ -7,10 +7,13 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{ObjectMeta, PostParams};
 use kube::Api;
 
-use super::{answered, Failed};
+use crate::{answered, Failed};
 
 /// Writes a Lease as found, or a new one where none was. Answers whether this replica was the first to.
-pub(super) async fn keep(
+///
+/// # Errors
+/// The API server does not take it, for another reason than a version that is past.
+pub async fn keep(
     leases: &Api<Lease>,
     name: &str,
     found: Option<Lease>,

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{answered, Failed};
+use crate::{answered, Failed};
 
 /// Objects of a list come in pages of so many.
 const PAGE: u32 = 500;
@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(30);
 
 /// What became of the objects.
-pub(super) enum Change<T> {
+pub enum Change<T> {
     /// These are there, and no others.
     All(Vec<T>),
     /// This one is new, or another than before.
@@ -34,8 +34,8 @@ pub(super) enum Change<T> {
     Gone(T),
 }
 
-/// Tells every change of one object, by its name: of nothing else may this broker hear.
-pub(super) async fn follow_one<K>(
+/// Tells every change of one object, by its name: of nothing else need the caller be allowed to hear.
+pub async fn follow_one<K>(
     api: Api<K>,
     name: &str,
     stop: CancellationToken,
@@ -48,7 +48,7 @@ pub(super) async fn follow_one<K>(
 }
 
 /// Tells every change until told to stop. Only what `kept` keeps of an object waits for its list to be whole.
-pub(super) async fn follow<K, T>(
+pub async fn follow<K, T>(
     api: Api<K>,
     stop: CancellationToken,
     kept: impl Fn(K) -> T,
@@ -60,7 +60,7 @@ pub(super) async fn follow<K, T>(
 }
 
 /// The same of those that a selector finds.
-pub(super) async fn follow_those<K, T>(
+pub async fn follow_those<K, T>(
     api: Api<K>,
     which: watcher::Config,
     stop: CancellationToken,
@@ -90,11 +90,11 @@ pub(super) async fn follow_those<K, T>(
 }
 
 /// A change, if there is one, and the version up to which everything was told.
-pub(super) type Step<T> = (Option<Change<T>>, u64);
+pub type Step<T> = (Option<Change<T>>, u64);
 
 /// Like [`follow`], with the version that each change brings one to: lists, events and bookmarks all have theirs. When
 /// `wanted` becomes higher than that, somebody has seen more: then it lists anew.
-pub(super) async fn follow_versions<K, T>(
+pub async fn follow_versions<K, T>(
     api: Api<K>,
     stop: CancellationToken,
     mut wanted: watch::Receiver<u64>,

@@ -1,0 +1,170 @@
+//! What each InjectionProfile lets pods have, in words that the cluster's admission policies read.
+//!
+//! Owns the form of those entries of ConfigMap `sidegate-admission`: one per profile, a line per choice. Refused: a
+//! profile that is not understood, and names that would not stand in a line; they are left out. The invariant: a profile
+//! that is left out relaxes nothing, for the policies then hold pods to the strictest choice.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kube::api::{ApiResource, DynamicObject, ListParams};
+use kube::core::GroupVersionKind;
+use kube::{Api, Client};
+use serde_json::Value;
+use sidegate_policies::api::injection_profile::{InjectionProfileSpec, RunAs, Taken, Weakening, Windows};
+use sidegate_policies::api::{GROUP, VERSION};
+
+use super::{answered, Failed};
+
+/// What the key of a profile's entry begins with.
+pub const PREFIX: &str = "profile.";
+/// Keys of a ConfigMap are no longer than this.
+const LONGEST: usize = 253;
+
+/// What the policies are told of profiles.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Relaxed {
+    /// Entries of the map, by key.
+    pub entries: BTreeMap<String, String>,
+    /// Users that sidecars may run as.
+    pub uids: BTreeSet<i64>,
+}
+
+/// Reads every profile.
+///
+/// # Errors
+/// Where the API server does not answer, or refuses. Where it does not know the kind there is no profile.
+pub async fn read(client: &Client) -> Result<Relaxed, Failed> {
+    let kind = GroupVersionKind::gvk(GROUP, VERSION, "InjectionProfile");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "injectionprofiles");
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    match answered(api.list(&ListParams::default())).await {
+        Ok(found) => {
+            let named = found.items.into_iter().filter_map(|object| {
+                let spec = object.data.get("spec").cloned();
+                Some((object.metadata.name?, spec.unwrap_or_default()))
+            });
+            Ok(relaxed(named))
+        }
+        Err(error) if error.is(404) => Ok(relaxed(std::iter::empty())),
+        Err(error) => Err(error),
+    }
+}
+
+fn relaxed(profiles: impl Iterator<Item = (String, Value)>) -> Relaxed {
+    let mut relaxed = Relaxed::default();
+    for (name, spec) in profiles {
+        let spec: InjectionProfileSpec = match serde_json::from_value(spec) {
+            Ok(spec) => spec,
+            Err(error) => {
+                tracing::warn!(profile = name, %error, "not understood: it relaxes nothing");
+                continue;
+            }
+        };
+        let key = format!("{PREFIX}{name}");
+        if key.len() <= LONGEST {
+            relaxed.uids.extend([spec.run_as.uid, spec.run_as.alternate_uid]);
+            relaxed.entries.insert(key, lines(&spec));
+        }
+    }
+    if relaxed.uids.is_empty() {
+        let usual = RunAs::default();
+        relaxed.uids.extend([usual.uid, usual.alternate_uid]);
+    }
+    relaxed
+}
+
+fn lines(spec: &InjectionProfileSpec) -> String {
+    let (agents, shapes) = (&spec.agents, &spec.shapes);
+    let taken = |taken: Taken| match taken {
+        Taken::Strip => "Strip",
+        Taken::Keep => "Keep",
+    };
+    let weakening = |weakening: Weakening| match weakening {
+        Weakening::Deny => "Deny",
+        Weakening::Warn => "Warn",
+    };
+    let windows = match shapes.windows {
+        Windows::Skip => "Skip",
+        Windows::Deny => "Deny",
+    };
+    let mut lines = vec![
+        format!("privileged {}", weakening(shapes.privileged)),
+        format!("hostPath {}", weakening(shapes.host_path)),
+        format!("windows {windows}"),
+        format!("clusterToken {}", taken(agents.cluster_token)),
+        format!("cloudIdentity {}", taken(agents.cloud_identity)),
+        format!("dropNetRaw {}", agents.drop_net_raw),
+    ];
+    for exempt in &agents.exempt_containers {
+        let (name, prefix) = (&exempt.name, &exempt.image_prefix);
+        // With a space or a line's end in it, it could say anything; no container and no image has one.
+        let plain = |word: &str| !word.is_empty() && !word.contains(|c: char| c.is_whitespace() || c.is_control());
+        if plain(name) && plain(prefix) {
+            lines.push(format!("exempt {name} {prefix}"));
+        }
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn of(name: &str, more: Value) -> (String, Value) {
+        let mut spec = json!({"image": {"repository": "r", "digest": format!("sha256:{}", "a".repeat(64))}});
+        if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
+            spec.extend(more);
+        }
+        (name.to_owned(), spec)
+    }
+
+    #[test]
+    fn each_choice_of_a_profile_is_a_line() {
+        let lenient = json!({
+            "runAs": {"uid": 7, "alternateUid": 8},
+            "shapes": {"privileged": "Warn", "windows": "Deny"},
+            "agents": {
+                "clusterToken": "Keep", "dropNetRaw": false,
+                "exemptContainers": [{"name": "watcher", "imagePrefix": "r/w"}],
+            },
+        });
+        let found = relaxed([of("default", json!({})), of("lenient", lenient)].into_iter());
+        let strict =
+            "privileged Deny\nhostPath Deny\nwindows Skip\nclusterToken Strip\ncloudIdentity Strip\ndropNetRaw true";
+        assert_eq!(found.entries["profile.default"], strict);
+        let lines: Vec<&str> = found.entries["profile.lenient"].lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "privileged Warn",
+                "hostPath Deny",
+                "windows Deny",
+                "clusterToken Keep",
+                "cloudIdentity Strip",
+                "dropNetRaw false",
+                "exempt watcher r/w",
+            ]
+        );
+        assert_eq!(found.uids.into_iter().collect::<Vec<_>>(), [7, 8, 61_937, 61_938]);
+    }
+
+    #[test]
+    fn what_is_not_understood_relaxes_nothing() {
+        let odd = json!({"agents": {"exemptContainers": [
+            {"name": "x\nprivileged Warn", "imagePrefix": "r"}, {"name": "x", "imagePrefix": "r\nhostPath Warn"},
+        ]}});
+        let all = [
+            of("newer", json!({"shapes": {"privileged": "Ignore"}})),
+            of("odd", odd),
+            of(&"n".repeat(250), json!({})),
+        ];
+        let found = relaxed(all.into_iter());
+        assert_eq!(found.entries.keys().collect::<Vec<_>>(), ["profile.odd"]);
+        assert!(!found.entries["profile.odd"].contains("Warn"), "{found:?}");
+        // Where no profile says so, the usual users are meant.
+        assert_eq!(relaxed(std::iter::empty()).uids.len(), 2);
+    }
+}

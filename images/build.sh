@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Builds our programs as static binaries and writes one image of each as an OCI archive, without a daemon, with its list of
+# parts (CycloneDX) beside it. Prints sizes and digests, which stand in OUT/images.json.
+#
+#   images/build.sh [--profile release] [--out target/images]
+#
+# Only the last step of a build is told to link statically: everything below is what other targets have built already.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+profile=release out=
+while [ $# -gt 0 ]; do
+  case $1 in
+    --profile) profile=$2; shift 2 ;;
+    --out) out=$2; shift 2 ;;
+    *) echo "usage: images/build.sh [--profile NAME] [--out DIR]" >&2; exit 64 ;;
+  esac
+done
+cargo=${CARGO:-cargo}
+target=$("$cargo" metadata --no-deps --format-version 1 --offline --locked | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+out=${out:-$target/images-$profile}
+version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+authorities=/etc/ssl/certs/ca-certificates.crt
+[ -e "$authorities" ] || { echo "images: $authorities is missing: install ca-certificates" >&2; exit 1; }
+mkdir -p "$out"
+sidecar_limit=20000000
+
+# image PACKAGE PROGRAM REPOSITORY UID
+image() {
+  local package=$1 program=$2 began=$SECONDS size made
+  "$cargo" rustc --locked --quiet --profile "$profile" -p "$package" --bin "$program" -- \
+    -C target-feature=+crt-static -C strip=symbols
+  # A copy: the next build may link it anew.
+  cp "$target/$profile/$program" "$out/$program"
+  if readelf -lW "$out/$program" | grep -q INTERP; then
+    echo "images: $program is not static" >&2
+    exit 1
+  fi
+  made=$(python3 images/oci.py "$out/$program.tar" --name "ghcr.io/sidegate/$3:$version" --user "$4:$4" \
+    --file "$out/$program=/$program:755" --file "$authorities=/etc/ssl/certs/ca-certificates.crt" \
+    --entrypoint "/$program" --env SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
+    --label org.opencontainers.image.licenses=Apache-2.0 --label org.opencontainers.image.version="$version")
+  python3 images/sbom.py "$package" > "$out/$program.cdx.json"
+  size=$(stat -c %s "$out/$program")
+  echo "${made%\}}, \"archive\": \"$program.tar\", \"binary\": $size}" >> "$out/images.new"
+  printf 'images: %-18s %6.1f MB  %s  (%d s)\n' "$3" "$(awk "BEGIN {print $size / 1000000}")" \
+    "$(sed 's/.*"digest": "\([^"]*\)".*/\1/' <<< "$made")" $((SECONDS - began))
+}
+
+rm -f "$out/images.new"
+image sidegate-sidecar sidegate-sidecar sidegate-sidecar 61937
+image sidegate-broker sidegate-broker sidegate-broker 65532
+image sidegate-injector sidegate-injector sidegate-injector 65532
+image sidegate sidegate sidegate-cli 65532
+{ echo "["; sed '$!s/$/,/' "$out/images.new"; echo "]"; } > "$out/images.json"
+rm "$out/images.new"
+if [ "$profile" = release ] && [ "$(stat -c %s "$out/sidegate-sidecar")" -ge $sidecar_limit ]; then
+  echo "images: the sidecar has $(stat -c %s "$out/sidegate-sidecar") bytes; it must stay below $sidecar_limit" >&2
+  exit 1
+fi
+echo "images: archives and lists of parts are in $out"

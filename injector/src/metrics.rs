@@ -1,0 +1,200 @@
+//! What the injector counts, for Prometheus. The only module that names its library.
+//!
+//! Refuses every label that is not a word of ours: nothing that a pod or its author said becomes one. Invariants:
+//! counting never waits and decides nothing; gauges are read when they are asked for, so they are never old.
+
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::review::Outcome;
+
+/// Seconds an admission may take: the bar, the handler's end, the API server's.
+const SECONDS: [f64; 9] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0];
+/// Bytes of a patch.
+const BYTES: [f64; 6] = [1_024.0, 4_096.0, 8_192.0, 16_384.0, 65_536.0, 1_048_576.0];
+
+/// What turned a request away before it was understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Too large a body.
+    Body,
+    /// Too slow a body.
+    Slow,
+    /// Too many at once.
+    InFlight,
+    /// Too many of one source.
+    Source,
+    /// It took too long to answer.
+    Time,
+    /// It is no review.
+    Malformed,
+}
+
+impl Limit {
+    fn as_str(self) -> &'static str {
+        match self {
+            Limit::Body => "body",
+            Limit::Slow => "slow",
+            Limit::InFlight => "in_flight",
+            Limit::Source => "source",
+            Limit::Time => "time",
+            Limit::Malformed => "malformed",
+        }
+    }
+}
+
+/// What is asked for when the numbers are read.
+#[derive(Debug, Clone, Default)]
+pub struct Now {
+    /// When the certificate that is served ends, seconds since 1970.
+    pub not_after: i64,
+    /// Whether some live caBundle does not take what is served.
+    pub mismatch: bool,
+    /// When this injector last answered itself, seconds since 1970.
+    pub probed: i64,
+    /// Whether this replica leads.
+    pub leads: bool,
+    /// Seconds since each kind's watch was lost; 0: it is followed.
+    pub ages: Vec<(&'static str, i64)>,
+}
+
+/// Everything counted in one injector.
+pub struct Metrics {
+    registry: Registry,
+    admissions: IntCounterVec,
+    turned_away: IntCounterVec,
+    seconds: Histogram,
+    patch: Histogram,
+    in_flight: IntGauge,
+    not_after: IntGauge,
+    mismatch: IntGauge,
+    probed: IntGauge,
+    leads: IntGauge,
+    ages: IntGaugeVec,
+}
+
+fn made<T: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<T>) -> prometheus::Result<T> {
+    let metric = metric?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+impl Metrics {
+    /// Nothing counted yet.
+    ///
+    /// # Errors
+    /// Where two of them have one name: a mistake in this file.
+    pub fn new() -> Result<Metrics, String> {
+        Self::make().map_err(|error| error.to_string())
+    }
+
+    fn make() -> prometheus::Result<Metrics> {
+        let registry = Registry::new_custom(Some("sidegate_injector".to_owned()), None)?;
+        let own = &registry;
+        let vector =
+            |name: &str, help: &str, labels: &[&str]| made(own, IntCounterVec::new(Opts::new(name, help), labels));
+        let gauge = |name: &str, help: &str| made(own, IntGauge::new(name, help));
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            made(own, Histogram::with_opts(options))
+        };
+        Ok(Metrics {
+            admissions: vector(
+                "admissions_total",
+                "Reviews that were answered, by what became of them and why.",
+                &["webhook", "outcome", "reason"],
+            )?,
+            turned_away: vector(
+                "turned_away_total",
+                "Requests that were not understood or not looked at.",
+                &["limit"],
+            )?,
+            seconds: histogram(
+                "admission_seconds",
+                "From a review's first byte to its answer.",
+                &SECONDS,
+            )?,
+            patch: histogram("patch_bytes", "What was changed in pods that were injected.", &BYTES)?,
+            in_flight: gauge("in_flight", "Reviews under way now.")?,
+            not_after: gauge(
+                "certificate_not_after_seconds",
+                "When the certificate that is served ends, seconds since 1970; 0: there is none.",
+            )?,
+            mismatch: gauge(
+                "ca_bundle_mismatch",
+                "1: some webhook configuration does not take the certificate that is served.",
+            )?,
+            probed: gauge(
+                "self_probe_seconds",
+                "When this injector last answered itself as the API server would call it, seconds since 1970.",
+            )?,
+            leads: gauge("leader", "1: this replica renews the certificates.")?,
+            ages: made(
+                own,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "cache_age_seconds",
+                        "Since what is known of a kind was lost sight of; 0: it is followed.",
+                    ),
+                    &["kind"],
+                ),
+            )?,
+            registry,
+        })
+    }
+
+    /// A review was answered.
+    pub fn answered(&self, webhook: &'static str, outcome: &Outcome, took: Duration) {
+        let labels = [webhook, outcome.word, outcome.rule];
+        self.admissions.with_label_values(&labels).inc();
+        self.seconds.observe(took.as_secs_f64());
+        if outcome.word == "injected" {
+            // Sizes of patches are far below what a float counts exactly.
+            self.patch
+                .observe(f64::from(u32::try_from(outcome.patch).unwrap_or(u32::MAX)));
+        }
+    }
+
+    /// A request was turned away.
+    pub fn turned_away(&self, limit: Limit) {
+        self.turned_away.with_label_values(&[limit.as_str()]).inc();
+    }
+
+    /// One more is under way, until the answer is dropped.
+    pub fn begun(&self) -> InFlight {
+        self.in_flight.inc();
+        InFlight(self.in_flight.clone())
+    }
+
+    /// Everything in the text format, with the gauges as they are now; the second is its content type.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn text(&self, now: &Now) -> Result<(Vec<u8>, String), String> {
+        self.not_after.set(now.not_after);
+        self.mismatch.set(i64::from(now.mismatch));
+        self.probed.set(now.probed);
+        self.leads.set(i64::from(now.leads));
+        for (kind, age) in &now.ages {
+            self.ages.with_label_values(&[*kind]).set(*age);
+        }
+        let mut text = Vec::new();
+        let encoder = TextEncoder::new();
+        let written = encoder.encode(&self.registry.gather(), &mut text);
+        written.map_err(|error| error.to_string())?;
+        Ok((text, encoder.format_type().to_owned()))
+    }
+}
+
+/// A review under way.
+pub struct InFlight(IntGauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

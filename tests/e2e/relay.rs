@@ -1,0 +1,81 @@
+//! A port that stands for a Service: each connection goes to the next of the servers behind it that takes one.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use anyhow::Result;
+use sidegate_tests::ports;
+
+/// What stands for the Service: a port whose connections go to one of these.
+pub struct Service {
+    /// Where it listens.
+    pub port: u16,
+    behind: Arc<Mutex<Behind>>,
+}
+
+#[derive(Default)]
+struct Behind {
+    ports: Vec<u16>,
+    turn: usize,
+    open: Vec<TcpStream>,
+}
+
+impl Service {
+    /// Starts one with nothing behind it.
+    pub fn start() -> Result<Service> {
+        let port = ports::free()?;
+        let listener = TcpListener::bind(("127.0.0.1", port))?;
+        let behind = Arc::new(Mutex::new(Behind::default()));
+        let inside = Arc::clone(&behind);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if let Some(server) = connect(&inside) {
+                    relay(&inside, client, server);
+                }
+            }
+        });
+        Ok(Service { port, behind })
+    }
+
+    /// From now on these; whoever is connected must come again.
+    pub fn to(&self, ports: &[u16]) {
+        let mut behind = self.behind.lock().unwrap();
+        behind.ports = ports.to_vec();
+        for stream in behind.open.drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn connect(behind: &Mutex<Behind>) -> Option<TcpStream> {
+    let mut behind = behind.lock().unwrap();
+    for _ in 0..behind.ports.len() {
+        behind.turn += 1;
+        let port = behind.ports[behind.turn % behind.ports.len()];
+        if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)) {
+            return Some(stream);
+        }
+    }
+    None
+}
+
+fn relay(behind: &Mutex<Behind>, client: TcpStream, server: TcpStream) {
+    let (Ok(up), Ok(down), Ok(kept)) = (client.try_clone(), server.try_clone(), client.try_clone()) else {
+        return;
+    };
+    behind.lock().unwrap().open.push(kept);
+    std::thread::spawn(move || copy(up, server));
+    std::thread::spawn(move || copy(down, client));
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        if to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
