@@ -35,10 +35,12 @@ use crate::ground::{self, host, Follow, Ground, Read, Shared};
 use crate::in_force::{accepted, InForce};
 use crate::issuer::{random, Issuer};
 use crate::keeper::Keeper;
+use crate::kubernetes::ClusterPeople;
 use crate::local_cluster::LocalCluster;
 use crate::lockdown::Lockdowns;
 use crate::metrics::Metrics;
 use crate::ops;
+use crate::people;
 use crate::records::{Records, RecordsError, RecordsOptions};
 use crate::report::Reporter;
 use crate::revoked::{Replicas, Revoked};
@@ -59,6 +61,8 @@ pub struct Running {
     pub front_addr: SocketAddr,
     /// Address of health and metrics, if they are served.
     pub health_addr: Option<SocketAddr>,
+    /// Address of the people's face, if it is served.
+    pub people_addr: Option<SocketAddr>,
     /// Its URL, as proofs must name it.
     pub front_url: String,
     /// The issuer's URL: address of the back face.
@@ -181,7 +185,8 @@ impl Broker {
         let late = Tasks::new();
         late.spawn("records", Arc::clone(&records).run(late.stopping()));
         let running = running(&listeners, &state, &authority, &reporter, (tasks, late));
-        serve(listeners, &authority, reporter, running.quit.clone());
+        let registry = ground.shared.map(|shared| shared.people);
+        serve(listeners, &authority, (reporter, registry), running.quit.clone());
         Ok(running)
     }
 }
@@ -196,6 +201,7 @@ fn running(
     Running {
         front_addr: listeners.front_addr,
         health_addr: listeners.health.as_ref().and_then(|health| health.local_addr().ok()),
+        people_addr: listeners.people.as_ref().and_then(|people| people.local_addr().ok()),
         front_url: listeners.front_url.clone(),
         issuer_url: listeners.issuer_url.clone(),
         ca_pem: authority.ca_pem().to_owned(),
@@ -317,6 +323,7 @@ struct Listeners {
     back: TcpListener,
     control: UnixListener,
     health: Option<TcpListener>,
+    people: Option<TcpListener>,
     front_addr: SocketAddr,
     front_url: String,
     issuer_url: String,
@@ -330,12 +337,17 @@ impl Listeners {
             Some(address) => Some(listen(address).await?),
             None => None,
         };
+        let people = match config.people_listen {
+            Some(address) => Some(listen(address).await?),
+            None => None,
+        };
         let front_addr = local(&front, config.listen)?;
         let back_addr = local(&back, config.issuer_listen)?;
         state.write("issuer.port", back_addr.port().to_string().as_bytes())?;
         Ok(Listeners {
             control: bind(&state.path("control.sock"))?,
             health,
+            people,
             front,
             back,
             front_addr,
@@ -389,7 +401,12 @@ fn local(listener: &TcpListener, asked: SocketAddr) -> Result<SocketAddr, StartE
     })
 }
 
-fn serve(listeners: Listeners, authority: &Authority, reporter: Arc<Reporter>, quit: CancellationToken) {
+fn serve(
+    listeners: Listeners,
+    authority: &Arc<Authority>,
+    (reporter, registry): (Arc<Reporter>, Option<Arc<ClusterPeople>>),
+    quit: CancellationToken,
+) {
     let front = Arc::clone(&reporter.front);
     let tasks = front.tasks.clone();
     let routes = front::router(Arc::clone(&front), Arc::clone(&reporter.records).router());
@@ -402,6 +419,10 @@ fn serve(listeners: Listeners, authority: &Authority, reporter: Arc<Reporter>, q
         "back",
         serve_tls(listeners.back, authority.tls(), routes, tasks.clone()),
     );
+    if let (Some(listener), Some(registry)) = (listeners.people, registry) {
+        let face = people::listen::run(listener, Arc::clone(authority), Arc::clone(&reporter), registry);
+        tasks.spawn("people", face);
+    }
     // Last: whoever asks whether it is ready is told the truth.
     if let Some(health) = listeners.health {
         tasks.spawn("health", ops::run(health, Arc::clone(&reporter.front), tasks.clone()));

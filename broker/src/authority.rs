@@ -11,7 +11,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientHello, NoClientAuth, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::ServerConfig;
 
@@ -141,7 +142,7 @@ impl Authority {
 
     /// Over a set that a home keeps up to date. It must hold one.
     pub fn over(names: Vec<String>, served: Arc<Served>, home: Option<Arc<dyn Home>>) -> Result<Self, StartError> {
-        let tls = server_config(Arc::clone(&served))?;
+        let tls = server_config(Arc::clone(&served), None)?;
         let pem = served.held().map(|held| held.material.authority_pem().to_owned());
         Ok(Authority {
             names,
@@ -160,6 +161,14 @@ impl Authority {
     /// TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1.
     pub fn tls(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.tls)
+    }
+
+    /// The same, with a verifier of clients' certificates.
+    ///
+    /// # Errors
+    /// The versions of TLS do not fit the provider.
+    pub fn tls_with(&self, clients: Option<Arc<dyn ClientCertVerifier>>) -> Result<ServerConfig, StartError> {
+        server_config(Arc::clone(&self.served), clients)
     }
 
     /// When the leaf ends, seconds since 1970.
@@ -214,12 +223,15 @@ impl Authority {
     }
 }
 
-fn server_config(served: Arc<Served>) -> Result<ServerConfig, StartError> {
+fn server_config(
+    served: Arc<Served>,
+    clients: Option<Arc<dyn ClientCertVerifier>>,
+) -> Result<ServerConfig, StartError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| StartError::crypto("TLS", error))?
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients.unwrap_or_else(|| Arc::new(NoClientAuth)))
         .with_cert_resolver(served);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)

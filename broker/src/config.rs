@@ -31,6 +31,8 @@ pub struct BrokerConfig {
     pub issuer_listen: SocketAddr,
     /// Where health and metrics are served, in plain HTTP; absent: nowhere.
     pub health_listen: Option<SocketAddr>,
+    /// Where people's tools look at records, over TLS; absent: nowhere. In a cluster only, whose API server knows people.
+    pub people_listen: Option<SocketAddr>,
     /// What sidecars call the front face by, `https://HOST[:PORT]`; absent: its address.
     pub front_url: Option<String>,
     /// The issuer's name in every token, `https://HOST[:PORT]`; absent: the address of the public face.
@@ -61,6 +63,7 @@ impl BrokerConfig {
             listen: loopback,
             issuer_listen: loopback,
             health_listen: None,
+            people_listen: None,
             front_url: None,
             issuer_url: None,
             cluster: "local".to_owned(),

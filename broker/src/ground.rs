@@ -24,8 +24,8 @@ use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
     connect, findings, own_name, reading, Admission, At, Authorities, ClusterIssuers, ClusterMaps, ClusterOptions,
-    ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader, PinLeases,
-    PinSweeper, PodEvents, PublishedMaps, RequestObjects, RevokedLeases, TlsSecret, LEADER,
+    ClusterPeople, ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader,
+    PinLeases, PinSweeper, PodEvents, PublishedMaps, RequestObjects, RevokedLeases, TlsSecret, LEADER,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
@@ -88,6 +88,8 @@ pub struct Shared {
     pub requests: Arc<RequestObjects>,
     /// As of which versions of the store the first objects are.
     pub at: At,
+    /// Who people are and what they may.
+    pub people: Arc<ClusterPeople>,
 }
 
 /// Where later objects come from.
@@ -256,12 +258,8 @@ pub(crate) async fn cluster(
     let client = connect(options).await?;
     let own_name = own_name(&client).await?;
     let secrets = ClusterSecrets::new(client.clone(), own_name.clone());
-    let maps = Arc::new(ClusterMaps::new(
-        client.clone(),
-        own_name,
-        &options.namespace,
-        Arc::clone(&clock),
-    ));
+    let time = Arc::clone(&clock);
+    let maps = Arc::new(ClusterMaps::new(client.clone(), own_name, &options.namespace, time));
     let issuers = Arc::new(ClusterIssuers::open(client.clone(), Arc::clone(&clock)).await?);
     tasks.spawn("issuers", Arc::clone(&issuers).run(tasks.stopping()));
     let pods = Arc::new(ClusterPods::new(client.clone(), issuer_url.to_owned()));
@@ -283,6 +281,8 @@ pub(crate) async fn cluster(
     tasks.spawn("admission", kept);
     let (events, writer) = PodEvents::new(client.clone(), Arc::clone(&clock));
     tasks.spawn("events", writer.run(tasks.stopping()));
+    let people = Arc::new(ClusterPeople::new(client.clone()));
+    tasks.spawn("authorities", Arc::clone(&people).run(tasks.stopping()));
     let kinds = Kinds::follow(client.clone(), tasks).await?;
     let (stored, at) = kinds.read();
     maps.refresh(&stored).await;
@@ -324,6 +324,7 @@ pub(crate) async fn cluster(
             revoked,
             requests,
             at,
+            people,
         }),
     })
 }

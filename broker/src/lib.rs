@@ -27,6 +27,7 @@ pub mod local_cluster;
 pub mod lockdown;
 pub mod metrics;
 pub mod ops;
+pub mod people;
 pub mod pins;
 pub mod records;
 pub mod report;

@@ -89,6 +89,9 @@ struct Arguments {
     /// Where /livez, /readyz and /metrics are served, in plain HTTP. Default: nowhere.
     #[arg(long, value_name = "ADDR")]
     health_listen: Option<SocketAddr>,
+    /// Where people's tools look at records (`kubectl sidegate sessions`), over TLS. Default: nowhere.
+    #[arg(long, requires = "kubernetes", value_name = "ADDR")]
+    people_listen: Option<SocketAddr>,
     /// What sidecars call the front face by. Default: https:// and its address.
     #[arg(long, value_name = "https://HOST[:PORT]")]
     front_url: Option<String>,
@@ -165,6 +168,7 @@ fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
     let state = arguments.state.clone().ok_or("--state is missing")?;
     let (listen, issuer_listen) = (arguments.listen, arguments.issuer_listen);
     let (health_listen, store_generation) = (arguments.health_listen, arguments.store_generation);
+    let people_listen = arguments.people_listen;
     let (front_url, issuer_url) = (arguments.front_url.clone(), arguments.issuer_url.clone());
     let place = match arguments.kubernetes {
         true => Place::Cluster(ClusterOptions {
@@ -183,6 +187,7 @@ fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
     config.listen = listen;
     config.issuer_listen = issuer_listen;
     config.health_listen = health_listen;
+    config.people_listen = people_listen;
     config.store_generation = store_generation;
     config.front_url = front_url;
     config.issuer_url = issuer_url;

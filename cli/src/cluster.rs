@@ -4,6 +4,9 @@
 //! [`ClusterArgs`] a verb means this machine, unless the program was started as `kubectl-sidegate`. The invariant: a
 //! call has a deadline, and what the API server refuses reaches the person in its own words.
 
+mod look;
+mod visit;
+
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,6 +25,9 @@ use sidegate_policies::api::{GROUP, VERSION};
 use tokio::runtime::Runtime;
 
 use crate::commands::Usage;
+
+pub use look::Wish;
+pub use visit::Turned;
 
 /// The program's name as a plugin of kubectl.
 const PLUGIN: &str = "kubectl-sidegate";
@@ -73,11 +79,13 @@ impl ClusterArgs {
             .unwrap_or_else(|| config.default_namespace.clone());
         let client = {
             let _inside = runtime.enter();
-            Client::try_from(config).map_err(|error| anyhow!("the kubeconfig cannot be used: {error}"))?
+            Client::try_from(config.clone()).map_err(|error| anyhow!("the kubeconfig cannot be used: {error}"))?
         };
         Ok(Cluster {
             runtime,
             client,
+            config,
+            chosen: self.clone(),
             namespace,
         })
     }
@@ -160,11 +168,25 @@ pub enum Where<'a> {
 pub struct Cluster {
     runtime: Runtime,
     client: Client,
+    /// Who we are, for brokers too.
+    config: Config,
+    /// How it was named, for kubectl.
+    chosen: ClusterArgs,
     /// The namespace meant: the flag's, else the context's.
     pub namespace: String,
 }
 
 impl Cluster {
+    /// The client, for what the calls here do not know.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Runs something to its end.
+    pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
     /// Runs a call of the Kubernetes client within the deadline.
     ///
     /// # Errors

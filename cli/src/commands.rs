@@ -3,8 +3,11 @@
 
 use std::fmt;
 
+use clap::Args;
+
 pub mod audit;
 pub mod cases;
+pub mod check;
 pub mod decide;
 pub mod explain;
 pub mod inject;
@@ -14,11 +17,24 @@ pub mod replay;
 pub mod requests;
 pub mod sessions;
 pub mod status;
+pub mod unprotected;
 pub mod up;
 pub mod verify;
 
+mod certificate;
+mod explain_pod;
 mod offline;
+mod overview;
+pub mod seen;
 mod source;
+
+/// Where Sidegate itself is installed.
+#[derive(Debug, Clone, Args)]
+pub struct HomeArg {
+    /// The namespace that Sidegate itself is installed in.
+    #[arg(long, value_name = "NAME", default_value = seen::HOME)]
+    pub sidegate_namespace: String,
+}
 
 /// Wrong usage or configuration: nothing was started.
 #[derive(Debug)]

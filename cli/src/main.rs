@@ -45,6 +45,12 @@ pub struct StateArg {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Check whether a cluster is fit for Sidegate, and the installation works
+    Check(commands::check::CheckArgs),
+    /// List pods that should have a sidecar and have no valid one, by reason
+    Unprotected(commands::unprotected::UnprotectedArgs),
+    /// List pods that would get another sidecar if they were made anew
+    Outdated(commands::unprotected::OutdatedArgs),
     /// Run Sidegate on this machine, or run a program behind it
     Up(commands::up::UpArgs),
     /// Show what is served, what is not and why, and who is connected
@@ -107,6 +113,9 @@ fn run(command: Command, out: &Out) -> anyhow::Result<ExitCode> {
         return Err(commands::Usage(usage.to_owned()).into());
     }
     match command {
+        Command::Check(args) => commands::check::run(&args, out),
+        Command::Unprotected(args) => commands::unprotected::run(&args, out),
+        Command::Outdated(args) => commands::unprotected::run_outdated(&args, out),
         Command::Up(args) => commands::up::run(args, out),
         Command::Status(args) => commands::status::run(args, out),
         Command::Requests(args) => commands::requests::run(args, out),

@@ -16,6 +16,8 @@ pub enum Format {
     Json,
     /// The same as YAML.
     Yaml,
+    /// For people, with more columns where there are some.
+    Wide,
     /// A terminal recording (asciicast, version 2): `replay` only.
     Asciicast,
 }

@@ -243,6 +243,21 @@ impl Cluster {
 }
 
 impl Snapshot {
+    /// Of objects that somebody else read, as the server holds them.
+    pub fn of<'a>(
+        namespaces: impl Iterator<Item = &'a Arc<Value>>,
+        profiles: impl Iterator<Item = &'a Arc<Value>>,
+        targets: impl Iterator<Item = &'a Arc<Value>>,
+        policies: impl Iterator<Item = &'a Arc<Value>>,
+    ) -> Self {
+        let mut snapshot = Snapshot::default();
+        snapshot.replace(Kind::Namespace, &by_name(namespaces));
+        snapshot.replace(Kind::Profile, &by_name(profiles));
+        snapshot.replace(Kind::Target, &by_name(targets));
+        snapshot.replace(Kind::Policy, &by_name(policies));
+        snapshot
+    }
+
     fn replace(&mut self, kind: Kind, found: &Found) {
         match kind {
             Kind::Namespace => {
@@ -310,6 +325,21 @@ fn namespace(value: &Value) -> Namespace {
             .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
             .collect(),
     }
+}
+
+fn by_name<'a>(objects: impl Iterator<Item = &'a Arc<Value>>) -> Found {
+    let text = |object: &Value, path: &str| {
+        object
+            .pointer(path)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let named = |object: &'a Arc<Value>| {
+        let key = (text(object, "/metadata/namespace"), text(object, "/metadata/name"));
+        (key, Arc::clone(object))
+    };
+    objects.map(named).collect()
 }
 
 fn keyed(object: DynamicObject) -> ((String, String), Arc<Value>) {

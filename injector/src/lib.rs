@@ -29,8 +29,10 @@ mod served;
 mod server;
 mod sidecar;
 mod sources;
+pub mod standing;
 mod task;
 mod trust;
 mod webhook;
 
 pub use agents::{CLOUD_AUDIENCES, CLOUD_VARIABLES, CLOUD_VOLUMES};
+pub use kubernetes::Snapshot;

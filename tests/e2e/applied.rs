@@ -162,7 +162,7 @@ pub fn a_policy_is_in_force_when_it_is_applied(cluster: &Cluster) -> Result<()> 
     )?;
     ensure!(programmed["message"] == "1/1 pods", "{programmed}");
     let table = agent.kubectl(&["get", "accesspolicies"])?;
-    ensure!(table.contains("1/1 pods") && table.contains("True"), "{table}");
+    ensure!(table.contains(" 1/1 ") && table.contains("True"), "{table}");
 
     let deny = r#"{name: never, effect: Deny, sql: {commands: [Select]}, message: Not today.}"#;
     let applied = Instant::now();

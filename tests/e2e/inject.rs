@@ -28,7 +28,7 @@ use tokio::runtime::Runtime;
 
 use crate::site::Agent;
 
-const AUDIENCE: &str = "https://sidegate-broker.sidegate-system.svc:8444";
+pub const AUDIENCE: &str = "https://sidegate-broker.sidegate-system.svc:8444";
 const INSTALL: &str = "brokerUrl: https://sidegate-broker.sidegate-system.svc:8443
 audience: https://sidegate-broker.sidegate-system.svc:8444
 nameServers: [10.96.0.10]
@@ -75,7 +75,7 @@ subjects: [{kind: ServiceAccount, name: injector, namespace: sidegate-injector-t
 ";
 
 /// An injector that serves the cluster, and what it needs to.
-struct Site {
+pub struct Site {
     running: Option<Running>,
     runtime: Runtime,
     /// PEM of who signed the injector's certificate.
@@ -86,7 +86,7 @@ struct Site {
 static SITE: Mutex<Option<Arc<Site>>> = Mutex::new(None);
 
 /// The one injector of this run, started by whoever asks first.
-fn site(cluster: &Cluster) -> Result<Arc<Site>> {
+pub fn site(cluster: &Cluster) -> Result<Arc<Site>> {
     let mut kept = SITE.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(site) = kept.as_ref() {
         return Ok(Arc::clone(site));

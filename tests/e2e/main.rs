@@ -12,8 +12,11 @@ mod inject;
 mod installed;
 mod kept;
 mod kinds;
+mod looked;
 mod numbers;
 mod outage;
+mod pages;
+mod people;
 mod plane;
 mod relay;
 mod replicas;
@@ -34,7 +37,7 @@ type Test = fn(&Cluster) -> Result<()>;
 const TESTS: &[(&str, Test)] = &[
     ("kinds::install_and_are_established", kinds::install_and_are_established),
     ("kinds::explain_reads_as_documented", kinds::explain_reads_as_documented),
-    ("kinds::examples_are_accepted", kinds::examples_are_accepted),
+    ("pages::every_yaml_is_what_it_says", pages::every_yaml_is_what_it_says),
     (
         "kinds::what_is_wrong_is_refused_by_its_field",
         kinds::what_is_wrong_is_refused_by_its_field,
@@ -183,6 +186,34 @@ const TESTS: &[(&str, Test)] = &[
     (
         "numbers::a_lockdown_says_whom_it_reached_and_what_it_ended",
         numbers::a_lockdown_says_whom_it_reached_and_what_it_ended,
+    ),
+    (
+        "people::who_may_reads_a_session_and_nobody_else_does",
+        people::who_may_reads_a_session_and_nobody_else_does,
+    ),
+    (
+        "people::kubectl_sidegate_reaches_the_broker_through_the_api_server",
+        people::kubectl_sidegate_reaches_the_broker_through_the_api_server,
+    ),
+    (
+        "looked::unprotected_lists_exactly_the_pods_without_a_valid_sidecar_by_reason",
+        looked::unprotected_lists_exactly_the_pods_without_a_valid_sidecar_by_reason,
+    ),
+    (
+        "looked::outdated_tells_what_would_be_another_now",
+        looked::outdated_tells_what_would_be_another_now,
+    ),
+    (
+        "looked::explain_tells_a_pod_and_a_statement_by_the_clusters_policies",
+        looked::explain_tells_a_pod_and_a_statement_by_the_clusters_policies,
+    ),
+    (
+        "looked::check_names_each_fix_and_status_says_what_became_of_objects",
+        looked::check_names_each_fix_and_status_says_what_became_of_objects,
+    ),
+    (
+        "people::a_certificate_of_the_clusters_clients_is_somebody",
+        people::a_certificate_of_the_clusters_clients_is_somebody,
     ),
     (
         "requests::a_held_statement_runs_once_when_a_person_adds_their_word",

@@ -1,4 +1,4 @@
-//! What is counted on a cluster, with real sidecars: what a Lockdown did, and that no count, log or record has a secret.
+//! What is counted on a cluster, with real sidecars: whom a Lockdown reached, what it ended and how fast.
 
 use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};

@@ -55,11 +55,7 @@ pub fn helm_speaks_to_it(cluster: &Cluster) -> Result<()> {
 pub fn pods_run_on_a_node_that_kwok_plays(cluster: &Cluster) -> Result<()> {
     let namespace = cluster.namespace()?;
     let node = format!("node-{namespace}");
-    cluster.create(&json!({
-        "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": node, "annotations": {"kwok.x-k8s.io/node": "fake"}, "labels": {"kubernetes.io/hostname": node}},
-        "status": {"allocatable": {"cpu": "32", "memory": "256Gi", "pods": "110"}, "capacity": {"cpu": "32", "memory": "256Gi", "pods": "110"}},
-    }))?;
+    cluster.node(&node)?;
     cluster.create(&json!({
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "many", "namespace": namespace},
         "spec": {

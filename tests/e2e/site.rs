@@ -47,7 +47,13 @@ pub fn site(cluster: &Cluster) -> Result<Arc<Site>> {
     if let Some(site) = kept.as_ref() {
         return Ok(Arc::clone(site));
     }
-    let site = Arc::new(Site::start(cluster)?);
+    install(cluster)?;
+    let people = cluster.forwarded;
+    let site = Site::join(
+        cluster,
+        Arc::new(move |config| config.people_listen = Some((std::net::Ipv4Addr::LOCALHOST, people).into())),
+    );
+    let site = Arc::new(site?);
     *kept = Some(Arc::clone(&site));
     Ok(site)
 }
@@ -223,7 +229,7 @@ pub struct Agent<'a> {
     folder: tempfile::TempDir,
 }
 
-/// The pod of an agent as the injector would leave it.
+/// A pod with what the broker looks at, and no more: what the injector itself makes is `inject.rs`'s business.
 pub fn pod(namespace: &str, audience: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",

@@ -31,7 +31,8 @@ WRAPPED = {
     "quick_xml": ["broker/src/credentials/xml.rs"],
     "tracing_opentelemetry": ["broker/src/traces.rs"],
     "kube": ["policies/src/api/", "policies/src/bin/crdgen.rs", "broker/src/kubernetes.rs", "broker/src/kubernetes/",
-             "injector/src/kubernetes.rs", "injector/src/kubernetes/", "cluster/src/", "cli/src/cluster.rs"],
+             "injector/src/kubernetes.rs", "injector/src/kubernetes/", "cluster/src/", "cli/src/cluster.rs",
+             "cli/src/cluster/"],
 }
 
 # Rooms (protocols) are named by the registry alone, so that a new one touches no other file (architecture.md).

@@ -100,6 +100,10 @@ pub struct Cluster {
     folder: Folder,
     /// Where the API server listens.
     pub server: String,
+    /// Who certifies the API server, and people with certificates.
+    pub authority: Authority,
+    /// Where a port-forward of brokers' pods ends that [`Cluster::kwok`] plays the kubelet of.
+    pub forwarded: u16,
     /// In the order they were started; stopped the other way round.
     servers: Vec<Server>,
 }
@@ -136,10 +140,11 @@ impl Cluster {
             programs: programs.clone(),
             server: format!("https://{address}:{port}"),
             folder,
+            authority: Authority::new()?,
+            forwarded: ports::free()?,
             servers: Vec::new(),
         };
-        let authority = Authority::new()?;
-        settings::write(cluster.folder.path(), &cluster.server, &authority)?;
+        settings::write(cluster.folder.path(), &cluster.server, &cluster.authority)?;
         let (client, peer) = (ports::free()?, ports::free()?);
         cluster.run("etcd", &[], settings::etcd(cluster.folder.path(), client, peer))?;
         cluster.until("etcd answers", || {
@@ -165,10 +170,26 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Plays the kubelet for nodes annotated `kwok.x-k8s.io/node: fake`.
+    /// Plays the kubelet for nodes annotated `kwok.x-k8s.io/node: fake`; a port-forward to the people's face of a broker's
+    /// pod there ends at [`Cluster::forwarded`].
     pub fn kwok(&mut self) -> Result<()> {
-        let arguments = settings::kwok(self.folder.path(), &self.programs.path("stages.yaml"));
+        settings::write_kubelet(self.folder.path(), &self.authority, self.forwarded)?;
+        let stages = self.programs.path("stages.yaml");
+        let arguments = settings::kwok(self.folder.path(), &stages, ports::free()?);
         self.run("kwok", &[], arguments)
+    }
+
+    /// Makes a node whose kubelet is [`Cluster::kwok`].
+    pub fn node(&self, name: &str) -> Result<()> {
+        let most = serde_json::json!({"cpu": "32", "memory": "256Gi", "pods": "110"});
+        let node = serde_json::json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {
+                "name": name, "annotations": {"kwok.x-k8s.io/node": "fake"}, "labels": {"kubernetes.io/hostname": name},
+            },
+            "status": {"allocatable": most, "capacity": most},
+        });
+        self.create(&node).map(|_| ())
     }
 
     fn run(&mut self, program: &str, first: &[&str], arguments: Vec<String>) -> Result<()> {
@@ -285,10 +306,34 @@ impl Cluster {
 
     /// What a client of the administrator's needs: the authority of the API server's certificate as PEM, and a token.
     pub fn admin(&self) -> Result<(String, String)> {
-        let read = |name: &str| std::fs::read_to_string(self.folder.path().join(name));
-        let config: Value = serde_json::from_str(&read(settings::kubeconfig(User::Admin))?)?;
+        Ok((self.authority.pem().to_owned(), self.token(User::Admin)?))
+    }
+
+    /// The token of a user.
+    pub fn token(&self, user: User) -> Result<String> {
+        let config: Value = serde_json::from_str(&std::fs::read_to_string(self.kubeconfig(user))?)?;
         let token = config["users"][0]["user"]["token"].as_str().context("no token")?;
-        Ok((read("ca.pem")?, token.to_owned()))
+        Ok(token.to_owned())
+    }
+
+    /// The kubeconfig of a user.
+    pub fn kubeconfig(&self, user: User) -> PathBuf {
+        self.folder.path().join(settings::kubeconfig(user))
+    }
+
+    /// A folder for `PATH` in which `kubectl` is, made within this one.
+    pub fn kubectl_on_path(&self, within: &Path) -> Result<PathBuf> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = within.join("bin");
+        std::fs::create_dir_all(&folder)?;
+        let script = folder.join("kubectl");
+        let text = format!(
+            "#!/bin/sh\nexec {} kubectl \"$@\"\n",
+            self.programs.path("kube").display()
+        );
+        std::fs::write(&script, text)?;
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+        Ok(folder)
     }
 
     /// The kubeconfig of a user.

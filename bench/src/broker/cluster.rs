@@ -116,7 +116,7 @@ impl Api {
     }
 }
 
-/// A pod as the injector would leave it. No node takes it.
+/// A pod with what the broker looks at. No node takes it.
 fn pod(name: &str, account: &str, audience: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": AGENTS},

@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kube::api::{Patch, PatchParams};
-use serde_json::{json, Value};
+use serde_json::{json, Map, Value};
+use sidegate_policies::api::summary;
 use sidegate_policies::api::target::{Credential, TlsMode, WeakLogin};
 use sidegate_policies::api::token_issuer::Authorities;
 use sidegate_policies::api::Target;
@@ -166,8 +167,9 @@ impl Conditions {
             };
             let wanted = self.wanted((key, object), found, &index, &reach).await;
             let now = rfc3339(self.front.clock.now_ms());
-            let counts = self.counts(key, object, &reach);
-            let Some(status) = patch(object, &wanted, counts, &now) else {
+            let mut more = self.counts(key, object, &reach).unwrap_or_default();
+            more.extend(summary(key, object, reach.get(key)));
+            let Some(status) = patch(object, &wanted, more, &now) else {
                 continue;
             };
             let (api, parameters) = (api_of(self.kinds.client(), key), PatchParams::default());
@@ -237,7 +239,7 @@ impl Conditions {
 
     /// What a Lockdown's status says in numbers: of sidecars connected here, the one thing that outlives them being
     /// the sessions it ended. Nothing for other kinds, and for one that is not in force.
-    fn counts(&self, key: &Key, object: &Value, reach: &HashMap<Key, Reach>) -> Option<Value> {
+    fn counts(&self, key: &Key, object: &Value, reach: &HashMap<Key, Reach>) -> Option<Map<String, Value>> {
         if key.kind != Kind::Lockdown {
             return None;
         }
@@ -483,22 +485,40 @@ fn told(problems: &[Problem]) -> String {
 }
 
 /// The numbers of a Lockdown. What another start of the broker counted for the same words is not forgotten.
-fn counts(object: &Value, outcome: &Outcome, reach: Reach) -> Value {
+fn counts(object: &Value, outcome: &Outcome, reach: Reach) -> Map<String, Value> {
     let told = |field: &str| object.pointer(&format!("/status/{field}"));
     let same = told("observedGeneration") == object.pointer("/metadata/generation");
     let before = |field| told(field).and_then(Value::as_u64).filter(|_| same);
-    json!({
-        "revision": outcome.revision,
-        "matched": reach.matched,
-        "acked": reach.current,
-        "sessionsClosed": outcome.closed.max(before("sessionsClosed").unwrap_or(0)),
+    let numbers = [
+        ("revision", json!(outcome.revision)),
+        ("matched", json!(reach.matched)),
+        ("acked", json!(reach.current)),
+        (
+            "sessionsClosed",
+            json!(outcome.closed.max(before("sessionsClosed").unwrap_or(0))),
+        ),
         // A merge patch takes away what is null.
-        "p99Millis": outcome.p99_ms.or(before("p99Millis")),
-    })
+        ("p99Millis", json!(outcome.p99_ms.or(before("p99Millis")))),
+    ];
+    numbers
+        .into_iter()
+        .map(|(name, number)| (name.to_owned(), number))
+        .collect()
 }
 
-/// The patch that gives an object these conditions and numbers, if it does not have them.
-fn patch(object: &Value, wanted: &[Condition], counts: Option<Value>, now: &str) -> Option<Value> {
+/// What lists show of an object beyond single fields.
+fn summary(key: &Key, object: &Value, reach: Option<&Reach>) -> Option<(String, Value)> {
+    let plural = key.kind.plural();
+    let mut words = summary::of(plural, object.get("spec").unwrap_or(&Value::Null))?;
+    if plural != "lockdowns" {
+        let (matched, current) = reach.map_or((0, 0), |reach| (reach.matched, reach.current));
+        words.insert("programmed".to_owned(), format!("{current}/{matched}").into());
+    }
+    Some(("summary".to_owned(), Value::Object(words)))
+}
+
+/// The patch that gives an object these conditions, numbers and words, if it does not have them.
+fn patch(object: &Value, wanted: &[Condition], more: Map<String, Value>, now: &str) -> Option<Value> {
     let generation = object
         .pointer("/metadata/generation")
         .cloned()
@@ -532,12 +552,12 @@ fn patch(object: &Value, wanted: &[Condition], counts: Option<Value>, now: &str)
             next
         })
         .collect();
-    let mut status = serde_json::Map::new();
+    let mut status = Map::new();
     status.insert("observedGeneration".to_owned(), generation);
     status.insert("conditions".to_owned(), conditions.into());
-    for (field, number) in counts.iter().filter_map(Value::as_object).flatten() {
-        changed |= object.pointer(&format!("/status/{field}")).unwrap_or(&Value::Null) != number;
-        status.insert(field.clone(), number.clone());
+    for (field, told) in more {
+        changed |= *object.pointer(&format!("/status/{field}")).unwrap_or(&Value::Null) != told;
+        status.insert(field, told);
     }
     changed.then(|| json!({ "status": status }))
 }
@@ -562,25 +582,25 @@ mod tests {
     fn a_condition_is_written_once_and_its_time_changes_with_its_status_only() {
         let object = json!({"metadata": {"generation": 3}});
         let good = [Condition::new("Accepted", true, "Accepted", "")];
-        let first = patch(&object, &good, None, "t1").unwrap();
+        let first = patch(&object, &good, Map::new(), "t1").unwrap();
         assert_eq!(first["status"]["conditions"][0]["lastTransitionTime"], "t1");
         let mut object = json!({"metadata": {"generation": 3}, "status": first["status"]});
-        assert_eq!(patch(&object, &good, None, "t2"), None);
+        assert_eq!(patch(&object, &good, Map::new(), "t2"), None);
         let other = [Condition::new("Accepted", true, "Accepted", "a remark")];
-        let again = patch(&object, &other, None, "t3").unwrap();
+        let again = patch(&object, &other, Map::new(), "t3").unwrap();
         assert_eq!(again["status"]["conditions"][0]["lastTransitionTime"], "t1");
         let bad = [Condition::new("Accepted", false, "Invalid", "spec: no")];
         assert_eq!(
-            patch(&object, &bad, None, "t4").unwrap()["status"]["conditions"][0]["lastTransitionTime"],
+            patch(&object, &bad, Map::new(), "t4").unwrap()["status"]["conditions"][0]["lastTransitionTime"],
             "t4"
         );
         object["metadata"]["generation"] = json!(4);
         assert!(
-            patch(&object, &good, None, "t5").is_some(),
+            patch(&object, &good, Map::new(), "t5").is_some(),
             "another generation was seen"
         );
         assert!(
-            patch(&object, &[], None, "t6").is_some(),
+            patch(&object, &[], Map::new(), "t6").is_some(),
             "a condition that is gone goes"
         );
     }
@@ -600,11 +620,11 @@ mod tests {
         let mut object = json!({"metadata": {"generation": 3}});
         let first = counts(&object, &outcome(12, Some(140)), reach.clone());
         let wanted = json!({"revision": 8, "matched": 3, "acked": 2, "sessionsClosed": 12, "p99Millis": 140});
-        assert_eq!(first, wanted);
-        let written = patch(&object, &[], Some(first.clone()), "t1").unwrap();
+        assert_eq!(Value::Object(first.clone()), wanted);
+        let written = patch(&object, &[], first.clone(), "t1").unwrap();
         assert_eq!(written["status"]["sessionsClosed"], 12);
         object["status"] = written["status"].clone();
-        assert_eq!(patch(&object, &[], Some(first), "t2"), None, "said already");
+        assert_eq!(patch(&object, &[], first, "t2"), None, "said already");
         // Another start counts from nothing.
         let again = counts(&object, &outcome(0, None), reach.clone());
         assert_eq!(

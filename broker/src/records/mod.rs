@@ -14,7 +14,7 @@ mod upload;
 
 use crate::task::blocking;
 use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -183,6 +183,11 @@ impl Records {
         if work.await.is_none() {
             tracing::error!("the record store's keeper panicked");
         }
+    }
+
+    /// Where it lies.
+    pub fn root(&self) -> &Path {
+        &self.options.root
     }
 
     /// Sessions, oldest first: finished ones and those that are open now.

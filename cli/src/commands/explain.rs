@@ -1,5 +1,5 @@
-//! `sidegate explain`: what an agent may do, or what becomes of one statement and why, from files alone. It decides
-//! with the engine a sidecar decides with and starts nothing.
+//! `sidegate explain`: what an agent may do, or what becomes of one statement and why, from files or from what a cluster
+//! holds. It decides with the engine a sidecar decides with and starts nothing.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -10,12 +10,15 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 use sidegate_policies::api::access_policy::Limits;
+use sidegate_policies::api::Lockdown;
 use sidegate_policies::engine::explain::{self, Access, Hit, RuleLine, RuleTrace};
-use sidegate_policies::engine::TargetId;
+use sidegate_policies::engine::{Subject, TargetId};
 use sidegate_policies::explanation::{decided, mask_words, Explanation, Outcome};
 
 use super::offline::{self, Offline, Schema, SchemaNote, World};
-use super::Usage;
+use super::seen::Seen;
+use super::{explain_pod, HomeArg, Usage};
+use crate::cluster::ClusterArgs;
 use crate::out::{visible, Out, Tone};
 
 /// Arguments of `explain`.
@@ -24,11 +27,15 @@ use crate::out::{visible, Out, Tone};
   sidegate explain --config ./policies --as agents/support
   sidegate explain --config ./policies --as agents/support --schema schema.sql \"SELECT 1\"
   sidegate explain --config ./policies --as agents/support --schema schema.sql - < query.sql
+  kubectl sidegate explain pod/triage-7 -n agents
+  kubectl sidegate explain pod/triage-7 -n agents --target data/shop --schema schema.sql \"SELECT 1\"
+  kubectl sidegate explain --as agents/support --target data/shop \"DROP TABLE app.orders\"
 
 The schema is SQL, such as `pg_dump --schema-only` prints, or the answer of `sidegate policy
 schema-query`. What of it is not understood is said and stays unknown; rights in the database are
 not looked at. Without a schema only the server's own names are known. Nothing is sent to any
-database, and no running instance is asked.
+database. In a cluster, what the API server holds is judged, read with your own rights; with --live the
+pod's sidecar is asked too, by way of the broker.
 
 Exit codes:
   0  allowed
@@ -38,7 +45,7 @@ Exit codes:
   5  no statement that can be judged: a syntax error, a limit, a construct that is not understood")]
 pub struct ExplainArgs {
     /// Folder with Targets and policies (*.yaml); may be given more than once.
-    #[arg(long, required = true, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "context", "namespace"])]
     config: Vec<PathBuf>,
     /// Who the agent is, as NAMESPACE/SERVICEACCOUNT.
     #[arg(long = "as", value_name = "NS/SA", default_value = "local/agent")]
@@ -64,24 +71,86 @@ pub struct ExplainArgs {
     /// The session's search_path. Default: "$user",public.
     #[arg(long, value_name = "SCHEMA,...", value_delimiter = ',')]
     search_path: Option<Vec<String>>,
-    /// The statement, or `-` to read it from standard input. Without it: everything this agent may do.
-    statement: Option<String>,
+    /// A pod of the cluster, as `pod/NAME`; then the statement, or `-` to read it from standard input. Without a
+    /// statement: everything this agent may do.
+    #[arg(value_name = "pod/NAME | STATEMENT", num_args = 0..=2)]
+    words: Vec<String>,
+    /// Ask the pod's sidecar what it serves, too.
+    #[arg(long)]
+    live: bool,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    home: HomeArg,
 }
 
 /// Explains.
 pub fn run(args: &ExplainArgs, out: &Out) -> Result<ExitCode> {
-    let subject = offline::subject(&args.identity, &args.label)?;
+    let (pod, statement) = words(&args.words)?;
+    let cluster = match args.config.is_empty() {
+        true => args.cluster.connect()?,
+        false => None,
+    };
+    match (cluster, pod) {
+        (Some(cluster), Some(name)) => {
+            let seen = Seen::read(&cluster)?;
+            let told = explain_pod::Told::read(&cluster, &seen, &args.home.sidegate_namespace, name, args.live)?;
+            let (offline, lockdowns) = seen.offline();
+            judge(
+                args,
+                (&told.subject, Some(&told)),
+                (&offline, &lockdowns),
+                statement,
+                out,
+            )
+        }
+        (Some(cluster), None) => {
+            let subject = offline::subject(&args.identity, &args.label)?;
+            let (offline, lockdowns) = Seen::read(&cluster)?.offline();
+            judge(args, (&subject, None), (&offline, &lockdowns), statement, out)
+        }
+        (None, Some(_)) => Err(Usage("pod/NAME is a pod of a cluster: kubectl sidegate explain".to_owned()).into()),
+        (None, None) if args.config.is_empty() => {
+            let usage = "name a configuration with --config DIR, or a cluster with --context or --kubeconfig";
+            Err(Usage(usage.to_owned()).into())
+        }
+        (None, None) => {
+            let subject = offline::subject(&args.identity, &args.label)?;
+            let (offline, lockdowns) = Offline::read(&args.config, out)?;
+            judge(args, (&subject, None), (&offline, &lockdowns), statement, out)
+        }
+    }
+}
+
+/// The pod, if the first word names one, and the statement, if there is one.
+fn words(words: &[String]) -> Result<(Option<&str>, Option<&str>), Usage> {
+    let pod = |word: &'_ String| word.starts_with("pod/") || word.starts_with("pods/");
+    match words {
+        [] => Ok((None, None)),
+        [only] if pod(only) => Ok((only.split_once('/').map(|(_, name)| name), None)),
+        [only] => Ok((None, Some(only))),
+        [first, statement] if pod(first) => Ok((first.split_once('/').map(|(_, name)| name), Some(statement))),
+        _ => Err(Usage("write one statement, in quotes".to_owned())),
+    }
+}
+
+fn judge(
+    args: &ExplainArgs,
+    (subject, pod): (&Subject, Option<&explain_pod::Told>),
+    (offline, lockdowns): (&Offline, &[Lockdown]),
+    statement: Option<&str>,
+    out: &Out,
+) -> Result<ExitCode> {
     let wanted = args.target.as_deref().map(offline::target).transpose()?;
-    let (offline, lockdowns) = Offline::read(&args.config, out)?;
-    let world = offline.world(&subject, &lockdowns)?;
+    let world = offline.world(subject, lockdowns)?;
     if let Some(missing) = wanted
         .as_ref()
         .filter(|id| world.targets.iter().all(|(known, _)| known != *id))
     {
-        return Err(Usage(format!("there is no Target {missing} in the configuration")).into());
+        return Err(Usage(format!("there is no Target {missing}")).into());
     }
-    let Some(statement) = &args.statement else {
-        return everything(&world, wanted.as_ref(), out);
+    let Some(statement) = statement else {
+        return everything(&world, wanted.as_ref(), pod, out);
     };
     let target = match wanted {
         Some(target) => target,
@@ -94,7 +163,7 @@ pub fn run(args: &ExplainArgs, out: &Out) -> Result<ExitCode> {
         .or(offline.database(&target))
         .unwrap_or_default();
     let setting = schema.setting(database, &args.role, args.search_path.as_deref());
-    let statement = match statement.as_str() {
+    let statement = match statement {
         "-" => read_input()?,
         text => text.to_owned(),
     };
@@ -154,7 +223,7 @@ fn only(world: &World<'_>) -> Result<TargetId, Usage> {
     let all: Vec<&TargetId> = world.targets.iter().map(|(id, _)| id).collect();
     match (given.as_slice(), all.as_slice()) {
         ([only], _) | ([], [only]) => Ok((*only).clone()),
-        ([], []) => Err(Usage("the configuration has no Target".to_owned())),
+        ([], []) => Err(Usage("there is no Target".to_owned())),
         (_, all) => {
             let names: Vec<String> = all.iter().map(ToString::to_string).collect();
             Err(Usage(format!("name one with --target: {}", names.join(", "))))
@@ -331,7 +400,12 @@ struct Standing {
 }
 
 /// Everything a subject may do.
-fn everything(world: &World<'_>, wanted: Option<&TargetId>, out: &Out) -> Result<ExitCode> {
+fn everything(
+    world: &World<'_>,
+    wanted: Option<&TargetId>,
+    pod: Option<&explain_pod::Told>,
+    out: &Out,
+) -> Result<ExitCode> {
     let mut standings = Vec::new();
     for (id, reason) in world
         .targets
@@ -352,8 +426,16 @@ fn everything(world: &World<'_>, wanted: Option<&TargetId>, out: &Out) -> Result
     }
     let who = world.subject.account();
     if out.json() {
-        out.document(&serde_json::json!({"subject": who, "targets": standings}))?;
+        let mut document = serde_json::json!({"subject": who, "targets": standings});
+        if let (Some(pod), Some(document)) = (pod, document.as_object_mut()) {
+            document.insert("pod".to_owned(), pod.document(world));
+        }
+        out.document(&document)?;
     } else {
+        if let Some(pod) = pod {
+            pod.print(world, out)?;
+            out.line("")?;
+        }
         for (at, standing) in standings.iter().enumerate() {
             if at > 0 {
                 out.line("")?;
@@ -361,7 +443,7 @@ fn everything(world: &World<'_>, wanted: Option<&TargetId>, out: &Out) -> Result
             print_standing(standing, &who, out)?;
         }
         if standings.is_empty() {
-            out.line("The configuration has no Target.")?;
+            out.line("There is no Target.")?;
         }
     }
     let effects = |wanted: &str| {

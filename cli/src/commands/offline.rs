@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use sidegate_broker::index::Index;
+use sidegate_broker::index::{Index, Withheld};
 use sidegate_policies::api::lockdown::Freeze;
-use sidegate_policies::api::Lockdown;
+use sidegate_policies::api::{Lockdown, Target};
 use sidegate_policies::compile::compile;
 use sidegate_policies::engine::{PolicySet, Subject, TargetId};
 use sidegate_policies::explanation::{self, Explanation, Setting};
@@ -43,6 +43,7 @@ pub struct World<'a> {
     /// Every Target of the configuration, and why this subject is not given it.
     pub targets: Vec<(TargetId, Option<String>)>,
     lockdowns: &'a [Lockdown],
+    served: Vec<Target>,
 }
 
 impl Offline {
@@ -60,6 +61,13 @@ impl Offline {
         Ok((Offline { objects, index }, lockdowns))
     }
 
+    /// Objects of a cluster, without those Targets that are offered to nobody.
+    pub fn of(objects: Objects, withheld: Withheld) -> Self {
+        let (cluster, key) = ("local".to_owned(), DIGEST_KEY.to_owned());
+        let index = Index::new(objects.clone(), 1, cluster, key).withholding(withheld);
+        Offline { objects, index }
+    }
+
     /// What one subject gets of it.
     pub fn world<'a>(&self, subject: &'a Subject, lockdowns: &'a [Lockdown]) -> Result<World<'a>> {
         let offer = self.index.offer(subject);
@@ -72,6 +80,12 @@ impl Offline {
             (TargetId::new(namespace, &target.metadata.name), standing.err())
         });
         Ok(World {
+            served: offer
+                .bundle
+                .targets
+                .iter()
+                .map(|bundled| bundled.target.clone())
+                .collect(),
             subject,
             targets: targets.collect(),
             set,
@@ -87,6 +101,11 @@ impl Offline {
 }
 
 impl World<'_> {
+    /// The Targets this subject is given.
+    pub fn served(&self) -> &[Target] {
+        &self.served
+    }
+
     /// The Lockdown of the configuration that freezes this subject on a target.
     pub fn frozen(&self, target: &TargetId) -> Option<&str> {
         let lock = self.lockdowns.iter().find(|lock| freezes(lock, self.subject, target))?;
@@ -144,8 +163,9 @@ fn freezes(lock: &Lockdown, subject: &Subject, target: &TargetId) -> bool {
         Freeze::Namespace(namespace) => *namespace == subject.namespace,
         Freeze::Target(frozen) => frozen.namespace == *target.namespace && frozen.name == *target.name,
         Freeze::Everything(_) => true,
-        // Pods, secrets and tokens exist only while something runs.
-        Freeze::Pod(_) | Freeze::Secret(_) | Freeze::Issuer(_) | Freeze::TokenId(_) => false,
+        Freeze::Pod(pod) => pod.namespace == subject.namespace && pod.name == subject.pod,
+        // Secrets and tokens exist only while something runs.
+        Freeze::Secret(_) | Freeze::Issuer(_) | Freeze::TokenId(_) => false,
     };
     !over && lock.spec.freeze.iter().any(hits)
 }

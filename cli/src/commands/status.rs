@@ -1,10 +1,13 @@
-//! `sidegate status`: what is served and where, what is not and why, who is connected, what is frozen.
+//! `sidegate status`: what is served and where, what is not and why, who is connected, what is frozen; on this machine, or
+//! in a cluster.
 
 use std::process::ExitCode;
 
 use clap::Args;
 use sidegate_broker::control::Status;
 
+use super::{overview, HomeArg};
+use crate::cluster::ClusterArgs;
 use crate::control;
 use crate::instance::state_folder;
 use crate::out::{visible, Out, Tone};
@@ -14,14 +17,22 @@ use crate::StateArg;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sidegate status
-  sidegate status -o json | jq '.targets[].listen'")]
+  sidegate status -o json | jq '.targets[].listen'
+  kubectl sidegate status")]
 pub struct StatusArgs {
     #[command(flatten)]
     state: StateArg,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    home: HomeArg,
 }
 
 /// Prints the state of the running instance.
 pub fn run(args: StatusArgs, out: &Out) -> anyhow::Result<ExitCode> {
+    if let Some(cluster) = args.cluster.connect()? {
+        return overview::run(&cluster, &args.home.sidegate_namespace, out);
+    }
     let status: Status = control::get(&state_folder(args.state.state), "/status")?;
     if out.json() {
         out.document(&status)?;

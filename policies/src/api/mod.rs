@@ -11,6 +11,7 @@ pub mod injection_profile;
 pub mod lockdown;
 pub mod meta;
 pub mod not_built;
+pub mod summary;
 pub mod target;
 pub mod token_issuer;
 

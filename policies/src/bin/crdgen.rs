@@ -16,6 +16,7 @@ use sidegate_policies::api::access_request::AccessRequestResource;
 use sidegate_policies::api::cluster_access_policy::ClusterAccessPolicyResource;
 use sidegate_policies::api::injection_profile::InjectionProfileResource;
 use sidegate_policies::api::lockdown::LockdownResource;
+use sidegate_policies::api::summary;
 use sidegate_policies::api::target::TargetResource;
 use sidegate_policies::api::token_issuer::TokenIssuerResource;
 use sidegate_policies::presets;
@@ -88,14 +89,18 @@ const ACCEPTED: Column = (
     "string",
     ".status.conditions[?(@.type==\"Accepted\")].status",
 );
-const PROGRAMMED: Column = (
-    "Programmed",
-    "string",
-    ".status.conditions[?(@.type==\"Programmed\")].message",
-);
+/// Sidecars that have it, of those concerned.
+const PROGRAMMED: Column = ("Programmed", "string", ".status.summary.programmed");
+const TARGETS: Column = ("Targets", "string", ".status.summary.targets");
+const SUBJECTS: Column = ("Subjects", "string", ".status.summary.subjects");
+const RULES: Column = ("Rules", "string", ".status.summary.rules");
 const AGE: Column = ("Age", "date", ".metadata.creationTimestamp");
 
-const LOCKDOWN: [Column; 8] = [
+/// Columns that only `-o wide` shows, by kind.
+const WIDE: [(&str, &str); 2] = [("injectionprofiles", "Digest"), ("targets", "Programmed")];
+
+const LOCKDOWN: [Column; 9] = [
+    ("Frozen", "string", ".status.summary.frozen"),
     ("Action", "string", ".spec.action"),
     ("Until", "string", ".spec.until"),
     ("Matched", "integer", ".status.matched"),
@@ -126,10 +131,11 @@ fn everyday() -> Result<[Defined; 4], CrdError> {
             serde_json::to_value(TargetResource::crd())?,
             vec![
                 ("Protocol", "string", ".spec.protocol"),
-                ("Address", "string", ".spec.address.host"),
-                ("Credential", "string", ".spec.credential.secret.name"),
+                ("Address", "string", ".status.summary.address"),
+                ("Credential", "string", ".status.summary.credential"),
                 ("Local", "integer", ".spec.listen.port"),
                 ACCEPTED,
+                PROGRAMMED,
                 AGE,
             ],
         ),
@@ -138,9 +144,9 @@ fn everyday() -> Result<[Defined; 4], CrdError> {
             serde_json::to_value(AccessPolicyResource::crd())?,
             vec![
                 ("Mode", "string", ".spec.mode"),
-                ("Targets", "string", ".spec.targetRefs[*].name"),
-                ("Subjects", "string", ".spec.subjects[*].serviceAccount.name"),
-                ("Rules", "string", ".spec.rules[*].name"),
+                TARGETS,
+                SUBJECTS,
+                RULES,
                 ACCEPTED,
                 PROGRAMMED,
                 AGE,
@@ -151,8 +157,9 @@ fn everyday() -> Result<[Defined; 4], CrdError> {
             serde_json::to_value(ClusterAccessPolicyResource::crd())?,
             vec![
                 ("Mode", "string", ".spec.mode"),
-                ("Targets", "string", ".spec.targetRefs[*].name"),
-                ("Rules", "string", ".spec.rules[*].name"),
+                TARGETS,
+                SUBJECTS,
+                RULES,
                 ACCEPTED,
                 PROGRAMMED,
                 AGE,
@@ -225,7 +232,13 @@ fn finish(plural: &str, definition: &mut Value, columns: &[Column]) -> Result<()
     let version = definition.pointer_mut("/spec/versions/0").ok_or_else(shape)?;
     let columns: Vec<Value> = columns
         .iter()
-        .map(|(name, kind, path)| json!({"name": name, "type": kind, "jsonPath": path}))
+        .map(|(name, kind, path)| {
+            // 1: `-o wide` only. 0, the default, is not written.
+            match WIDE.contains(&(plural, *name)) {
+                true => json!({"name": name, "type": kind, "jsonPath": path, "priority": 1}),
+                false => json!({"name": name, "type": kind, "jsonPath": path}),
+            }
+        })
         .collect();
     let schema = version
         .pointer_mut("/schema/openAPIV3Schema/properties")
@@ -239,6 +252,12 @@ fn finish(plural: &str, definition: &mut Value, columns: &[Column]) -> Result<()
         let status = schema.get_mut("status").and_then(|status| status.get_mut("properties"));
         if let Some(properties) = status.and_then(Value::as_object_mut) {
             properties.extend(outcome());
+        }
+    }
+    if let Some(words) = summarised(plural) {
+        let status = schema.get_mut("status").and_then(|status| status.get_mut("properties"));
+        if let Some(properties) = status.and_then(Value::as_object_mut) {
+            properties.insert("summary".to_owned(), words);
         }
     }
     // Presets are files: the types know nothing of their names.
@@ -372,6 +391,31 @@ fn outcome() -> Map<String, Value> {
     .into_iter()
     .map(|(name, schema)| (name.to_owned(), schema))
     .collect()
+}
+
+/// The words that lists show beyond single fields, where a kind has some.
+fn summarised(plural: &str) -> Option<Value> {
+    let mut words = summary::of(plural, &Value::Null)?;
+    if plural != "lockdowns" {
+        words.insert("programmed".to_owned(), Value::Null);
+    }
+    let about = |word: &str| match word {
+        "address" => "Host and port.",
+        "credential" => "How Sidegate logs in, and the name that matters with it.",
+        "targets" => "Targets it is about.",
+        "subjects" => "Whom it is about.",
+        "rules" => "Names of its rules.",
+        "frozen" => "What it freezes.",
+        _ => "Connected sidecars that have it, of those concerned.",
+    };
+    let properties = words.keys().map(|word| {
+        let schema = json!({"type": "string", "maxLength": 100, "description": about(word)});
+        (word.clone(), schema)
+    });
+    let properties: Map<String, Value> = properties.collect();
+    Some(json!({
+        "type": "object", "description": "Words for lists; what is long is cut.", "properties": properties,
+    }))
 }
 
 /// Bounds what has none: API servers price validation rules by the largest value there could be.

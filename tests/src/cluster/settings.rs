@@ -146,6 +146,8 @@ pub(super) fn api_server(folder: &Path, server: &str, place: &Place, etcd: u16) 
     flags.extend(owned(&[
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
+        // The names of nodes that kwok plays lead nowhere.
+        "--kubelet-preferred-address-types=InternalIP",
         // As clusters have it: what becomes of privileged pods is for admission to say.
         "--allow-privileged=true",
         "--service-account-extend-token-expiration=false",
@@ -188,10 +190,31 @@ pub(super) fn scheduler(folder: &Path, port: u16) -> Vec<String> {
     client(folder, "scheduler", port)
 }
 
-pub(super) fn kwok(folder: &Path, stages: &Path) -> Vec<String> {
+/// What kwok needs to be a kubelet that forwards ports: a certificate, and where the people's face of brokers is.
+pub(super) fn write_kubelet(folder: &Path, authority: &Authority, people: u16) -> Result<()> {
+    let leaf = authority.leaf(&["127.0.0.1"])?;
+    private(folder, "kubelet.pem", &leaf.certificate)?;
+    private(folder, "kubelet.key", &leaf.key)?;
+    let forward = json!({
+        "apiVersion": "kwok.x-k8s.io/v1alpha1", "kind": "ClusterPortForward", "metadata": {"name": "people"},
+        "spec": {
+            "selector": {"matchNamespaces": ["sidegate-system"]},
+            "forwards": [{"ports": [8447], "target": {"address": "127.0.0.1", "port": people}}],
+        },
+    });
+    private(folder, "forward.yaml", &forward.to_string())
+}
+
+pub(super) fn kwok(folder: &Path, stages: &Path, port: u16) -> Vec<String> {
     let mut flags = vec![
         file(folder, "kubeconfig", "admin.json"),
         format!("--config={}", stages.display()),
+        file(folder, "config", "forward.yaml"),
+        file(folder, "tls-cert-file", "kubelet.pem"),
+        file(folder, "tls-private-key-file", "kubelet.key"),
+        "--node-ip=127.0.0.1".to_owned(),
+        format!("--node-port={port}"),
+        format!("--server-address=127.0.0.1:{port}"),
     ];
     flags.extend(owned(&[
         "--manage-all-nodes=false",

@@ -11,6 +11,7 @@ mod export;
 mod replies;
 mod rows;
 mod text;
+mod told;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -30,6 +31,7 @@ pub use asciicast::Asciicast;
 pub use escape::escape;
 pub use export::{csv_header, csv_line, json_line};
 pub use text::Transcript;
+pub use told::{tell, Form};
 
 /// Gives the key of a session, if there is one.
 pub type KeyLookup<'a> = dyn Fn(Uuid) -> Option<SessionKey> + 'a;

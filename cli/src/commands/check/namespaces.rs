@@ -1,0 +1,131 @@
+//! The labelled namespaces: labels, profiles, pod security, quotas.
+
+use serde_json::Value;
+use sidegate_injector::admit::is_enabled;
+use sidegate_injector::standing::is_labelled;
+use sidegate_injector::Snapshot;
+use sidegate_policies::api::injection_profile::InjectionProfileSpec;
+
+use super::{Finding, Look};
+use crate::cluster::Where;
+use crate::commands::seen::{self, labels, text, Seen};
+
+const PSA: &str = "pod-security.kubernetes.io/enforce";
+const PROFILE: &str = "sidegate.dev/profile";
+
+/// Findings about them.
+pub fn findings(look: &Look<'_>) -> Vec<Finding> {
+    const WHAT: &str = "namespaces";
+    let seen = match Seen::read(look.cluster) {
+        Ok(seen) => seen,
+        Err(error) => return vec![Finding::failed(WHAT, &error)],
+    };
+    let injecting = seen.injecting();
+    let mut findings = profiles(&injecting);
+    let mut labelled = 0_usize;
+    for stored in &seen.namespaces {
+        let namespace = labels(stored);
+        let what = format!("namespace {}", namespace.name);
+        // Nobody is asked about a namespace whose label is misspelt: here is the one place that says so.
+        if let Err(refusal) = is_enabled(&namespace) {
+            findings.push(Finding::bad(&what, refusal.to_string(), "correct the label"));
+        }
+        if !is_labelled(&namespace) {
+            continue;
+        }
+        labelled = labelled.saturating_add(1);
+        let profile = namespace.labels.get(PROFILE).map_or("default", String::as_str);
+        findings.push(named(&what, profile, &injecting, stored));
+        findings.extend(quotas(look, &what, &namespace.name, spec(&injecting, profile)));
+    }
+    if labelled == 0 {
+        findings.push(Finding::warn(
+            WHAT,
+            "none is labelled: no pod gets a sidecar",
+            "kubectl label namespace NAME sidegate.dev/inject=enabled",
+        ));
+    }
+    match super::super::unprotected::found(look.cluster, &seen, look.home, None) {
+        Ok(found) if found.is_empty() => {
+            findings.push(Finding::good(
+                "pods",
+                "every one of the labelled namespaces has a valid sidecar",
+            ));
+        }
+        Ok(found) => findings.push(Finding::warn(
+            "pods",
+            format!("{} of the labelled namespaces have no valid sidecar", found.len()),
+            "kubectl sidegate unprotected",
+        )),
+        Err(error) => findings.push(Finding::failed("pods", &error)),
+    }
+    findings
+}
+
+fn profiles(injecting: &Snapshot) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (name, why) in &injecting.unusable {
+        let what = format!("InjectionProfile {name}");
+        findings.push(Finding::bad(&what, format!("it is not usable: {why}"), "correct it"));
+    }
+    if injecting.objects.injection_profiles.is_empty() && injecting.unusable.is_empty() {
+        findings.push(Finding::bad(
+            "profiles",
+            "there is no InjectionProfile: pods of labelled namespaces are refused",
+            "create one called default (docs/injection.md)",
+        ));
+    }
+    findings
+}
+
+fn spec<'a>(injecting: &'a Snapshot, name: &str) -> Option<&'a InjectionProfileSpec> {
+    let all = injecting
+        .objects
+        .injection_profiles
+        .iter()
+        .map(|located| &located.object);
+    let mut named = all.filter(|profile| profile.metadata.name == name);
+    named.next().map(|profile| &profile.spec)
+}
+
+/// Its profile and its pod security level.
+fn named(what: &str, profile: &str, injecting: &Snapshot, stored: &Value) -> Finding {
+    if spec(injecting, profile).is_none() {
+        return Finding::bad(
+            what,
+            format!("it names InjectionProfile {profile}, which is not there or not usable: its pods are refused"),
+            format!("create it, or label the namespace {PROFILE}=NAME"),
+        );
+    }
+    let level = match stored
+        .pointer("/metadata/labels")
+        .and_then(|all| all.get(PSA))
+        .and_then(Value::as_str)
+    {
+        Some(level) => format!("pod security {level}"),
+        None => "no pod security level".to_owned(),
+    };
+    Finding::good(
+        what,
+        format!("profile {profile}, {level}; the sidecar meets the restricted one"),
+    )
+}
+
+/// A quota that counts limits refuses a container that has none.
+fn quotas(look: &Look<'_>, what: &str, namespace: &str, profile: Option<&InjectionProfileSpec>) -> Option<Finding> {
+    let quotas: Vec<Value> = look.cluster.list(seen::QUOTAS, Where::Namespace(namespace)).ok()?;
+    let unlimited = profile?.resources.limits.cpu.is_none();
+    let counting = |quota: &&Value| {
+        let hard = quota.pointer("/spec/hard").and_then(Value::as_object);
+        hard.is_some_and(|hard| hard.contains_key("limits.cpu"))
+    };
+    let quota = quotas.iter().find(counting).filter(|_| unlimited)?;
+    Some(Finding::bad(
+        what,
+        format!(
+            "ResourceQuota {} counts limits.cpu, and the sidecar has no CPU limit: the server refuses its pods",
+            text(quota, "/metadata/name")
+        ),
+        "write resources.limits.cpu into the InjectionProfile, such as 500m",
+    ))
+}
