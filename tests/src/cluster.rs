@@ -336,11 +336,6 @@ impl Cluster {
         Ok(folder)
     }
 
-    /// The kubeconfig of a user.
-    pub fn kubeconfig(&self, user: User) -> PathBuf {
-        self.folder.path().join(settings::kubeconfig(user))
-    }
-
     /// A kubeconfig with this bearer token.
     pub fn kubeconfig_of(&self, token: &str) -> String {
         settings::kubeconfig_of(self.folder.path(), &self.server, token)
