@@ -54,8 +54,8 @@ pub fn users(said: Option<&str>) -> Result<Vec<u32>, Unfenced> {
         .collect();
     match read?.as_slice() {
         [] => Err(Unfenced::Users("no user is named".to_owned())),
-        [uids @ ..] if uids.contains(&STRANGER) => Err(wrong(&STRANGER.to_string())),
-        [uids @ ..] => Ok(uids.to_vec()),
+        uids if uids.contains(&STRANGER) => Err(wrong(&STRANGER.to_string())),
+        uids => Ok(uids.to_vec()),
     }
 }
 

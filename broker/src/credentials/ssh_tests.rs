@@ -30,7 +30,7 @@ fn judged(line: &str) -> Result<u64, String> {
         sources: SOURCES,
         now: NOW,
     };
-    let signed = asked.judge(line);
+    let signed = asked.judge(line.trim_end());
     signed.map(|signed| signed.until).map_err(|failure| failure.why)
 }
 

@@ -9,7 +9,11 @@ use crate::folder;
 /// The page's blocks of YAML.
 fn blocks() -> Vec<String> {
     let page = std::fs::read_to_string(folder().join("../../../docs/injection.md")).unwrap();
-    let blocks = page.split("```yaml\n").skip(1);
+    // What stands behind `yaml` says what a block is, and how it is tried on an API server.
+    let blocks = page
+        .split("```yaml")
+        .skip(1)
+        .map(|rest| rest.split_once('\n').unwrap().1);
     blocks
         .map(|rest| rest.split("```").next().unwrap().to_owned())
         .collect()
@@ -30,11 +34,25 @@ fn what_the_page_shows_is_accepted() {
     assert_eq!(loaded.problems, []);
     assert_eq!(check_apart(&loaded.objects).problems, []);
     assert_eq!(loaded.objects.injection_profiles.len(), 1);
-    // Failing open, or a selector that whoever writes a pod could dodge, would leave agents without a gate.
-    let webhook = &yaml::values(&holding("kind: MutatingWebhookConfiguration")).unwrap()[0]["webhooks"][0];
-    assert_eq!(webhook["failurePolicy"], "Fail");
-    assert_eq!(webhook["reinvocationPolicy"], "IfNeeded");
-    assert!(webhook.get("objectSelector").is_none());
+}
+
+#[test]
+fn the_charts_webhook_fails_closed_and_has_no_selector_that_a_pod_could_dodge() {
+    let chart = folder().join("../../../charts/sidegate/templates/webhooks.yaml");
+    let chart = std::fs::read_to_string(chart).unwrap();
+    let entry = chart
+        .split("  - name: ")
+        .find(|entry| entry.starts_with("pods.sidegate.dev\n"))
+        .unwrap();
+    assert!(entry.contains("\n    failurePolicy: Fail\n"));
+    assert!(entry.contains("\n    reinvocationPolicy: IfNeeded\n"));
+    assert!(!entry.contains("objectSelector:"));
+    let closed = chart.matches("    failurePolicy: Fail\n").count();
+    assert_eq!(
+        closed,
+        chart.matches("admissionReviewVersions:").count(),
+        "each of them"
+    );
 }
 
 #[test]
