@@ -429,7 +429,7 @@ fn two_replicas_on_an_empty_cluster_agree_on_one_authority(installed: &mut Insta
     let authority = set["authority"]["certificate"].as_str().context("no authority")?;
     let bundles = installed.bundles()?;
     ensure!(
-        bundles.len() == 2 && bundles.iter().all(|bundle| bundle == authority),
+        bundles.len() == 3 && bundles.iter().all(|bundle| bundle == authority),
         "{bundles:?}"
     );
     installed.labelled().map(|_| ())

@@ -275,7 +275,10 @@ pub fn check_names_each_fix_and_status_says_what_became_of_objects(cluster: &Clu
     );
     ensure!(of("broker's authority")?["verdict"] == "bad", "{out}");
     ensure!(of("images of sidecars")?["verdict"] == "warn", "{out}");
-    ensure!(of("webhook pods.sidegate.dev")?["verdict"] == "good", "{out}");
+    // Other suites install webhooks of theirs on this cluster meanwhile, some of them without an injector.
+    let findings = found.as_array().into_iter().flatten();
+    let mut webhooks = findings.filter(|finding| finding["what"] == "webhook pods.sidegate.dev");
+    ensure!(webhooks.any(|finding| finding["verdict"] == "good"), "{out}");
     ensure!(of("webhook answers")?["verdict"] == "good", "{out}");
     ensure!(of("network policies")?["verdict"] == "unknown", "{out}");
     let wrong = of(&format!("namespace {misspelt}"))?;

@@ -567,7 +567,10 @@ pub fn forged_words_are_refused_without_the_webhook(cluster: &Cluster) -> Result
         |request| request["status"]["recorded"] == 1,
     )?;
     ensure!(stands["status"]["state"] == "Pending", "{stands}");
-    turned_down(&asking.say(User::Ann, &name, &entry("ann", &["leads"])?)?, forged)?;
+    turned_down(
+        &asking.say(User::Ann, &name, &entry("ann", &["leads"])?)?,
+        "one word a person",
+    )?;
     let over = json!({"status": {"decisions": [entry("bob", &["leads"])?]}});
     turned_down(
         &asking.patch(User::Bob, &name, "merge", &over)?,
