@@ -88,13 +88,22 @@ fn webhook(look: &Look<'_>) -> Vec<Finding> {
     };
     let ours =
         |configuration: &&Value| list(configuration, "/webhooks").any(|webhook| text(webhook, "/name") == PODS_WEBHOOK);
-    let Some(configuration) = all.iter().find(ours) else {
+    // Releases of two revisions stand side by side, each with a configuration of its own.
+    let findings = all.iter().filter(ours).flat_map(configured);
+    let mut findings: Vec<Finding> = findings.collect();
+    if findings.is_empty() {
         return vec![Finding::bad(
             WHAT,
             format!("no MutatingWebhookConfiguration has a webhook {PODS_WEBHOOK}: no pod gets a sidecar"),
             "install the injector (docs/install.md)",
         )];
-    };
+    }
+    findings.push(answers(look));
+    findings
+}
+
+/// What is to be said about the webhooks of one configuration.
+fn configured(configuration: &Value) -> Vec<Finding> {
     let name = text(configuration, "/metadata/name");
     let mut findings = Vec::new();
     for webhook in list(configuration, "/webhooks").filter(|webhook| text(webhook, "/name").ends_with(".sidegate.dev"))
@@ -109,7 +118,6 @@ fn webhook(look: &Look<'_>) -> Vec<Finding> {
         }
         findings.push(bundle(&what, webhook, name));
     }
-    findings.push(answers(look));
     findings
 }
 
