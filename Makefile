@@ -69,12 +69,16 @@ interop: ## Test the exchange of tokens with a real Keycloak (fetched from Maven
 .PHONY: bench
 bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=pg-simple,bulk ROUNDS=3 runs a part)
 	@$(SETUP) build postgres bench
-	$(CARGO) build --locked --release -p sidegate -p sidegate-sidecar -p sidegate-bench
+	$(CARGO) build --locked --release -p sidegate -p sidegate-sidecar -p sidegate-injector -p sidegate-bench
 	@"$(TARGET)/release/sidegate-bench" $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
 
 .PHONY: bench-broker
 bench-broker: ## Measure the broker: exchanges, bundles and lockdowns, on a real API server and with 10,000 streams (some minutes)
 	@$(MAKE) --no-print-directory bench ROWS=$(or $(ROWS),broker-)
+
+.PHONY: bench-injector
+bench-injector: ## Measure the injector: reviews over TLS, what each costs, and 6,000 pods made through it on a real API server
+	@$(MAKE) --no-print-directory bench ROWS=$(or $(ROWS),injector-)
 
 .PHONY: fuzz
 fuzz: ## Fuzz five parsers on stable Rust (60 s each; SECONDS=... TARGETS=... INPUT=... runs one file)
