@@ -106,12 +106,16 @@ release: ## Build the shipped programs, laid out by what a short training run do
 .PHONY: bench
 bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=pg-simple,bulk ROUNDS=3 runs a part)
 	@$(SETUP) build postgres bench
-	@CARGO="$(CARGO)" bash bench/release.sh -p sidegate -p sidegate-sidecar -p sidegate-bench
+	@CARGO="$(CARGO)" bash bench/release.sh -p sidegate -p sidegate-sidecar -p sidegate-injector -p sidegate-bench
 	@"$(TARGET)/release/sidegate-bench" $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
 
 .PHONY: bench-broker
 bench-broker: ## Measure the broker: exchanges, bundles and lockdowns, on a real API server and with 10,000 streams (some minutes)
 	@$(MAKE) --no-print-directory bench ROWS=$(or $(ROWS),broker-)
+
+.PHONY: bench-injector
+bench-injector: ## Measure the injector: reviews over TLS, what each costs, and 6,000 pods made through it on a real API server
+	@$(MAKE) --no-print-directory bench ROWS=$(or $(ROWS),injector-)
 
 .PHONY: fuzz
 fuzz: ## Fuzz five parsers on stable Rust (60 s each; SECONDS=... TARGETS=... INPUT=... runs one file)

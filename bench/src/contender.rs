@@ -44,6 +44,11 @@ pub struct Field {
 pub struct Running(Child);
 
 impl Running {
+    /// A child that was started.
+    pub fn of(child: Child) -> Running {
+        Running(child)
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.0.id()

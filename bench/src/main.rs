@@ -9,6 +9,7 @@ mod bulk;
 mod contender;
 mod cpu;
 mod idle;
+mod injector;
 mod interposer;
 mod pgbench;
 mod record;
@@ -87,6 +88,9 @@ fn main() -> Result<()> {
     }
     if plan.wants("broker-") {
         broker::measure(&plan, &mut report)?;
+    }
+    if plan.wants("injector-") {
+        injector::measure(&plan, &mut report)?;
     }
     report.print();
     let file = report.write(&PathBuf::from("bench/results"))?;
