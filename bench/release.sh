@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the release: our crates once instrumented, then a short run of `train.sh`, then the programs themselves, laid out by what
-# that run did. What is measured is so what is shipped. Where llvm-profdata (rustup's component llvm-tools) or PostgreSQL is
+# that run did. `make bench` measures these; images are built without a profile as yet. Where llvm-profdata (rustup's component llvm-tools) or PostgreSQL is
 # missing, the programs are built without a profile, and the last lines say so.
 #   release.sh [-p PACKAGE]...     default: every program that is shipped; SIDEGATE_PROFILE=no: without a profile
 set -euo pipefail
