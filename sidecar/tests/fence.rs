@@ -1,7 +1,7 @@
 //! The fence on the real kernel: the real program writes its table in a network of the test's own, and real processes of
 //! other users try to get out.
 //!
-//! Needs root, `ip`, `setpriv` and `bash`; without them it says so, and counts as skipped in `target/skipped.txt`. Each
+//! Needs root, `ip`, `setpriv`, `bash` and Python; without them it says so, and counts as skipped in `target/skipped.txt`. Each
 //! network is a namespace of a thread, and gone with it.
 
 #![allow(
@@ -32,7 +32,7 @@ fn missing() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("not root: no network of its own, no other users".to_owned());
     }
-    for program in ["ip", "setpriv", "bash"] {
+    for program in ["ip", "setpriv", "bash", "python3"] {
         if Command::new(program).arg("--version").output().is_err() && Command::new(program).arg("-V").output().is_err()
         {
             return Some(format!("no `{program}`"));
@@ -184,6 +184,27 @@ fn only_the_sidecars_user_has_a_way_out_of_a_fenced_pod() {
         caller.read_exact(&mut said).unwrap();
         assert_eq!(&said, b"from outside\n");
         caller.write_all(b"an answer").unwrap();
+    });
+}
+
+#[test]
+fn nobody_sends_on_a_connection_that_the_sidecar_made() {
+    fenced("nobody_sends_on_a_connection_that_the_sidecar_made", || {
+        assert!(raise(&SIDECAR.to_string()).status.success());
+        let (here, there) = (HERE[0], THERE[0]);
+        let from = |port: u16| {
+            format!(
+                "exec python3 -c 'import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \
+                 s.bind((\"{here}\", {port})); s.sendto(b\"x\", (\"{there}\", 53))'"
+            )
+        };
+        let sent = as_user(SIDECAR, &from(40_000));
+        assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+        for port in [40_000, 40_001] {
+            let sent = as_user(AGENT, &from(port));
+            let said = String::from_utf8_lossy(&sent.stderr);
+            assert!(said.contains("PermissionError"), "port {port}: {said}");
+        }
     });
 }
 

@@ -115,9 +115,14 @@ impl Table<'_> {
             let owner = meta(MetaKey::SocketUserId, &user.to_ne_bytes());
             rules.push([owner, marked(), vec![accept()]].concat());
         }
-        rules.push([conntrack(CT_MARK, &MARK.to_ne_bytes()), vec![accept()]].concat());
         // Replies to whoever called the agent.
         rules.push([conntrack(CT_DIRECTION, &[1]), vec![accept()]].concat());
+        // Whoever else sends, on the users' own connections too: an agent may take a port that they have left (test
+        // `nobody_sends_on_a_connection_that_the_sidecar_made`).
+        rules.push([owned(), meta(MetaKey::L4Proto, &[TCP]), vec![reset()]].concat());
+        rules.push([owned(), vec![prohibited()]].concat());
+        // What the kernel itself ends their connections with.
+        rules.push([conntrack(CT_MARK, &MARK.to_ne_bytes()), vec![accept()]].concat());
         for kind in KERNELS {
             let kind = payload(2, 0, &[kind]);
             let icmp = [meta(MetaKey::Nfproto, &[IPV6]), meta(MetaKey::L4Proto, &[ICMPV6])].concat();
@@ -162,16 +167,29 @@ fn serialized(message: NetfilterMessageInner, flags: u16, sequence: u32) -> Vec<
 }
 
 fn equals(bytes: &[u8]) -> Expressions {
+    compared(Operator::Equal, bytes)
+}
+
+fn compared(how: Operator, bytes: &[u8]) -> Expressions {
     Expressions::Cmp(vec![
         Cmp::SourceRegister(Register::Reg1),
-        Cmp::Op(Operator::Equal),
+        Cmp::Op(how),
         Cmp::Data(DataAttribute::Value(bytes.to_vec())),
     ])
 }
 
 fn meta(key: MetaKey, value: &[u8]) -> Rule {
-    let load = Expressions::Meta(vec![Meta::DestinationRegister(Register::Reg1), Meta::Key(key)]);
-    vec![load, equals(value)]
+    vec![loaded(key), equals(value)]
+}
+
+fn loaded(key: MetaKey) -> Expressions {
+    Expressions::Meta(vec![Meta::DestinationRegister(Register::Reg1), Meta::Key(key)])
+}
+
+/// Sent by a process, whosever it is: what has no owner is none of these.
+fn owned() -> Rule {
+    let anybody = compared(Operator::GreatherThanEqual, &0_u32.to_ne_bytes());
+    vec![loaded(MetaKey::SocketUserId), anybody]
 }
 
 /// Bytes of a packet: base 1 is the network's header, 2 the transport's.
