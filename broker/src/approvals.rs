@@ -485,7 +485,7 @@ impl Approvals {
     /// and old finished requests. Waits for the store.
     ///
     /// # Errors
-    /// The store does not answer: the rest waits for the next time.
+    /// The first of those that the store did not take: they wait for the next time, and hold up no other.
     pub fn sweep(&self, index: &Index, denied: &Denied) -> Result<(), ApprovalError> {
         let now_ms = self.clock.now_ms();
         self.caps()
@@ -495,15 +495,21 @@ impl Approvals {
         if !self.store.keeps_house() {
             return Ok(());
         }
+        let mut failed = Ok(());
         for stored in self.store.all() {
-            if stored.unrecorded() > 0 {
-                let next = self.on_record(&stored)?;
-                self.step(&stored, next)?;
-            } else if let Some(next) = self.due(&stored, index, denied, now_ms) {
-                self.transition(&stored, next)?;
-            } else if stored.is_over() && stored.moved_ms.saturating_add(KEEP_MS) <= now_ms {
-                self.store.remove(&stored)?;
-            }
+            failed = failed.and(self.swept(&stored, index, denied, now_ms));
+        }
+        failed
+    }
+
+    fn swept(&self, stored: &Arc<Stored>, index: &Index, denied: &Denied, now_ms: i64) -> Result<(), ApprovalError> {
+        if stored.unrecorded() > 0 {
+            let next = self.on_record(stored)?;
+            self.step(stored, next)?;
+        } else if let Some(next) = self.due(stored, index, denied, now_ms) {
+            self.transition(stored, next)?;
+        } else if stored.is_over() && stored.moved_ms.saturating_add(KEEP_MS) <= now_ms {
+            self.store.remove(stored)?;
         }
         Ok(())
     }

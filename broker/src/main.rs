@@ -18,7 +18,7 @@ use sidegate_broker::kubernetes::{AdmissionOptions, ClusterOptions};
 use sidegate_broker::traces::{is_span, Traces};
 use sidegate_broker::{Broker, BrokerConfig, Identity, Machine, Place, Running, StartError};
 use tokio::signal::unix::{signal, SignalKind};
-use tracing_subscriber::filter::{FilterExt as _, FilterFn};
+use tracing_subscriber::filter::{FilterExt as _, FilterFn, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
@@ -156,7 +156,9 @@ fn main() -> ExitCode {
 /// Logs to standard error, traces to the collector: what is in one is not in the other.
 fn say(traces: Option<&Traces>) {
     let filter = EnvFilter::try_from_env("SIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = filter.and(FilterFn::new(|metadata| !is_span(metadata)));
+    // Without a hint of its own it would make everything up to TRACE be looked at, wherever it stands.
+    let events = FilterFn::new(|metadata| !is_span(metadata)).with_max_level_hint(LevelFilter::TRACE);
+    let lines = filter.and(events);
     let log = tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr);
     tracing_subscriber::registry()
         .with(log.with_filter(lines))

@@ -6,12 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::core::Collector;
-use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
-};
-
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use sidegate_cluster::numbers::Numbers;
 use sidegate_policies::credential_kinds::KINDS;
 use sidegate_policies::wire::NackClass;
 
@@ -27,7 +23,7 @@ const PUSH_BUCKETS: [f64; 9] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 1.0, 3.0, 10
 
 /// Everything counted in one broker.
 pub struct Metrics {
-    registry: Registry,
+    own: Numbers,
     providers: Providers,
     exchanges: IntCounterVec,
     attest: HistogramVec,
@@ -47,13 +43,6 @@ pub struct Metrics {
     usable: IntGaugeVec,
 }
 
-/// A counter, gauge or histogram that its own registry takes. What is written here is right, or no test passes.
-fn made<T: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<T>) -> prometheus::Result<T> {
-    let metric = metric?;
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
-}
-
 impl Metrics {
     /// Nothing counted yet.
     ///
@@ -64,71 +53,56 @@ impl Metrics {
     }
 
     fn make() -> prometheus::Result<Metrics> {
-        let registry = Registry::new_custom(Some("sidegate_broker".to_owned()), None)?;
-        let own = &registry;
-        let vector =
-            |name: &str, help: &str, labels: &[&str]| made(own, IntCounterVec::new(Opts::new(name, help), labels));
-        let gauges =
-            |name: &str, help: &str, labels: &[&str]| made(own, IntGaugeVec::new(Opts::new(name, help), labels));
-        let counter = |name: &str, help: &str| made(own, IntCounter::new(name, help));
-        let gauge = |name: &str, help: &str| made(own, IntGauge::new(name, help));
-        let seconds = |name: &str, help: &str, buckets: &[f64]| {
-            made(
-                own,
-                Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())),
-            )
-        };
-        let attest = HistogramOpts::new(
-            "attest_seconds",
-            "How long each step of an attestation took, and all of it, whatever came of it.",
-        );
+        let own = Numbers::of("sidegate_broker")?;
         Ok(Metrics {
-            providers: Providers::new(own)?,
-            exchanges: vector(
+            providers: Providers::new(&own)?,
+            exchanges: own.counters(
                 "exchanges_total",
                 "Calls of the token endpoint that came as far as attestation.",
                 &["result", "reason"],
             )?,
-            attest: made(
-                own,
-                HistogramVec::new(attest.buckets(ATTEST_BUCKETS.to_vec()), &["step"]),
+            attest: own.histograms(
+                "attest_seconds",
+                "How long each step of an attestation took, and all of it, whatever came of it.",
+                &ATTEST_BUCKETS,
+                &["step"],
             )?,
-            push: seconds(
+            push: own.histogram(
                 "push_seconds",
                 "From the offer of a bundle until its sidecar enforces it.",
                 &PUSH_BUCKETS,
             )?,
-            lockdown: seconds(
+            lockdown: own.histogram(
                 "lockdown_seconds",
                 "From a deny set in force here until a sidecar enforces it and the sessions it ends are gone.",
                 &PUSH_BUCKETS,
             )?,
-            conflicts: counter("key_conflicts_total", "Second keys for a pinned instance, refused.")?,
-            leases: vector("leases_total", "Leases asked for.", &["result"])?,
-            nacks: vector("nacks_total", "Bundles that a sidecar did not take.", &["class"])?,
-            tls_not_after: gauge(
+            conflicts: own.counter("key_conflicts_total", "Second keys for a pinned instance, refused.")?,
+            leases: own.counters("leases_total", "Leases asked for.", &["result"])?,
+            nacks: own.counters("nacks_total", "Bundles that a sidecar did not take.", &["class"])?,
+            tls_not_after: own.gauge(
                 "tls_not_after_seconds",
                 "When the certificate that is served ends, seconds since 1970.",
             )?,
-            over_budget: counter(
+            over_budget: own.counter(
                 "over_budget_total",
                 "Calls turned away because somebody called too often.",
             )?,
-            streams: gauge("streams", "Sidecars connected now.")?,
-            pinned: gauge(
+            streams: own.gauge("streams", "Sidecars connected now.")?,
+            pinned: own.gauge(
                 "images_pinned",
                 "1: a sidecar's image must be one of the allowed digests; 0: any image is taken.",
             )?,
-            classes: gauge("bundle_classes", "Different bundles made of the present objects.")?,
-            active: gauges("leases_active", "Leases out now.", &["kind"])?,
-            waiting: gauge("requests_waiting", "Requests that wait for people.")?,
-            revisions: gauges("revision", "Revision in force.", &["of"])?,
-            usable: gauges(
+            classes: own.gauge("bundle_classes", "Different bundles made of the present objects.")?,
+            active: own.gauges("leases_active", "Leases out now.", &["kind"])?,
+            waiting: own.gauge("requests_waiting", "Requests that wait for people.")?,
+            revisions: own.gauges("revision", "Revision in force.", &["of"])?,
+            usable: own.gauges(
                 "key_usable_in_seconds",
                 "Until the newest key of a ring may sign; 0 or less: it signs.",
                 &["ring"],
             )?,
-            registry,
+            own,
         })
     }
 
@@ -209,11 +183,7 @@ impl Metrics {
         self.providers.read(front);
         let refused = front.budget.refused();
         self.over_budget.inc_by(refused.saturating_sub(self.over_budget.get()));
-        let mut text = Vec::new();
-        let encoder = TextEncoder::new();
-        let written = encoder.encode(&self.registry.gather(), &mut text);
-        written.map_err(|error| error.to_string())?;
-        Ok((text, encoder.format_type().to_owned()))
+        self.own.text()
     }
 }
 
@@ -234,23 +204,23 @@ struct Providers {
 }
 
 impl Providers {
-    fn new(own: &Registry) -> prometheus::Result<Self> {
-        let requests = Opts::new(
-            "provider_requests_total",
-            "Exchanges tried at a provider, by what came of them.",
-        );
-        let open = Opts::new(
-            "provider_circuit_open",
-            "1: it failed too often and is left alone for now.",
-        );
-        let age = Opts::new(
-            "jwks_age_seconds",
-            "Since the keys of an issuer whose tokens are believed were read.",
-        );
+    fn new(own: &Numbers) -> prometheus::Result<Self> {
         Ok(Providers {
-            requests: made(own, IntCounterVec::new(requests, &["issuer", "class"]))?,
-            open: made(own, IntGaugeVec::new(open, &["issuer"]))?,
-            age: made(own, IntGaugeVec::new(age, &["issuer"]))?,
+            requests: own.counters(
+                "provider_requests_total",
+                "Exchanges tried at a provider, by what came of them.",
+                &["issuer", "class"],
+            )?,
+            open: own.gauges(
+                "provider_circuit_open",
+                "1: it failed too often and is left alone for now.",
+                &["issuer"],
+            )?,
+            age: own.gauges(
+                "jwks_age_seconds",
+                "Since the keys of an issuer whose tokens are believed were read.",
+                &["issuer"],
+            )?,
         })
     }
 
@@ -291,11 +261,7 @@ mod tests {
         metrics.pushed(Duration::from_millis(20));
         metrics.locked(Duration::from_millis(200));
         metrics.tls_not_after.set(1_800_000_000);
-        let mut text = Vec::new();
-        TextEncoder::new()
-            .encode(&metrics.registry.gather(), &mut text)
-            .unwrap();
-        let text = String::from_utf8(text).unwrap();
+        let text = String::from_utf8(metrics.own.text().unwrap().0).unwrap();
         for line in [
             r#"sidegate_broker_exchanges_total{reason="none",result="granted"} 1"#,
             r#"sidegate_broker_exchanges_total{reason="token",result="refused"} 1"#,

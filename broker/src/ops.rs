@@ -12,6 +12,7 @@ use axum::routing::get;
 use axum::Router;
 use http::header::CONTENT_TYPE;
 use http::StatusCode;
+use sidegate_cluster::listen;
 use tokio::net::TcpListener;
 
 use crate::front::{Front, Refusal};
@@ -26,12 +27,8 @@ pub async fn run(listener: TcpListener, front: Arc<Front>, tasks: Tasks) {
     let router = router(front);
     let slots = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
     let stop = tasks.stopping();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let (Ok((stream, _)), Ok(slot)) = (accepted, Arc::clone(&slots).try_acquire_owned()) else {
+    while let Some((stream, _)) = listen::next(&listener, &stop).await {
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             continue;
         };
         let (router, inner) = (router.clone(), tasks.clone());

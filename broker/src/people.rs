@@ -17,6 +17,7 @@ pub mod listen;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Path as Segment, RawQuery, Request, State};
@@ -30,6 +31,7 @@ use http::header::{HeaderValue, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use http::StatusCode;
 use sidegate_policies::record::replay::{tell, Form};
 use sidegate_policies::record::Kind;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch, Semaphore};
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -49,6 +51,8 @@ const TOLD_AT_ONCE: usize = 8;
 /// What of a session waits for a slow reader: pieces, and bytes of each.
 const PIECES: usize = 8;
 const PIECE: usize = 16 << 10;
+/// So long a reader may take over one piece.
+const SLOW: Duration = Duration::from_secs(30);
 
 /// Somebody the cluster knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -210,7 +214,7 @@ impl Face {
         });
     }
 
-    /// On record before anything leaves (test `a_reader_is_on_record_before_a_byte_leaves`).
+    /// On record before anything leaves (test `who_may_reads_a_session_and_nobody_else_does`).
     async fn on_record(&self, event: &'static str, who: &Visitor, object: &str, detail: String) -> Result<(), Refuse> {
         let (audit, name, object) = (
             Arc::clone(&self.reporter.front.audit),
@@ -293,10 +297,10 @@ async fn replay(
     };
     face.allowed(&who, wish).await?;
     let session = Uuid::parse_str(&row.id).map_err(|_| not_there(&id))?;
-    let turn = Arc::clone(&face.telling)
-        .acquire_owned()
-        .await
-        .map_err(|_| Unavailable)?;
+    let turn = Arc::clone(&face.telling).try_acquire_owned().map_err(|_| {
+        let said = "many read sessions now; try again in a moment";
+        Refuse(StatusCode::SERVICE_UNAVAILABLE, said.to_owned())
+    })?;
     face.on_record("record.read", &who, &row.id, format!("as {asked}"))
         .await?;
     let (send, mut receive) = mpsc::channel(PIECES);
@@ -375,8 +379,12 @@ struct Pieces<'a>(&'a mpsc::Sender<io::Result<Bytes>>);
 
 impl Write for Pieces<'_> {
     fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
-        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(piece)));
-        sent.map_err(|_| io::ErrorKind::BrokenPipe)?;
+        // Whoever stops reading gives their turn to somebody else.
+        let sent = tokio::time::timeout(SLOW, self.0.send(Ok(Bytes::copy_from_slice(piece))));
+        match Handle::current().block_on(sent) {
+            Ok(Ok(())) => {}
+            _ => return Err(io::ErrorKind::BrokenPipe.into()),
+        }
         Ok(piece.len())
     }
 

@@ -14,6 +14,7 @@ use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
+use sidegate_cluster::listen;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -23,7 +24,7 @@ use crate::task::Tasks;
 
 const HANDSHAKES: usize = 256;
 const CONNECTIONS: usize = 12_000;
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(10);
 const MAX_HEADERS: u32 = 32 * 1024;
 const MAX_STREAMS: u32 = 128;
@@ -54,17 +55,7 @@ pub async fn serve_tls(listener: TcpListener, tls: Arc<ServerConfig>, router: Ro
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let stop = tasks.stopping();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let Ok((stream, peer)) = accepted else {
-            // Out of descriptors, most likely: give the others a moment to end.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
+    while let Some((stream, peer)) = listen::next(&listener, &stop).await {
         let (Ok(slot), Ok(handshake)) = (
             Arc::clone(&connections).try_acquire_owned(),
             Arc::clone(&handshakes).try_acquire_owned(),
@@ -85,7 +76,8 @@ pub async fn serve_tls(listener: TcpListener, tls: Arc<ServerConfig>, router: Ro
     }
 }
 
-async fn accept_tls(
+/// The TLS side of a connection, and whether it speaks HTTP/2.
+pub(crate) async fn accept_tls(
     acceptor: &TlsAcceptor,
     stream: TcpStream,
 ) -> Option<(tokio_rustls::server::TlsStream<TcpStream>, bool)> {

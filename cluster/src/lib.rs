@@ -1,5 +1,6 @@
 //! What the broker and the injector share of their life in a cluster: a client of the API server, the Lease of a leader,
-//! a Secret that replicas share, following objects, and certificates with their keys.
+//! a Secret that replicas share, following objects, certificates with their
+//! keys, taking connections, and numbers for Prometheus.
 //!
 //! Refuses nothing by itself; it knows neither kinds of ours nor what a Secret holds. Invariants: every call ends in
 //! time; what replicas share is written only as it was read.
@@ -7,7 +8,9 @@
 pub mod certificate;
 pub mod leader;
 pub mod leases;
+pub mod listen;
 pub mod named;
+pub mod numbers;
 pub mod stored;
 pub mod watch;
 

@@ -40,17 +40,6 @@ fn cluster_local() -> String {
 }
 
 impl Install {
-    /// That of no installation: for looks at pods that were told already.
-    pub const fn nowhere() -> Self {
-        Install {
-            broker_url: String::new(),
-            broker_ca_pem: String::new(),
-            audience: String::new(),
-            name_servers: Vec::new(),
-            cluster_domain: String::new(),
-        }
-    }
-
     /// Reads one from a file.
     ///
     /// # Errors

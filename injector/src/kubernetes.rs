@@ -12,17 +12,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
 use kube::api::{ApiResource, DynamicObject};
 use kube::core::GroupVersionKind;
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::WatchStreamExt as _;
 use kube::{Api, Client};
 use serde_json::Value;
-use sidegate_cluster::within;
+use sidegate_cluster::watch::{follow_versions, Change, Step};
 pub use sidegate_cluster::{connect, leader::Leader, Unusable};
-use sidegate_policies::api::{AccessPolicy, InjectionProfile, Target, TokenIssuer, GROUP, VERSION};
-use sidegate_policies::check::check_apart;
+use sidegate_cluster::{within, Failed};
+use sidegate_policies::api::{AccessPolicy, Target, TokenIssuer, GROUP, VERSION};
+use sidegate_policies::check::usable_profile;
 use sidegate_policies::objects::{Located, Namespace, Objects};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +29,8 @@ pub use broker::follow_authority;
 pub use configurations::Configurations;
 pub use keeper::{Keeper, Wanted};
 
+use crate::admit::World;
+use crate::install::Install;
 use crate::task::Tasks;
 
 /// Within this every kind is listed, or the injector does not start.
@@ -193,56 +193,65 @@ impl Cluster {
 
     async fn one(&self, kind: Kind, stop: CancellationToken) {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &kind.resource());
-        let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
-        let mut events = std::pin::pin!(events);
-        let mut listed = Found::new();
-        loop {
-            let event = tokio::select! {
-                () = stop.cancelled() => return,
-                event = events.next() => event,
-            };
-            self.seen(kind, matches!(event, Some(Ok(_))));
-            match event {
-                Some(Ok(Event::Init)) => listed.clear(),
-                Some(Ok(Event::InitApply(object))) => {
-                    let (key, value) = keyed(object);
-                    listed.insert(key, value);
-                }
-                Some(Ok(Event::InitDone)) => {
-                    let whole = std::mem::take(&mut listed);
-                    self.change(kind, move |found| *found = whole);
-                    self.listed.send_if_modified(|kinds| {
-                        let first = !kinds.contains(&kind);
-                        if first {
-                            kinds.push(kind);
-                        }
-                        first
-                    });
-                }
-                Some(Ok(Event::Apply(object))) => {
-                    let (key, value) = keyed(object);
-                    self.change(kind, move |found| drop(found.insert(key, value)));
-                }
-                Some(Ok(Event::Delete(object))) => {
-                    let (key, _) = keyed(object);
-                    self.change(kind, move |found| drop(found.remove(&key)));
-                }
-                Some(Err(error)) => tracing::warn!(?kind, %error, "cannot be followed now"),
-                None => return,
+        let told = |step: Result<Step<_>, Failed>| {
+            self.seen(kind, step.is_ok());
+            match step {
+                Ok((Some(change), _)) => self.take(kind, change),
+                Ok((None, _)) => {}
+                Err(error) => tracing::warn!(?kind, %error, "cannot be followed now"),
             }
+        };
+        // Nobody tells how much others have seen.
+        let elsewhere = watch::channel(0).1;
+        follow_versions(api, stop, elsewhere, keyed, told).await;
+    }
+
+    fn take(&self, kind: Kind, change: Change<((String, String), Arc<Value>)>) {
+        match change {
+            Change::All(listed) => {
+                let listed: Found = listed.into_iter().collect();
+                self.change(kind, |found| {
+                    let news = *found != listed;
+                    *found = listed;
+                    news
+                });
+                self.listed.send_if_modified(|kinds| {
+                    let first = !kinds.contains(&kind);
+                    if first {
+                        kinds.push(kind);
+                    }
+                    first
+                });
+            }
+            Change::Put((key, value)) => {
+                self.change(kind, |found| found.insert(key, Arc::clone(&value)) != Some(value))
+            }
+            Change::Gone((key, _)) => self.change(kind, |found| found.remove(&key).is_some()),
         }
     }
 
-    fn change(&self, kind: Kind, change: impl FnOnce(&mut Found)) {
+    /// What does not change anything that is read makes no review wait for a new snapshot.
+    fn change(&self, kind: Kind, change: impl FnOnce(&mut Found) -> bool) {
         let mut all = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let found = all.entry(kind).or_default();
-        change(found);
-        self.now
-            .send_modify(|snapshot| Arc::make_mut(snapshot).replace(kind, found));
+        if change(found) {
+            self.now
+                .send_modify(|snapshot| Arc::make_mut(snapshot).replace(kind, found));
+        }
     }
 }
 
 impl Snapshot {
+    /// What a pod is judged by.
+    pub fn world<'a>(&'a self, install: &'a Install) -> World<'a> {
+        World {
+            install,
+            objects: &self.objects,
+            generations: &self.generations,
+            unusable: &self.unusable,
+        }
+    }
+
     /// Of objects that somebody else read, as the server holds them.
     pub fn of<'a>(
         namespaces: impl Iterator<Item = &'a Arc<Value>>,
@@ -279,7 +288,7 @@ impl Snapshot {
             if let Some(generation) = value.pointer("/metadata/generation").and_then(Value::as_i64) {
                 self.generations.insert(name.clone(), generation);
             }
-            match profile(value) {
+            match usable_profile(value) {
                 Ok(profile) => self.objects.injection_profiles.push(Located::unplaced(profile)),
                 Err(why) => drop(self.unusable.insert(name.clone(), why)),
             }
@@ -287,22 +296,10 @@ impl Snapshot {
     }
 }
 
-fn profile(value: &Value) -> Result<InjectionProfile, String> {
-    let profile: InjectionProfile = serde_json::from_value(value.clone()).map_err(|error| error.to_string())?;
-    let objects = Objects {
-        injection_profiles: vec![Located::unplaced(profile.clone())],
-        ..Objects::default()
-    };
-    match check_apart(&objects).problems.into_iter().next() {
-        None => Ok(profile),
-        Some(problem) => Err(format!("{}: {}", problem.field, problem.message)),
-    }
-}
-
 /// What is not understood is left out: the broker offers it to nobody either, and says why on the object.
 fn typed<T: serde::de::DeserializeOwned>(found: &Found, kind: &str) -> Vec<Located<T>> {
     let read = |((namespace, name), value): (&(String, String), &Arc<Value>)| {
-        let read = serde_json::from_value(Value::clone(value));
+        let read = T::deserialize(value.as_ref());
         read.map_err(|error| tracing::warn!(kind, namespace, name, %error, "left out"))
             .ok()
     };
@@ -352,8 +349,12 @@ fn keyed(object: DynamicObject) -> ((String, String), Arc<Value>) {
 }
 
 fn object_value(mut object: DynamicObject) -> Value {
-    // The largest parts of an object, and nothing that is read.
+    // The largest parts of an object, and those that change most: nothing that is read.
     object.metadata.managed_fields = None;
     object.metadata.annotations = None;
+    object.metadata.resource_version = None;
+    if let Some(data) = object.data.as_object_mut() {
+        data.remove("status");
+    }
     serde_json::to_value(object).unwrap_or_default()
 }

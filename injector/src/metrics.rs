@@ -5,10 +5,8 @@
 
 use std::time::Duration;
 
-use prometheus::core::Collector;
-use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
+use prometheus::{Histogram, IntCounterVec, IntGauge, IntGaugeVec};
+use sidegate_cluster::numbers::Numbers;
 
 use crate::review::Outcome;
 
@@ -64,7 +62,7 @@ pub struct Now {
 
 /// Everything counted in one injector.
 pub struct Metrics {
-    registry: Registry,
+    own: Numbers,
     admissions: IntCounterVec,
     turned_away: IntCounterVec,
     seconds: Histogram,
@@ -77,12 +75,6 @@ pub struct Metrics {
     ages: IntGaugeVec,
 }
 
-fn made<T: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<T>) -> prometheus::Result<T> {
-    let metric = metric?;
-    registry.register(Box::new(metric.clone()))?;
-    Ok(metric)
-}
-
 impl Metrics {
     /// Nothing counted yet.
     ///
@@ -93,57 +85,44 @@ impl Metrics {
     }
 
     fn make() -> prometheus::Result<Metrics> {
-        let registry = Registry::new_custom(Some("sidegate_injector".to_owned()), None)?;
-        let own = &registry;
-        let vector =
-            |name: &str, help: &str, labels: &[&str]| made(own, IntCounterVec::new(Opts::new(name, help), labels));
-        let gauge = |name: &str, help: &str| made(own, IntGauge::new(name, help));
-        let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-            made(own, Histogram::with_opts(options))
-        };
+        let own = Numbers::of("sidegate_injector")?;
         Ok(Metrics {
-            admissions: vector(
+            admissions: own.counters(
                 "admissions_total",
                 "Reviews that were answered, by what became of them and why.",
                 &["webhook", "outcome", "reason"],
             )?,
-            turned_away: vector(
+            turned_away: own.counters(
                 "turned_away_total",
                 "Requests that were not understood or not looked at.",
                 &["limit"],
             )?,
-            seconds: histogram(
+            seconds: own.histogram(
                 "admission_seconds",
                 "From a review's first byte to its answer.",
                 &SECONDS,
             )?,
-            patch: histogram("patch_bytes", "What was changed in pods that were injected.", &BYTES)?,
-            in_flight: gauge("in_flight", "Reviews under way now.")?,
-            not_after: gauge(
+            patch: own.histogram("patch_bytes", "What was changed in pods that were injected.", &BYTES)?,
+            in_flight: own.gauge("in_flight", "Reviews under way now.")?,
+            not_after: own.gauge(
                 "certificate_not_after_seconds",
                 "When the certificate that is served ends, seconds since 1970; 0: there is none.",
             )?,
-            mismatch: gauge(
+            mismatch: own.gauge(
                 "ca_bundle_mismatch",
                 "1: some webhook configuration does not take the certificate that is served.",
             )?,
-            probed: gauge(
+            probed: own.gauge(
                 "self_probe_seconds",
                 "When this injector last answered itself as the API server would call it, seconds since 1970.",
             )?,
-            leads: gauge("leader", "1: this replica renews the certificates.")?,
-            ages: made(
-                own,
-                IntGaugeVec::new(
-                    Opts::new(
-                        "cache_age_seconds",
-                        "Since what is known of a kind was lost sight of; 0: it is followed.",
-                    ),
-                    &["kind"],
-                ),
+            leads: own.gauge("leader", "1: this replica renews the certificates.")?,
+            ages: own.gauges(
+                "cache_age_seconds",
+                "Since what is known of a kind was lost sight of; 0: it is followed.",
+                &["kind"],
             )?,
-            registry,
+            own,
         })
     }
 
@@ -182,11 +161,7 @@ impl Metrics {
         for (kind, age) in &now.ages {
             self.ages.with_label_values(&[*kind]).set(*age);
         }
-        let mut text = Vec::new();
-        let encoder = TextEncoder::new();
-        let written = encoder.encode(&self.registry.gather(), &mut text);
-        written.map_err(|error| error.to_string())?;
-        Ok((text, encoder.format_type().to_owned()))
+        self.own.text()
     }
 }
 

@@ -11,6 +11,7 @@ use http::{header, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use sidegate_cluster::listen;
 use tokio::net::TcpListener;
 use tokio::sync::{watch, Semaphore};
 
@@ -20,7 +21,6 @@ use crate::probe::{now, Readiness};
 use crate::served::Served;
 use crate::server::{converse, said};
 use crate::task::Tasks;
-use crate::trust::verifies;
 
 /// Connections at once: a kubelet, a scraper, a person.
 const CONNECTIONS: usize = 64;
@@ -77,12 +77,10 @@ impl Ops {
     }
 
     fn mismatch(&self) -> bool {
-        let trusted = self.configurations.get().map(|all| all.live().trusted());
-        let (Some(Ok(trusted)), Some(held)) = (trusted, self.served.held()) else {
+        let (Some(all), Some(held)) = (self.configurations.get(), self.served.held()) else {
             return false;
         };
-        let taken = |(name, bundle): &(String, String)| verifies(&held.cert, bundle, name, now()).is_ok();
-        !trusted.iter().all(taken)
+        !all.live().takes(&held.cert, now())
     }
 }
 
@@ -90,12 +88,8 @@ impl Ops {
 pub async fn serve(listener: TcpListener, ops: Arc<Ops>, tasks: Tasks) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let stop = tasks.stopping();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let (Ok((stream, _)), Ok(slot)) = (accepted, Arc::clone(&slots).try_acquire_owned()) else {
+    while let Some((stream, _)) = listen::next(&listener, &stop).await {
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             continue;
         };
         let (ops, stop) = (Arc::clone(&ops), stop.clone());

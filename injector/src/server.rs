@@ -17,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::{service_fn, HttpService};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
+use sidegate_cluster::listen;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -171,17 +172,7 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, server: Arc<Se
     let acceptor = TlsAcceptor::from(tls);
     let connections = Arc::new(Semaphore::new(CONNECTIONS));
     let stop = tasks.stopping();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let Ok((stream, peer)) = accepted else {
-            // Out of descriptors, most likely: give the others a moment to end.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
+    while let Some((stream, peer)) = listen::next(&listener, &stop).await {
         let Ok(slot) = Arc::clone(&connections).try_acquire_owned() else {
             continue;
         };

@@ -1,7 +1,7 @@
 //! How a pod that exists stands: whether its sidecar is what the broker would believe, and if there is none, why; and
 //! what would be another if it were made anew.
 //!
-//! The command line tells people, the injector's watchdog counts, by the same words. Refuses nothing: it looks. The
+//! The command line tells people. Refuses nothing: it looks. The
 //! invariants: what counts is the spec that the server stored, never an annotation; a pod for which no reason is known
 //! is counted under the worst that fits, never left out.
 
@@ -10,10 +10,11 @@ use sidegate_policies::objects::Namespace;
 use sidegate_policies::pod::rules::is_windows;
 use sidegate_policies::pod::shape::{text, Shape, SIDECAR};
 
-use crate::admit::{admit, Verdict, World, INJECT};
+use crate::admit::{admit, Verdict, INJECT};
 use crate::annotations::{opts_out, texts, STATUS};
 use crate::form::{items, others};
 use crate::install::Install;
+use crate::kubernetes::Snapshot;
 use crate::patch;
 
 /// What a mirror of a static pod has; the kubelet sets it.
@@ -41,18 +42,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Every reason.
-    pub const ALL: [Reason; 7] = [
-        Reason::OlderThanLabel,
-        Reason::Outage,
-        Reason::Static,
-        Reason::Windows,
-        Reason::OptedOut,
-        Reason::Audit,
-        Reason::Tampered,
-    ];
-
-    /// Its word, in metrics and for programs.
+    /// Its word, for programs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Reason::OlderThanLabel => "older-than-label",
@@ -185,17 +175,13 @@ pub fn unprotected(belief: &Belief, namespace: &Namespace, since: Option<&str>, 
 }
 
 /// What would be another if a protected pod were made anew, in words; nothing where all would be the same.
-pub fn outdated(world: &World<'_>, namespace: &Namespace, pod: &Value) -> Vec<String> {
+pub fn outdated(known: &Snapshot, namespace: &Namespace, pod: &Value) -> Vec<String> {
     let spec = pod.get("spec").unwrap_or(&Value::Null);
     let sidecar = items(spec, "initContainers").find(|found| text(found, "name") == SIDECAR);
     let Some((sidecar, install)) = sidecar.and_then(|found| Some((found, installed(spec, found)?))) else {
         return Vec::new();
     };
-    let world = World {
-        install: &install,
-        ..*world
-    };
-    let (anew, profile) = match admit(&world, namespace, pod) {
+    let (anew, profile) = match admit(&known.world(&install), namespace, pod) {
         Verdict::Refused(refusal) => return vec![format!("it would be refused now: {refusal}")],
         Verdict::Untouched { why, .. } => return vec![format!("it would get no sidecar now: {why}")],
         Verdict::Injected { injected, profile } => (injected.pod, profile),

@@ -170,14 +170,12 @@ fn what_would_be_another_now_is_told_and_nothing_else() {
     let before = objects("a", false);
     let pod = injected(&before, 1);
     let told = |objects: &Objects, generation: i64| {
-        let generations = BTreeMap::from([("default".to_owned(), generation)]);
-        let world = World {
-            install: &install(),
-            objects,
-            generations: &generations,
-            unusable: &BTreeMap::new(),
+        let known = Snapshot {
+            objects: objects.clone(),
+            generations: BTreeMap::from([("default".to_owned(), generation)]),
+            ..Snapshot::default()
         };
-        outdated(&world, &enabled("agents"), &pod)
+        outdated(&known, &enabled("agents"), &pod)
     };
     assert_eq!(told(&before, 1), Vec::<String>::new());
     let later = told(&objects("b", true), 2);

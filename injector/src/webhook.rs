@@ -11,7 +11,7 @@ use sidegate_policies::api::GROUP;
 use sidegate_policies::objects::{Located, Namespace, Objects};
 use tokio::sync::watch;
 
-use crate::admit::{is_enabled, World};
+use crate::admit::is_enabled;
 use crate::decisions;
 use crate::install::Install;
 use crate::kubernetes::{Cluster, Snapshot};
@@ -170,15 +170,7 @@ impl Webhook {
         };
         let snapshot = self.cluster.now();
         match self.namespace(&snapshot, request.namespace()).await {
-            Ok(namespace) => {
-                let world = World {
-                    install: &install,
-                    objects: &snapshot.objects,
-                    generations: &snapshot.generations,
-                    unusable: &snapshot.unusable,
-                };
-                request.decided(&world, &namespace)
-            }
+            Ok(namespace) => request.decided(&snapshot.world(&install), &namespace),
             Err(refusal) => request.refused(refusal),
         }
     }

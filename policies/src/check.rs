@@ -13,7 +13,11 @@ mod token_issuers;
 
 use std::collections::HashSet;
 
+use serde::Deserialize as _;
+use serde_json::Value;
+
 use crate::api::meta::{LabelOperator, LabelSelector, Metadata};
+use crate::api::InjectionProfile;
 use crate::bundle::{Bundle, BundledTarget};
 use crate::compile::Problem;
 use crate::objects::{Located, Objects, Origin};
@@ -34,6 +38,22 @@ pub fn check(objects: &Objects) -> Checked {
     targets::together(objects, &mut checked);
     sorted(&mut checked);
     checked
+}
+
+/// An InjectionProfile as the API server holds it, if it can be used.
+///
+/// # Errors
+/// It is not understood, or has a problem: nothing is made by it, and nothing of it relaxes anything.
+pub fn usable_profile(value: &Value) -> Result<InjectionProfile, String> {
+    let profile = InjectionProfile::deserialize(value).map_err(|error| error.to_string())?;
+    let objects = Objects {
+        injection_profiles: vec![Located::unplaced(profile.clone())],
+        ..Objects::default()
+    };
+    match check_apart(&objects).problems.into_iter().next() {
+        None => Ok(profile),
+        Some(problem) => Err(format!("{}: {}", problem.field, problem.message)),
+    }
 }
 
 /// Checks everything but whether Targets can be listened for side by side: in a cluster most never meet in one pod.

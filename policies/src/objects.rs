@@ -72,7 +72,7 @@ impl Objects {
             .filter(|policy| policy.spec.subjects.iter().any(|wanted| wanted.matches(subject)))
             .collect();
         let granted = |target: &&Target| {
-            self.admits(target, &subject.namespace) && policies.iter().any(|policy| policy.refers_to(target))
+            policies.iter().any(|policy| policy.refers_to(target)) && self.admits(target, &subject.namespace)
         };
         let targets = self.targets.iter().map(|located| &located.object);
         let mut found: Vec<&Target> = targets.filter(granted).collect();

@@ -57,7 +57,7 @@ fn unions_have_exactly_one_key() {
     let policy = definition("accesspolicies");
     let lockdown = definition("lockdowns");
     for (spec, path, keys) in [
-        (spec(&target), "/properties/credential", 5),
+        (spec(&target), "/properties/credential", 6),
         (spec(&policy), "/properties/masks/items/properties/as", 7),
         (
             spec(&policy),

@@ -23,7 +23,7 @@ WRAPPED = {
     "serde_saphyr": ["policies/src/yaml.rs", "policies/src/yaml/"],
     "netlink_packet_sock_diag": ["sidecar/src/accept/owner.rs"],
     "netlink_packet_netfilter": ["sidecar/src/fence/table.rs"],
-    "prometheus": ["broker/src/metrics.rs", "injector/src/metrics.rs"],
+    "prometheus": ["cluster/src/numbers.rs", "broker/src/metrics.rs", "injector/src/metrics.rs"],
     "opentelemetry": ["broker/src/traces.rs"],
     "opentelemetry_otlp": ["broker/src/traces.rs"],
     "opentelemetry_sdk": ["broker/src/traces.rs"],

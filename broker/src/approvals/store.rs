@@ -289,7 +289,11 @@ impl Store for RequestFolder {
             Some(bytes) => {
                 let present = decode(&path, &bytes).map_err(StoreError::from)?;
                 if present.resource_version != next.resource_version {
-                    return Err(SwapError::Changed(Arc::new(present)));
+                    let present = Arc::new(present);
+                    known.insert(present.name().to_owned(), Arc::clone(&present));
+                    drop(known);
+                    self.moved();
+                    return Err(SwapError::Changed(present));
                 }
                 next.resource_version = next.resource_version.saturating_add(1);
                 write_private(&path, &encode(&next)).map_err(StoreError::from)?;

@@ -19,7 +19,6 @@ use sidegate_policies::api::target::{
 use sidegate_policies::api::TokenIssuer;
 use sidegate_policies::bundle::BundledTarget;
 use sidegate_policies::check::OWN;
-use sidegate_policies::engine::Subject;
 use sidegate_policies::presets::Class;
 use sidegate_policies::record::Kind;
 use sidegate_policies::wire::{Lease, LeaseMaterial, LeaseRequest};
@@ -289,12 +288,11 @@ async fn sign(
     granted: &Grantable,
     (ssh, issuer): (&SshCertificateCredential, &TokenIssuer),
 ) -> Fetched {
-    let Subject { namespace, pod, .. } = caller.subject();
-    let known = front.attestor.pods.known(namespace, pod).await.ok().flatten();
-    let addresses = match known.map(|pod| pod.ips) {
-        Some(Some(ips)) if !ips.is_empty() => ips,
+    // Of this very pod, not of another that has its name by now.
+    let addresses = match front.attestor.still(&caller.workload).await.map(|pod| pod.ips) {
+        Ok(Some(ips)) if !ips.is_empty() => ips,
         // One machine: its pod has no addresses of its own.
-        Some(None) => Vec::new(),
+        Ok(None) => Vec::new(),
         _ => {
             return Fetched::Signed {
                 outcome: Err(ssh::nowhere()),

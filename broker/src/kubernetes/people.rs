@@ -44,17 +44,17 @@ impl ClusterPeople {
         let (namespace, name, key) = AUTHENTICATION;
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
         loop {
-            match answered(maps.get(name)).await {
+            match answered(maps.get_opt(name)).await {
                 Ok(map) => {
-                    let found = map.data.unwrap_or_default().remove(key).unwrap_or_default();
+                    // Clusters without client certificates have no such map, and then nobody comes with one.
+                    let mut data = map.and_then(|map| map.data).unwrap_or_default();
+                    let found = data.remove(key).unwrap_or_default();
                     self.authorities.send_if_modified(|known| {
                         let changed = *known != found;
                         *known = found;
                         changed
                     });
                 }
-                // Clusters without client certificates have none.
-                Err(error) if error.is(404) => {}
                 Err(error) => tracing::warn!(%error, "the authority of client certificates cannot be read"),
             }
             tokio::select! {

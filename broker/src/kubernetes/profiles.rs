@@ -1,7 +1,7 @@
 //! What each InjectionProfile lets pods have, in words that the cluster's admission policies read.
 //!
 //! Owns the form of those entries of ConfigMap `sidegate-admission`: one per profile, a line per choice. Refused: a
-//! profile that is not understood, and names that would not stand in a line; they are left out. The invariant: a profile
+//! profile that cannot be used, and names that would not stand in a line; they are left out. The invariant: a profile
 //! that is left out relaxes nothing, for the policies then hold pods to the strictest choice.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +12,7 @@ use kube::{Api, Client};
 use serde_json::Value;
 use sidegate_policies::api::injection_profile::{InjectionProfileSpec, RunAs, Taken, Weakening, Windows};
 use sidegate_policies::api::{GROUP, VERSION};
+use sidegate_policies::check::usable_profile;
 
 use super::{answered, Failed};
 
@@ -39,24 +40,29 @@ pub async fn read(client: &Client) -> Result<Relaxed, Failed> {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
     match answered(api.list(&ListParams::default())).await {
         Ok(found) => {
-            let named = found.items.into_iter().filter_map(|object| {
-                let spec = object.data.get("spec").cloned();
-                Some((object.metadata.name?, spec.unwrap_or_default()))
-            });
-            Ok(relaxed(named))
+            let all = found
+                .items
+                .into_iter()
+                .map(|object| serde_json::to_value(object).unwrap_or_default());
+            Ok(relaxed(all))
         }
         Err(error) if error.is(404) => Ok(relaxed(std::iter::empty())),
         Err(error) => Err(error),
     }
 }
 
-fn relaxed(profiles: impl Iterator<Item = (String, Value)>) -> Relaxed {
+fn relaxed(profiles: impl Iterator<Item = Value>) -> Relaxed {
     let mut relaxed = Relaxed::default();
-    for (name, spec) in profiles {
-        let spec: InjectionProfileSpec = match serde_json::from_value(spec) {
-            Ok(spec) => spec,
-            Err(error) => {
-                tracing::warn!(profile = name, %error, "not understood: it relaxes nothing");
+    for value in profiles {
+        let name = value
+            .pointer("/metadata/name")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        // What the injector makes no pod by holds for no pod either.
+        let spec = match usable_profile(&value) {
+            Ok(profile) => profile.spec,
+            Err(why) => {
+                tracing::warn!(profile = name, why, "not usable: it relaxes nothing");
                 continue;
             }
         };
@@ -110,15 +116,16 @@ fn lines(spec: &InjectionProfileSpec) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use serde_json::json;
+    use sidegate_policies::api::API_VERSION;
 
     use super::*;
 
-    fn of(name: &str, more: Value) -> (String, Value) {
+    fn of(name: &str, more: Value) -> Value {
         let mut spec = json!({"image": {"repository": "r", "digest": format!("sha256:{}", "a".repeat(64))}});
         if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
             spec.extend(more);
         }
-        (name.to_owned(), spec)
+        json!({"apiVersion": API_VERSION, "kind": "InjectionProfile", "metadata": {"name": name}, "spec": spec})
     }
 
     #[test]
@@ -152,13 +159,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_relaxes_nothing() {
-        let odd = json!({"agents": {"exemptContainers": [
-            {"name": "x\nprivileged Warn", "imagePrefix": "r"}, {"name": "x", "imagePrefix": "r\nhostPath Warn"},
-        ]}});
+    fn what_is_not_understood_or_cannot_be_used_relaxes_nothing() {
+        let exempt = |name: &str, prefix: &str| {
+            let exempt = json!([{"name": name, "imagePrefix": prefix}]);
+            json!({"agents": {"exemptContainers": exempt}, "shapes": {"privileged": "Deny"}})
+        };
         let all = [
             of("newer", json!({"shapes": {"privileged": "Ignore"}})),
-            of("odd", odd),
+            of("odd", exempt("x", "r/w\nhostPath Warn")),
+            of("named", exempt("x\nprivileged Warn", "r/w")),
+            // The injector makes no pod by these.
+            of("anywhere", exempt("x", "w")),
+            of("ours", exempt("sidegate-x", "r/w")),
+            of("common", json!({"runAs": {"uid": 65_532}})),
             of(&"n".repeat(250), json!({})),
         ];
         let found = relaxed(all.into_iter());

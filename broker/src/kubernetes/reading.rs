@@ -13,6 +13,7 @@ use serde_json::Value;
 use sidegate_cluster::stored::document;
 use sidegate_policies::api::Lockdown;
 use sidegate_policies::check;
+use sidegate_policies::compile::understood::observes;
 use sidegate_policies::compile::Problem;
 use sidegate_policies::objects::Objects;
 use sidegate_policies::yaml::{self, Source};
@@ -244,12 +245,11 @@ fn nothing(mut reading: Reading, why: &Problem) -> Reading {
 
 /// Targets that an object which is left out might have restricted.
 fn withhold(withheld: &mut Withheld, key: &Key, object: &Value, why: &str) {
-    let observes = object.pointer("/spec/mode").and_then(Value::as_str) == Some("Observe");
     match (key.kind, references(object)) {
         // A Target that is left out is offered to nobody, one whose TokenIssuer is left out too, and what only observes
         // restricts nothing.
         (Kind::Target | Kind::Namespace | Kind::ConfigMap | Kind::Lockdown | Kind::TokenIssuer, _) => {}
-        _ if observes => {}
+        _ if observes(object) => {}
         (Kind::AccessPolicy, references) => {
             let namespace = key.namespace.as_deref().unwrap_or_default();
             match references {

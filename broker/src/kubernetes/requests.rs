@@ -4,7 +4,7 @@
 //! is read. The invariants: a request moves only in the version it was read in, so that of any number of replicas one
 //! moves it; a claim is judged by what the API server has now; nothing here writes a decision.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -125,8 +125,8 @@ impl RequestObjects {
             match change {
                 Change::All(listed) => {
                     let listed: Vec<Stored> = listed.into_iter().filter_map(ours).collect();
-                    let there: Vec<String> = listed.iter().map(Stored::key).collect();
-                    for (key, held) in known.iter_mut().filter(|(key, _)| !there.contains(key)) {
+                    let there: HashSet<String> = listed.iter().map(Stored::key).collect();
+                    for (key, held) in known.iter_mut().filter(|(key, _)| !there.contains(*key)) {
                         let young = held.stored.created_ms.saturating_add(YOUNG_MS) > now_ms;
                         if !young && held.gone_ms.is_none() {
                             tracing::debug!(request = key, "deleted while nobody listened");
@@ -211,28 +211,26 @@ impl Store for RequestObjects {
     }
 
     fn find(&self, name: &str, of: Option<&RequestSubject>) -> Result<Option<Arc<Stored>>, StoreError> {
-        let named = ListParams::default().fields(&format!("metadata.name={name}"));
-        let listed = self.wait(self.everywhere().list(&named)).map_err(failed)?;
-        let mut there = Vec::new();
-        for object in listed.items {
-            let stored = self.heard(object)?;
-            there.push(stored.key());
-            if of.is_none_or(|subject| stored.spec().subject == *subject) {
-                return Ok(Some(stored));
+        let fits =
+            |stored: &Arc<Stored>| stored.name() == name && of.is_none_or(|subject| stored.spec().subject == *subject);
+        // What was heard of is asked for by itself: a list goes through every namespace.
+        if let Some(known) = self.all().into_iter().find(fits) {
+            match self.present(&known)? {
+                Some(present) if fits(&present) => return Ok(Some(present)),
+                Some(_) => {}
+                None => {
+                    // Whoever waits for one that was deleted is told so.
+                    self.heard_gone(&known.key());
+                    return Ok(self.all().into_iter().find(fits));
+                }
             }
         }
-        let known: Vec<String> = self.known().keys().cloned().collect();
-        let lost = known
-            .iter()
-            .filter(|key| key.ends_with(&format!("/{name}")) && !there.contains(key));
-        for key in lost {
-            self.heard_gone(key);
-        }
-        let all = self.all().into_iter().filter(|stored| stored.name() == name);
-        // Whoever waits for one that was deleted is told so.
-        Ok(all
-            .into_iter()
-            .find(|stored| of.is_none_or(|subject| stored.spec().subject == *subject)))
+        let named = ListParams::default().fields(&format!("metadata.name={name}"));
+        let listed = self.wait(self.everywhere().list(&named)).map_err(failed)?;
+        let there = listed.items.into_iter().filter_map(|object| ours(read(object)));
+        let heard = there.map(|stored| put(&mut self.known(), stored)).find(fits);
+        self.moved();
+        Ok(heard)
     }
 
     fn create(&self, stored: Stored) -> Result<Made, StoreError> {
@@ -333,20 +331,21 @@ fn failed(error: Failed) -> StoreError {
     StoreError::Cluster(error.to_string())
 }
 
-/// The newer of what is known and this.
+/// The newer of what is known and this. Another object of the same name counts on from where the store is.
 fn put(known: &mut HashMap<String, Held>, stored: Stored) -> Arc<Stored> {
-    let held = known.entry(stored.key()).or_insert_with(|| Held {
-        stored: Arc::new(stored.clone()),
-        gone_ms: None,
-    });
-    // Another object of the same name counts on from where the store is.
-    if stored.resource_version >= held.stored.resource_version {
-        *held = Held {
-            stored: Arc::new(stored),
-            gone_ms: None,
-        };
+    let key = stored.key();
+    match known.get(&key) {
+        Some(held) if held.stored.resource_version > stored.resource_version => Arc::clone(&held.stored),
+        _ => {
+            let stored = Arc::new(stored);
+            let held = Held {
+                stored: Arc::clone(&stored),
+                gone_ms: None,
+            };
+            known.insert(key, held);
+            stored
+        }
     }
-    Arc::clone(&held.stored)
 }
 
 /// An object that no broker wrote.

@@ -5,13 +5,13 @@
 //! invariant: a name is taken from a certificate only after the certificate was verified.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Extension;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::CertificateDer;
+use sidegate_cluster::listen;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::server::TlsStream;
@@ -22,12 +22,11 @@ use super::{router, Registry, Visitor};
 use crate::authority::Authority;
 use crate::config::StartError;
 use crate::report::Reporter;
-use crate::server::serve;
+use crate::server::{accept_tls, serve, HANDSHAKE};
 use crate::task::Tasks;
 
 /// Connections at once.
 const CONNECTIONS: usize = 64;
-const HANDSHAKE: Duration = Duration::from_secs(10);
 /// What the API server adds to whomever it knows.
 const AUTHENTICATED: &str = "system:authenticated";
 
@@ -49,9 +48,8 @@ pub async fn run(
     let stop = tasks.stopping();
     let mut acceptor = tls(&authority, &authorities.borrow_and_update());
     loop {
-        let accepted = tokio::select! {
+        let next = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
             changed = authorities.changed() => {
                 if changed.is_err() {
                     return;
@@ -59,26 +57,25 @@ pub async fn run(
                 acceptor = tls(&authority, &authorities.borrow_and_update());
                 continue;
             }
-            accepted = listener.accept() => accepted,
+            next = listen::next(&listener, &stop) => next,
         };
-        let (Ok((stream, _)), Ok(slot)) = (accepted, Arc::clone(&slots).try_acquire_owned()) else {
+        let Some((stream, _)) = next else { return };
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             continue;
         };
         let Some(acceptor) = acceptor.clone() else { continue };
         let (routes, inner) = (routes.clone(), tasks.clone());
         tasks.spawn("people", async move {
             let _slot = slot;
-            if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                one(stream, routes, inner).await;
+            if let Ok(Some((stream, is_h2))) = tokio::time::timeout(HANDSHAKE, accept_tls(&acceptor, stream)).await {
+                one(stream, is_h2, routes, inner).await;
             }
         });
     }
 }
 
-async fn one(stream: TlsStream<TcpStream>, routes: axum::Router, tasks: Tasks) {
-    let session = stream.get_ref().1;
-    let is_h2 = session.alpn_protocol() == Some(b"h2");
-    let certificate = session.peer_certificates().and_then(<[_]>::first);
+async fn one(stream: TlsStream<TcpStream>, is_h2: bool, routes: axum::Router, tasks: Tasks) {
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let routes = match certificate.map(named_by) {
         // A certificate without a name is nobody's, and no token makes up for it.
         Some(None) => return,

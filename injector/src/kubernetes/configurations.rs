@@ -7,11 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::admissionregistration::v1::{
-    MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
+    MutatingWebhook, MutatingWebhookConfiguration, ValidatingWebhook, ValidatingWebhookConfiguration,
+    WebhookClientConfig,
 };
 use k8s_openapi::ByteString;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource, ResourceExt as _};
+use rustls_pki_types::CertificateDer;
 use serde::de::DeserializeOwned;
 use serde_json::{json, Value};
 use sidegate_cluster::watch::{follow_one, Change};
@@ -20,6 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::task::Tasks;
+use crate::trust::verifies;
 
 /// Who owns the field, in words of server-side apply.
 const MANAGER: &str = "sidegate-webhook-certificates";
@@ -62,6 +65,12 @@ impl Live {
         all.ok_or_else(|| "a webhook configuration has no caBundle yet".to_owned())
     }
 
+    /// Whether everybody who calls us takes this chain at `now`, seconds since 1970.
+    pub fn takes(&self, chain: &[CertificateDer<'_>], now: i64) -> bool {
+        let taken = |(name, bundle): &(String, String)| verifies(chain, bundle, name, now).is_ok();
+        self.trusted().is_ok_and(|trusted| trusted.iter().all(taken))
+    }
+
     /// Whether every entry has this bundle, and there is one.
     pub fn has(&self, bundle: &str) -> bool {
         let mut entries = self.entries().peekable();
@@ -90,35 +99,16 @@ impl Configurations {
         let (one, two) = (Arc::clone(&followed), Arc::clone(&followed));
         let (stop_one, stop_two) = (tasks.stopping(), tasks.stopping());
         tasks.spawn(async move {
-            let read = |found: Option<MutatingWebhookConfiguration>| {
-                found.map(|found| {
-                    found
-                        .webhooks
-                        .into_iter()
-                        .flatten()
-                        .map(|hook| entry(hook.name, hook.client_config))
-                })
-            };
-            let told = |found| {
-                one.live
-                    .send_modify(|live| live.mutating = read(found).map(Iterator::collect))
-            };
+            let called = |hook: MutatingWebhook| entry(hook.name, hook.client_config);
+            let read = |found: MutatingWebhookConfiguration| found.webhooks.into_iter().flatten().map(called).collect();
+            let told = |found: Option<_>| one.live.send_modify(|live| live.mutating = found.map(read));
             one.one(&one.mutating, stop_one, told).await;
         });
         tasks.spawn(async move {
-            let read = |found: Option<ValidatingWebhookConfiguration>| {
-                found.map(|found| {
-                    found
-                        .webhooks
-                        .into_iter()
-                        .flatten()
-                        .map(|hook| entry(hook.name, hook.client_config))
-                })
-            };
-            let told = |found| {
-                two.live
-                    .send_modify(|live| live.validating = read(found).map(Iterator::collect))
-            };
+            let called = |hook: ValidatingWebhook| entry(hook.name, hook.client_config);
+            let read =
+                |found: ValidatingWebhookConfiguration| found.webhooks.into_iter().flatten().map(called).collect();
+            let told = |found: Option<_>| two.live.send_modify(|live| live.validating = found.map(read));
             two.one(&two.validating, stop_two, told).await;
         });
         followed

@@ -19,7 +19,6 @@ use crate::certificates::{Lives, Set};
 use crate::probe::now;
 use crate::served::Served;
 use crate::task::Tasks;
-use crate::trust::verifies;
 
 /// The entry of the Secret.
 const ENTRY: &str = "webhook";
@@ -120,9 +119,7 @@ impl Keeper {
         let Some(set) = self.set.load_full() else { return };
         let Ok(certified) = set.certified() else { return };
         if let Some(held) = self.served.held() {
-            let trusted = self.configurations.live().trusted().unwrap_or_default();
-            let taken = |(name, bundle): &(String, String)| verifies(&certified.cert, bundle, name, now()).is_ok();
-            if held.cert == certified.cert || trusted.is_empty() || !trusted.iter().all(taken) {
+            if held.cert == certified.cert || !self.configurations.live().takes(&certified.cert, now()) {
                 return;
             }
         }

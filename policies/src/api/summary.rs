@@ -66,7 +66,7 @@ fn credential(spec: &Value) -> String {
             "" => "sidegate".to_owned(),
             issuer => issuer.to_owned(),
         },
-        "vault" => format!("{}/{}", text(value, "issuer"), text(value, "role")),
+        "vault" | "sshCertificate" => format!("{}/{}", text(value, "issuer"), text(value, "role")),
         "awsIam" => text(value, "issuer"),
         _ => String::new(),
     };

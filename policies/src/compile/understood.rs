@@ -213,7 +213,7 @@ impl Reading {
 }
 
 /// Whether a policy only observes: it restricts nothing, so that leaving it out allows nothing more.
-fn observes(policy: &Value) -> bool {
+pub fn observes(policy: &Value) -> bool {
     policy.pointer("/spec/mode").and_then(Value::as_str) == Some("Observe")
 }
 
