@@ -96,19 +96,25 @@ impl ClusterArgs {
             None => Kubeconfig::read(),
         };
         let pod = self.kubeconfig.is_none() && self.context.is_none() && std::env::var_os(IN_POD).is_some();
-        let read = match read {
+        let mut config = match read {
             Err(_) if pod => {
-                return Config::incluster()
-                    .map_err(|error| Usage(format!("this pod's service account: {error}")).into())
+                Config::incluster().map_err(|error| Usage(format!("this pod's service account: {error}")))?
             }
-            read => read.map_err(|error| Usage(format!("the kubeconfig: {error}")))?,
+            read => {
+                let wrong = |error| Usage(format!("the kubeconfig: {error}"));
+                let wanted = KubeConfigOptions {
+                    context: self.context.clone(),
+                    ..KubeConfigOptions::default()
+                };
+                Config::from_custom_kubeconfig(read.map_err(wrong)?, &wanted)
+                    .await
+                    .map_err(wrong)?
+            }
         };
-        let wanted = KubeConfigOptions {
-            context: self.context.clone(),
-            ..KubeConfigOptions::default()
-        };
-        let config = Config::from_custom_kubeconfig(read, &wanted).await;
-        Ok(config.map_err(|error| Usage(format!("the kubeconfig: {error}")))?)
+        // Neither the kubeconfig's nor HTTPS_PROXY's: without this both would only be refused
+        // (test `a_proxy_is_not_used_and_in_nobodys_way`).
+        config.proxy_url = None;
+        Ok(config)
     }
 }
 
@@ -177,11 +183,6 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The client, for what the calls here do not know.
-    pub fn client(&self) -> Client {
-        self.client.clone()
-    }
-
     /// Runs something to its end.
     pub fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
@@ -220,14 +221,17 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::list`].
     pub fn selected<T: DeserializeOwned>(&self, kind: Kind, place: Where<'_>, labels: &str) -> Result<Vec<T>> {
+        let all = self.pages(kind, place, labels)?.into_iter();
+        all.map(|object| read(kind, object)).collect()
+    }
+
+    fn pages(&self, kind: Kind, place: Where<'_>, labels: &str) -> Result<Vec<DynamicObject>> {
         let api = self.api(kind, place);
         let mut page = ListParams::default().labels(labels).limit(PAGE);
         let mut all = Vec::new();
         loop {
             let part = self.call(api.list(&page))?;
-            for object in part.items {
-                all.push(read(kind, object)?);
-            }
+            all.extend(part.items);
             match part.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => page = page.continue_token(&token),
                 None => return Ok(all),
@@ -360,5 +364,25 @@ impl Refused {
     /// The HTTP status, where an error is a refusal.
     pub fn code_of(error: &anyhow::Error) -> Option<u16> {
         error.downcast_ref::<Refused>().map(|refused| refused.code)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_is_not_used_and_in_nobodys_way() {
+        let kubeconfig = r#"{"apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}],
+            "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1", "proxy-url": "http://127.0.0.1:2"}}]}"#;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), kubeconfig).unwrap();
+        let chosen = ClusterArgs {
+            kubeconfig: Some(file.path().to_owned()),
+            ..ClusterArgs::default()
+        };
+        assert_eq!(chosen.cluster().unwrap().config.proxy_url, None);
     }
 }

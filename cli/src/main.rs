@@ -22,7 +22,7 @@ const EXIT_CODES: &str = "Exit codes:
   0  done
   1  refused, failed, or a test case did not hold
   2  wrong usage or configuration; nothing was started
-`sidegate verify`, `sidegate explain` and `sidegate inject` have codes of their own: see their --help.";
+`sidegate verify`, `explain`, `inject`, `check`, `unprotected` and `outdated` have codes of their own: see their --help.";
 
 /// Lets AI agents reach databases without ever holding a credential.
 #[derive(Debug, Parser)]

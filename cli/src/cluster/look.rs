@@ -1,11 +1,11 @@
 //! Looks at a cluster that change nothing: its version, what it would store, what somebody may.
 
 use anyhow::{ensure, Result};
-use kube::api::{DynamicObject, ListParams, PostParams};
+use kube::api::{DynamicObject, PostParams};
 use serde_json::{json, Value};
 
-use super::{Cluster, Kind, Where, PAGE};
-use crate::commands::seen::{list, text, PODS};
+use super::{Cluster, Kind, Where};
+use crate::commands::seen::{is_ready, text, PODS};
 
 /// Pods of brokers.
 const BROKERS: &str = "app.kubernetes.io/name=sidegate,app.kubernetes.io/component=broker";
@@ -33,6 +33,19 @@ pub struct Wish<'a> {
     pub namespace: &'a str,
 }
 
+impl Wish<'static> {
+    /// To list a kind, wherever its objects are.
+    pub const fn list(kind: Kind) -> Self {
+        Wish {
+            verb: "list",
+            group: kind.group,
+            resource: kind.plural,
+            subresource: "",
+            namespace: "",
+        }
+    }
+}
+
 impl Cluster {
     /// Pods of the brokers that run, by name.
     ///
@@ -40,13 +53,9 @@ impl Cluster {
     /// They may not be listed, or there is none.
     pub fn brokers(&self, home: &str) -> Result<Vec<String>> {
         let pods: Vec<Value> = self.selected(PODS, Where::Namespace(home), BROKERS)?;
-        let ready = |pod: &&Value| {
-            list(pod, "/status/conditions")
-                .any(|condition| text(condition, "/type") == "Ready" && text(condition, "/status") == "True")
-        };
         let names: Vec<String> = pods
             .iter()
-            .filter(ready)
+            .filter(|pod| is_ready(pod))
             .map(|pod| text(pod, "/metadata/name").to_owned())
             .collect();
         ensure!(
@@ -62,7 +71,7 @@ impl Cluster {
     /// # Errors
     /// It does not answer.
     pub fn version(&self) -> Result<String> {
-        Ok(self.call(self.client().apiserver_version())?.git_version)
+        Ok(self.call(self.client.apiserver_version())?.git_version)
     }
 
     /// What the server would store for an object.
@@ -85,19 +94,8 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::list`].
     pub fn whole(&self, kind: Kind, place: Where<'_>) -> Result<Vec<Value>> {
-        let api = self.api(kind, place);
-        let mut page = ListParams::default().limit(PAGE);
-        let mut all = Vec::new();
-        loop {
-            let part = self.call(api.list(&page))?;
-            for object in part.items {
-                all.push(serde_json::to_value(object)?);
-            }
-            match part.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => page = page.continue_token(&token),
-                None => return Ok(all),
-            }
-        }
+        let all = self.pages(kind, place, "")?.into_iter();
+        all.map(|object| Ok(serde_json::to_value(object)?)).collect()
     }
 
     /// Whether we may do something.

@@ -16,7 +16,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::seen::{self, HOME};
+use super::seen;
 use super::HomeArg;
 use crate::cluster::{Cluster, ClusterArgs, Refused, Where};
 use crate::out::{visible, Out, Tone};
@@ -129,7 +129,7 @@ pub fn run(args: &CheckArgs, out: &Out) -> Result<ExitCode> {
         namespace: args.cluster.namespace.as_deref(),
     };
     let mut findings = vec![version(&cluster)?];
-    findings.extend(kinds(&cluster));
+    findings.extend(kinds(&cluster, look.home));
     findings.extend(install::findings(&look));
     findings.extend(namespaces::findings(&look));
     findings.extend(people::findings(&look));
@@ -198,7 +198,7 @@ fn parsed(version: &str) -> Option<(u32, u32)> {
 }
 
 /// Whether the server knows our kinds.
-fn kinds(cluster: &Cluster) -> Vec<Finding> {
+fn kinds(cluster: &Cluster, home: &str) -> Vec<Finding> {
     let kinds = [
         seen::TARGETS,
         seen::POLICIES,
@@ -223,7 +223,7 @@ fn kinds(cluster: &Cluster) -> Vec<Finding> {
     vec![Finding::bad(
         "kinds",
         format!("the server does not know {}", missing.join(", ")),
-        format!("helm install sidegate-crds charts/sidegate-crds --namespace {HOME}"),
+        format!("helm install sidegate-crds charts/sidegate-crds --namespace {home}"),
     )]
 }
 

@@ -87,11 +87,19 @@ pub struct ExplainArgs {
 /// Explains.
 pub fn run(args: &ExplainArgs, out: &Out) -> Result<ExitCode> {
     let (pod, statement) = words(&args.words)?;
+    if args.live && (pod.is_none() || statement.is_some()) {
+        return Err(Usage("--live goes with pod/NAME, and with no statement".to_owned()).into());
+    }
     let cluster = match args.config.is_empty() {
         true => args.cluster.connect()?,
         false => None,
     };
     match (cluster, pod) {
+        (Some(cluster), Some(name)) if statement.is_some() => {
+            let subject = explain_pod::subject_of(&cluster, name)?;
+            let (offline, lockdowns) = Seen::read(&cluster)?.offline();
+            judge(args, (&subject, None), (&offline, &lockdowns), statement, out)
+        }
         (Some(cluster), Some(name)) => {
             let seen = Seen::read(&cluster)?;
             let told = explain_pod::Told::read(&cluster, &seen, &args.home.sidegate_namespace, name, args.live)?;

@@ -6,11 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 use serde_json::{json, Value};
 use sidegate_broker::control::SidecarReport;
-use sidegate_injector::admit::World as Known;
-use sidegate_injector::install::Install;
 use sidegate_injector::standing::{agents, labelled_at, made_by, outdated, ports, unprotected};
 use sidegate_policies::api::Target;
 use sidegate_policies::engine::Subject;
@@ -53,6 +51,20 @@ struct Listener {
     notes: Vec<String>,
 }
 
+/// Who a pod of the cluster is to policies.
+///
+/// # Errors
+/// It is not there, or may not be read.
+pub fn subject_of(cluster: &Cluster, name: &str) -> Result<Subject> {
+    Ok(subject(&stored(cluster, name)?, &cluster.namespace))
+}
+
+fn stored(cluster: &Cluster, name: &str) -> Result<Value> {
+    let namespace = cluster.namespace.as_str();
+    let pod: Option<Value> = cluster.get(seen::PODS, Where::Namespace(namespace), name)?;
+    pod.with_context(|| format!("there is no pod {namespace}/{name}"))
+}
+
 impl Told {
     /// Reads a pod of the cluster.
     ///
@@ -60,10 +72,7 @@ impl Told {
     /// It is not there, or may not be read.
     pub fn read(cluster: &Cluster, seen: &Seen, home: &str, name: &str, live: bool) -> Result<Told> {
         let namespace = cluster.namespace.as_str();
-        let pod: Option<Value> = cluster.get(seen::PODS, Where::Namespace(namespace), name)?;
-        let Some(pod) = pod else {
-            bail!("there is no pod {namespace}/{name}");
-        };
+        let pod = stored(cluster, name)?;
         let (labels, stored) = seen.namespace(namespace).context("its namespace is gone")?;
         let sidecar = match seen::belief(cluster, home) {
             _ if !sidegate_injector::standing::is_labelled(&labels) => Sidecar::NotAsked,
@@ -75,15 +84,7 @@ impl Told {
             Ok(None) => Sidecar::Unknown(format!("ConfigMap {home}/sidegate-admission says nothing")),
             Err(error) => Sidecar::Unknown(format!("{error:#}")),
         };
-        let injecting = seen.injecting();
-        let nowhere = Install::nowhere();
-        let known = Known {
-            install: &nowhere,
-            objects: &injecting.objects,
-            generations: &injecting.generations,
-            unusable: &injecting.unusable,
-        };
-        let outdated = outdated(&known, &labels, &pod);
+        let outdated = outdated(&seen.injecting(), &labels, &pod);
         let live = live.then(|| sidecars(cluster, home, namespace, name).map_err(|error| format!("{error:#}")));
         Ok(Told {
             subject: subject(&pod, namespace),

@@ -16,6 +16,7 @@ use sidegate_policies::api::meta::NamespacedRef;
 use sidegate_policies::api::{LockdownSpec, API_VERSION};
 use sidegate_policies::quantity::Span;
 
+use super::seen::text;
 use super::Usage;
 use crate::cluster::{Cluster, ClusterArgs, Where, LOCKDOWNS};
 use crate::control;
@@ -221,7 +222,7 @@ fn lock_cluster(cluster: &Cluster, spec: &LockdownSpec, out: &Out) -> Result<Exi
     let name = text(&created, "/metadata/name");
     let confirmed = |object: &Value| matches!(reached(object), Some((matched, acked)) if matched == acked);
     // It is in force whether or not we may look at it.
-    let seen = cluster.follow(LOCKDOWNS, Where::Everywhere, &name, CONFIRMED, confirmed);
+    let seen = cluster.follow(LOCKDOWNS, Where::Everywhere, name, CONFIRMED, confirmed);
     let object = match &seen {
         Ok(Some(object)) => object,
         _ => &created,
@@ -232,7 +233,7 @@ fn lock_cluster(cluster: &Cluster, spec: &LockdownSpec, out: &Out) -> Result<Exi
         let number = |field: &str| object.pointer(&format!("/status/{field}")).and_then(Value::as_u64);
         let cut = number("sessionsClosed").unwrap_or(0);
         let took = number("p99Millis").map_or_else(String::new, |ms| format!(", confirmed within {ms} ms"));
-        let shown = out.tone(Tone::Bold, visible(&name));
+        let shown = out.tone(Tone::Bold, visible(name));
         out.line(format!("{shown}  frozen; {cut} session(s) cut{took}"))?;
     }
     if let Err(error) = &seen {
@@ -254,14 +255,6 @@ fn lock_cluster(cluster: &Cluster, spec: &LockdownSpec, out: &Out) -> Result<Exi
             Ok(ExitCode::from(1))
         }
     }
-}
-
-fn text(object: &Value, path: &str) -> String {
-    object
-        .pointer(path)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-        .to_owned()
 }
 
 /// How many sidecars a Lockdown concerns, and how many of them enforce it, as the leader wrote.
@@ -289,7 +282,9 @@ pub fn lift(args: UnlockArgs, out: &Out) -> Result<ExitCode> {
 fn lift_cluster(cluster: &Cluster, names: Vec<String>, out: &Out) -> Result<ExitCode> {
     let names = if names.is_empty() {
         let all: Vec<Value> = cluster.list(LOCKDOWNS, Where::Everywhere)?;
-        all.iter().map(|object| text(object, "/metadata/name")).collect()
+        all.iter()
+            .map(|object| text(object, "/metadata/name").to_owned())
+            .collect()
     } else {
         names
     };

@@ -1,6 +1,7 @@
 //! `sidegate status` of a cluster: the installation, its certificates, namespaces and pods, and what became of each object.
 //!
-//! Reads with the caller's own rights; what may not be read is said to be unknown. Judges nothing.
+//! Reads with the caller's own rights. Refuses whoever may not list our kinds and namespaces; of the installation, what may
+//! not be read is said to be unknown. Judges nothing.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -12,7 +13,7 @@ use sidegate_injector::standing::{has_ended, is_labelled};
 
 use super::certificate::{self, Life};
 use super::check::PODS_WEBHOOK;
-use super::seen::{self, condition, labels, list, text, Seen};
+use super::seen::{self, condition, is_ready, labels, list, text, Seen};
 use super::unprotected;
 use crate::cluster::{Cluster, Where, ACCESS_REQUESTS};
 use crate::out::{visible, Out, Tone};
@@ -50,8 +51,11 @@ struct Object {
 
 impl Told {
     fn read(cluster: &Cluster, seen: &Seen, home: &str) -> Told {
-        let unprotected = unprotected::found(cluster, seen, home, None).map_err(|error| error.to_string());
         let pods = seen::pods(cluster, seen, None).map_err(|error| error.to_string());
+        let unprotected = pods
+            .as_deref()
+            .map_err(String::clone)
+            .and_then(|pods| unprotected::found(cluster, seen, home, pods).map_err(|error| error.to_string()));
         Told {
             parts: installation(cluster, home),
             namespaces: seen
@@ -160,11 +164,10 @@ fn component_of(cluster: &Cluster, home: &str, component: &str) -> Result<String
     if pods.is_empty() {
         return Ok(format!("no pod in namespace {home}"));
     }
-    let ready = |pod: &&Value| condition(pod, "Ready").is_some_and(|ready| text(ready, "/status") == "True");
     let mut images: Vec<&str> = pods.iter().map(|pod| text(pod, "/spec/containers/0/image")).collect();
     images.sort_unstable();
     images.dedup();
-    let count = pods.iter().filter(ready).count();
+    let count = pods.iter().filter(|pod| is_ready(pod)).count();
     Ok(format!("{count}/{} ready, {}", pods.len(), images.join(", ")))
 }
 
@@ -188,13 +191,17 @@ fn authority(cluster: &Cluster, home: &str) -> Result<String> {
 fn webhook(cluster: &Cluster) -> Result<String> {
     let all: Vec<Value> = cluster.list(seen::WEBHOOKS, Where::Everywhere)?;
     let webhooks = all.iter().flat_map(|configuration| list(configuration, "/webhooks"));
-    let mut ours = webhooks.filter(|webhook| text(webhook, "/name") == PODS_WEBHOOK);
-    Ok(match ours.next() {
-        Some(webhook) => {
+    let ours = webhooks.filter(|webhook| text(webhook, "/name") == PODS_WEBHOOK);
+    // Releases of two revisions stand side by side.
+    let told: Vec<String> = ours
+        .map(|webhook| {
             let life = certificate::life_of_base64(text(webhook, "/clientConfig/caBundle"));
             format!("{}, caBundle {}", text(webhook, "/failurePolicy"), lives(&life))
-        }
-        None => "not configured".to_owned(),
+        })
+        .collect();
+    Ok(match told.is_empty() {
+        false => told.join("; "),
+        true => "not configured".to_owned(),
     })
 }
 

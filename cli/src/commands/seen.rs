@@ -6,10 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{bail, ensure, Result};
 use serde_json::Value;
 use sidegate_broker::kubernetes::reading::{self, Key, Kind as Read, Stored};
-use sidegate_injector::standing::Belief;
+use sidegate_injector::standing::{is_labelled, Belief};
 use sidegate_injector::Snapshot;
 use sidegate_policies::api::Lockdown;
 use sidegate_policies::objects::Namespace;
@@ -78,10 +78,24 @@ pub fn list<'a>(object: &'a Value, path: &str) -> impl Iterator<Item = &'a Value
     object.pointer(path).and_then(Value::as_array).into_iter().flatten()
 }
 
-/// The status of an object's condition: `True`, `False`, `Unknown`, or nothing.
+/// An object's condition of a kind, if it has one.
 pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
     list(object, "/status/conditions").find(|condition| text(condition, "/type") == kind)
 }
+
+/// Whether a pod is ready.
+pub fn is_ready(pod: &Value) -> bool {
+    condition(pod, "Ready").is_some_and(|ready| text(ready, "/status") == "True")
+}
+
+/// Kinds that are judged by as the broker holds them.
+const FOLLOWED: [(Read, Kind); 5] = [
+    (Read::Target, TARGETS),
+    (Read::AccessPolicy, POLICIES),
+    (Read::ClusterAccessPolicy, FLOORS),
+    (Read::TokenIssuer, ISSUERS),
+    (Read::Lockdown, LOCKDOWNS),
+];
 
 /// Our objects.
 pub struct Seen {
@@ -101,14 +115,7 @@ impl Seen {
     pub fn read(cluster: &Cluster) -> Result<Seen> {
         let mut stored = Stored::new();
         let namespaces = cluster.whole(NAMESPACES, Where::Everywhere)?;
-        let followed = [
-            (Read::Target, TARGETS),
-            (Read::AccessPolicy, POLICIES),
-            (Read::ClusterAccessPolicy, FLOORS),
-            (Read::TokenIssuer, ISSUERS),
-            (Read::Lockdown, LOCKDOWNS),
-        ];
-        for (read, kind) in followed {
+        for (read, kind) in FOLLOWED {
             let objects: Vec<Value> = cluster.list(kind, Where::Everywhere)?;
             stored.extend(objects.into_iter().map(|object| keyed(read, object)));
         }
@@ -118,6 +125,11 @@ impl Seen {
             profiles: cluster.list(PROFILES, Where::Everywhere)?,
             namespaces,
         })
+    }
+
+    /// Everything that [`Seen::read`] lists.
+    pub fn kinds() -> impl Iterator<Item = Kind> {
+        FOLLOWED.into_iter().map(|(_, kind)| kind).chain([NAMESPACES, PROFILES])
     }
 
     /// What is in force of them, for verbs that judge; and the Lockdowns.
@@ -185,15 +197,22 @@ pub fn belief(cluster: &Cluster, home: &str) -> Result<Option<Belief>> {
 /// Pods of one namespace or of all labelled ones.
 ///
 /// # Errors
-/// They may not be read.
+/// They may not be read; the one namespace is not there, or not labelled: nothing is protected in it.
 pub fn pods(cluster: &Cluster, seen: &Seen, only: Option<&str>) -> Result<Vec<Value>> {
     if let Some(namespace) = only {
+        let Some((labels, _)) = seen.namespace(namespace) else {
+            bail!("there is no namespace {namespace}");
+        };
+        ensure!(
+            is_labelled(&labels),
+            "namespace {namespace} is not labelled sidegate.dev/inject=enabled: its pods get no sidecar"
+        );
         return cluster.list(PODS, Where::Namespace(namespace));
     }
     let labelled: BTreeSet<&str> = seen
         .namespaces
         .iter()
-        .filter(|stored| sidegate_injector::standing::is_labelled(&labels(stored)))
+        .filter(|stored| is_labelled(&labels(stored)))
         .map(|stored| text(stored, "/metadata/name"))
         .collect();
     let mut all = Vec::new();

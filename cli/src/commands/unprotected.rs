@@ -9,8 +9,6 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{json, Value};
-use sidegate_injector::admit::World;
-use sidegate_injector::install::Install;
 use sidegate_injector::standing::{has_ended, labelled_at, outdated, unprotected};
 
 use super::seen::{self, labels, text, Seen};
@@ -74,7 +72,8 @@ fn only(args: &ClusterArgs) -> Option<&str> {
 pub fn run(args: &UnprotectedArgs, out: &Out) -> Result<ExitCode> {
     let cluster = args.cluster.cluster()?;
     let seen = Seen::read(&cluster)?;
-    let found = found(&cluster, &seen, &args.home.sidegate_namespace, only(&args.cluster))?;
+    let pods = seen::pods(&cluster, &seen, only(&args.cluster))?;
+    let found = found(&cluster, &seen, &args.home.sidegate_namespace, &pods)?;
     if out.json() {
         out.document(&found.iter().map(document).collect::<Vec<Value>>())?;
     } else if found.is_empty() {
@@ -127,11 +126,11 @@ fn document(found: &Found) -> Value {
     })
 }
 
-/// Pods without a valid sidecar, of one namespace or of all labelled ones.
+/// Which of these pods are without a valid sidecar.
 ///
 /// # Errors
 /// What is needed may not be read.
-pub fn found(cluster: &Cluster, seen: &Seen, home: &str, only: Option<&str>) -> Result<Vec<Found>> {
+pub fn found(cluster: &Cluster, seen: &Seen, home: &str, pods: &[Value]) -> Result<Vec<Found>> {
     let belief = seen::belief(cluster, home)?.with_context(|| {
         format!(
             "ConfigMap {home}/sidegate-admission says nothing (yet): the broker's leader writes there what a sidecar must \
@@ -139,22 +138,22 @@ pub fn found(cluster: &Cluster, seen: &Seen, home: &str, only: Option<&str>) -> 
         )
     })?;
     let mut all = Vec::new();
-    for pod in seen::pods(cluster, seen, only)? {
-        let namespace = text(&pod, "/metadata/namespace");
+    for pod in pods {
+        let namespace = text(pod, "/metadata/namespace");
         let Some((labels, stored)) = seen.namespace(namespace) else {
             continue;
         };
-        let Some(why) = unprotected(&belief, &labels, labelled_at(stored), &pod) else {
+        let Some(why) = unprotected(&belief, &labels, labelled_at(stored), pod) else {
             continue;
         };
-        let owner = seen::list(&pod, "/metadata/ownerReferences").next();
+        let owner = seen::list(pod, "/metadata/ownerReferences").next();
         all.push(Found {
             namespace: namespace.to_owned(),
-            pod: text(&pod, "/metadata/name").to_owned(),
+            pod: text(pod, "/metadata/name").to_owned(),
             made_by: owner
                 .map(|owner| format!("{}/{}", text(owner, "/kind"), text(owner, "/name")))
                 .unwrap_or_default(),
-            created: text(&pod, "/metadata/creationTimestamp").to_owned(),
+            created: text(pod, "/metadata/creationTimestamp").to_owned(),
             why,
         });
     }
@@ -168,21 +167,13 @@ pub fn run_outdated(args: &OutdatedArgs, out: &Out) -> Result<ExitCode> {
     let seen = Seen::read(&cluster)?;
     let mut found: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
     let injecting = seen.injecting();
-    // What a sidecar was told of its broker is in the sidecar; this is never looked at.
-    let nowhere = Install::nowhere();
-    let world = World {
-        install: &nowhere,
-        objects: &injecting.objects,
-        generations: &injecting.generations,
-        unusable: &injecting.unusable,
-    };
     for pod in seen::pods(&cluster, &seen, only(&args.cluster))? {
         let namespace = text(&pod, "/metadata/namespace");
         let stored = seen.namespace(namespace).map(|(_, stored)| stored);
         let Some(stored) = stored.filter(|_| !has_ended(&pod)) else {
             continue;
         };
-        let told = outdated(&world, &labels(stored), &pod);
+        let told = outdated(&injecting, &labels(stored), &pod);
         if !told.is_empty() {
             let name = text(&pod, "/metadata/name").to_owned();
             found.insert((namespace.to_owned(), name), told);

@@ -50,7 +50,7 @@ fn authority(look: &Look<'_>) -> Finding {
         Life::Ended(until) => Finding::bad(
             WHAT,
             format!("ended {until}"),
-            "sidegate-broker rotate --now --authority",
+            "sidegate-broker rotate --now --authority (docs/operate.md)",
         ),
         Life::None => Finding::bad(
             WHAT,
@@ -95,7 +95,7 @@ fn webhook(look: &Look<'_>) -> Vec<Finding> {
         return vec![Finding::bad(
             WHAT,
             format!("no MutatingWebhookConfiguration has a webhook {PODS_WEBHOOK}: no pod gets a sidecar"),
-            "install the injector (docs/install.md)",
+            "set injector.enabled of the chart (docs/install.md)",
         )];
     }
     findings.push(answers(look));
@@ -133,7 +133,7 @@ fn bundle(what: &str, webhook: &Value, name: &str) -> Finding {
         Life::None => Finding::bad(
             what,
             format!("MutatingWebhookConfiguration {name} has no caBundle"),
-            "give it the authority of the injector's certificate (docs/operate.md)",
+            "the injector's leader writes it, or cert-manager: docs/injection.md, its certificates",
         ),
     }
 }
@@ -200,22 +200,16 @@ fn answers(look: &Look<'_>) -> Finding {
 /// What holds where the webhook is gone around.
 fn policies(look: &Look<'_>) -> Finding {
     const WHAT: &str = "admission policies";
-    match look.cluster.list::<Value>(seen::ADMISSION, Where::Everywhere) {
-        Ok(all) => {
-            let ours: Vec<&str> = all
-                .iter()
-                .map(|policy| text(policy, "/metadata/name"))
-                .filter(|name| name.contains("sidegate"))
-                .collect();
-            match ours.is_empty() {
-                false => Finding::good(WHAT, format!("{} of Sidegate's are there", ours.len())),
-                true => Finding::warn(
-                    WHAT,
-                    "none of Sidegate's: where the webhook is gone around, pods start without a sidecar (and get no lease)",
-                    "",
-                ),
-            }
-        }
+    let ours = look
+        .cluster
+        .selected::<Value>(seen::ADMISSION, Where::Everywhere, "app.kubernetes.io/name=sidegate");
+    match ours {
+        Ok(ours) if ours.is_empty() => Finding::warn(
+            WHAT,
+            "none of Sidegate's: where the webhook is gone around, pods start without a sidecar (and get no lease)",
+            "set admissionPolicies.create of the chart",
+        ),
+        Ok(ours) => Finding::good(WHAT, format!("{} of Sidegate's are there", ours.len())),
         Err(error) => Finding::failed(WHAT, &error),
     }
 }

@@ -9,6 +9,7 @@ use sidegate_policies::api::injection_profile::InjectionProfileSpec;
 use super::{Finding, Look};
 use crate::cluster::Where;
 use crate::commands::seen::{self, labels, text, Seen};
+use crate::commands::unprotected;
 
 const PSA: &str = "pod-security.kubernetes.io/enforce";
 const PROFILE: &str = "sidegate.dev/profile";
@@ -45,7 +46,9 @@ pub fn findings(look: &Look<'_>) -> Vec<Finding> {
             "kubectl label namespace NAME sidegate.dev/inject=enabled",
         ));
     }
-    match super::super::unprotected::found(look.cluster, &seen, look.home, None) {
+    let unprotected = seen::pods(look.cluster, &seen, None)
+        .and_then(|pods| unprotected::found(look.cluster, &seen, look.home, &pods));
+    match unprotected {
         Ok(found) if found.is_empty() => {
             findings.push(Finding::good(
                 "pods",

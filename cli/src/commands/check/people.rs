@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Finding, Look};
 use crate::cluster::{Kind, Where, Wish};
-use crate::commands::seen::{list, text};
+use crate::commands::seen::{list, text, Seen, PODS};
 
 const ROLES: Kind = rbac("ClusterRole", "clusterroles");
 const BINDINGS: Kind = rbac("ClusterRoleBinding", "clusterrolebindings");
@@ -48,18 +48,13 @@ fn rights(look: &Look<'_>) -> Finding {
         subresource,
         namespace,
     };
-    let verbs: [(&str, &[Wish<'_>]); 6] = [
+    let sees: Vec<Wish<'_>> = Seen::kinds().map(Wish::list).collect();
+    let verbs: [(&str, &[Wish<'_>]); 7] = [
+        ("explain", &sees),
+        ("outdated", &[&sees[..], &[Wish::list(PODS)]].concat()),
         (
-            "explain",
-            &[
-                ours("list", "targets", ""),
-                ours("list", "accesspolicies", ""),
-                core("list", "namespaces", "", ""),
-            ],
-        ),
-        (
-            "unprotected, outdated",
-            &[core("list", "pods", "", ""), ours("list", "injectionprofiles", "")],
+            "unprotected",
+            &[&sees[..], &[Wish::list(PODS), core("get", "configmaps", "", look.home)]].concat(),
         ),
         ("requests", &[ours("list", "accessrequests", "")]),
         ("approve, deny", &[ours("update", "accessrequests", "status")]),
@@ -87,7 +82,7 @@ fn rights(look: &Look<'_>) -> Finding {
         false => Finding::warn(
             WHAT,
             format!("not in every namespace: {}", cannot.join(", ")),
-            "what you may in one namespace works with -n; docs/kubectl.md has the Roles",
+            "requests, approve and deny work with -n where you may there; the others read every namespace (docs/kubectl.md)",
         ),
     }
 }
