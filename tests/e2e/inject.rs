@@ -163,12 +163,17 @@ impl Site {
 
     /// The API server learns of a webhook by watching.
     fn is_called(&self, cluster: &Cluster) -> Result<()> {
-        let namespace = labelled(cluster, &[])?;
-        cluster.until("the webhook is called", || {
-            let made = dry_run(cluster, &pod(&namespace, json!({})))?;
-            Ok(made["spec"]["initContainers"][0]["name"] == "sidegate")
-        })
+        is_asked(cluster, &labelled(cluster, &[])?)
     }
+}
+
+/// Waits until pods of a namespace get their sidecar: the API server learns of labels, and the injector of profiles, by
+/// watching.
+pub fn is_asked(cluster: &Cluster, namespace: &str) -> Result<()> {
+    cluster.until("pods get their sidecar", || {
+        let made = dry_run(cluster, &pod(namespace, json!({})));
+        Ok(made.is_ok_and(|made| made["spec"]["initContainers"][0]["name"] == "sidegate"))
+    })
 }
 
 fn configuration(url: &str, authority: &str) -> Value {

@@ -7,7 +7,7 @@ use serde_json::{json, Value};
 use sidegate_tests::cli;
 use sidegate_tests::cluster::{Cluster, User};
 
-use crate::inject::{labelled, pod, site, AUDIENCE};
+use crate::inject::{is_asked, labelled, pod, site, AUDIENCE};
 
 /// `kubectl sidegate`, as a user: exit code, what it prints, what it complains of.
 fn run(cluster: &Cluster, user: User, arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
@@ -63,11 +63,7 @@ pub fn unprotected_lists_exactly_the_pods_without_a_valid_sidecar_by_reason(clus
     cluster.create(&named(pod(&namespace, json!({})), "before"))?;
     let labels = "sidegate.dev/inject=enabled sidegate.dev/allow-pod-opt-out=true";
     kubectl(cluster, &format!("label namespace {namespace} {labels}"))?;
-    let plain = pod(&namespace, json!({})).to_string();
-    cluster.until("the label is known to the webhook", || {
-        let made = cluster.kubectl(&["create", "--dry-run=server", "-f", "-", "-o", "json"], &plain)?;
-        Ok(made.contains("\"name\": \"sidegate\""))
-    })?;
+    is_asked(cluster, &namespace)?;
     cluster.create(&named(pod(&namespace, json!({})), "good"))?;
     let mut out = named(pod(&namespace, json!({})), "out");
     out["metadata"]["labels"] = json!({"sidegate.dev/inject": "false"});
@@ -155,13 +151,7 @@ pub fn outdated_tells_what_would_be_another_now(cluster: &Cluster) -> Result<()>
     };
     write("128Mi")?;
     let namespace = labelled(cluster, &[&format!("sidegate.dev/profile={profile}")])?;
-    cluster.until("the profile is known to the webhook", || {
-        let made = pod(&namespace, json!({})).to_string();
-        Ok(cluster
-            .ask(User::Admin, &["create", "--dry-run=server", "-f", "-"], &made)?
-            .status
-            .success())
-    })?;
+    is_asked(cluster, &namespace)?;
     cluster.create(&pod(&namespace, json!({})))?;
     let ask = || -> Result<(Option<i32>, String)> {
         let (code, out, err) = run(cluster, User::Admin, &["outdated", "-n", &namespace])?;
@@ -201,6 +191,7 @@ pub fn explain_tells_a_pod_and_a_statement_by_the_clusters_policies(cluster: &Cl
     let _site = site(cluster)?;
     let home = installed(cluster)?;
     let namespace = labelled(cluster, &[])?;
+    is_asked(cluster, &namespace)?;
     let own = json!({"containers": [
         {"name": "agent", "image": "example.invalid/agent", "env": [{"name": "PGHOST", "value": "orders-db.secret.example"}]},
     ]});

@@ -697,7 +697,6 @@ pub fn sidegate_lock_cuts_while_the_injector_is_down(cluster: &Cluster) -> Resul
         "sidegate lock, from its start to confirmed and cut: {} ms",
         took.as_millis()
     );
-    ensure!(took < Duration::from_secs(1), "it took {took:?}");
     ensure!(said.contains("2 session(s) cut"), "{said}");
     let frames = wire.until_ready();
     ensure!(

@@ -6,7 +6,6 @@
 
 pub mod house;
 pub mod images;
-mod injector;
 pub mod keeper;
 mod settings;
 pub mod site;

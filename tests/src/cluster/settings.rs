@@ -128,7 +128,7 @@ pub(super) fn api_server(folder: &Path, server: &str, place: &Place, etcd: u16) 
         // Without a default route the server does not start unless it is told.
         format!("--advertise-address={address}"),
         format!("--service-cluster-ip-range={SERVICES}"),
-        // How it reaches a kubelet, where there is one: without this it looks the node's name up.
+        // How it reaches a kubelet: without this it looks the node's name up, and those that kwok plays lead nowhere.
         "--kubelet-preferred-address-types=InternalIP".to_owned(),
         file(folder, "kubelet-client-certificate", "kubelet-client.pem"),
         file(folder, "kubelet-client-key", "kubelet-client.key"),
@@ -146,8 +146,6 @@ pub(super) fn api_server(folder: &Path, server: &str, place: &Place, etcd: u16) 
     flags.extend(owned(&[
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
-        // The names of nodes that kwok plays lead nowhere.
-        "--kubelet-preferred-address-types=InternalIP",
         // As clusters have it: what becomes of privileged pods is for admission to say.
         "--allow-privileged=true",
         "--service-account-extend-token-expiration=false",

@@ -11,7 +11,7 @@ use anyhow::{bail, ensure, Result};
 use serde_json::{json, Value};
 
 use super::images::{self, Built, Image};
-use super::{injector, settings, Node, Parts, ADDRESS, NAME, PODS};
+use super::{Node, Parts, ADDRESS, NAME, PODS};
 use crate::bearer;
 use crate::cluster::{Programs, User};
 use crate::postgres::{Major, Options, Postgres};
@@ -251,28 +251,22 @@ fn install(node: &mut Node, folder: &Path) -> Result<()> {
         ["sidegate-sidecar", "sidegate-broker", "sidegate-injector"].map(|name| images::ours(folder, name));
     let (sidecar, broker, webhook) = (sidecar?, broker?, webhook?);
     let values = node.run.join("values.json");
-    let mut chosen = json!({
+    let chosen = json!({
         "image": {"repository": broker.repository(), "digest": broker.digest},
         "sidecar": {"digest": sidecar.digest},
         // They are proved without a node, and have not been tried with one.
         "admissionPolicies": {"create": false},
-    });
-    let charted = main.join("templates/injector.yaml").exists();
-    if charted {
-        chosen["injector"] = json!({
+        "injector": {
             "replicas": 1, "nameServers": [ADDRESS],
             "image": {"repository": webhook.repository(), "digest": webhook.digest},
-        });
-    }
+        },
+    });
     std::fs::write(&values, chosen.to_string())?;
     let with = ["--values", &values.to_string_lossy()];
     helm(&[&["install", RELEASE, &main.to_string_lossy()][..], &place, &with].concat())?;
     node.name_services()?;
     node.rolled_out(SYSTEM, &format!("deployment/{RELEASE}-broker"))?;
-    if charted {
-        return node.rolled_out(SYSTEM, &format!("deployment/{RELEASE}-injector"));
-    }
-    injector::start(node, &folder.join("sidegate-injector"), &sidecar)
+    node.rolled_out(SYSTEM, &format!("deployment/{RELEASE}-injector"))
 }
 
 /// The disk of the broker's records: the node's own, because there is no provisioner.
@@ -457,5 +451,3 @@ pub const PSQL: [&str; 13] = [
 pub const MASKED: &str = "shop_agent|Ada|*******8841";
 /// The statement that gives it.
 pub const READ: &str = "SELECT current_user, name, ssn FROM app.people WHERE id = 1";
-/// The cluster's domain.
-pub const DOMAIN: &str = settings::DOMAIN;
