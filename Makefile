@@ -61,7 +61,8 @@ e2e-ci: ## The same where its absence is a failure, as CI runs it (the real node
 .PHONY: node
 node: ## Test injected pods on a real node: containerd, kubelet, our images (root; says what it skips without)
 	@$(SETUP) build postgres postgres18 node
-	@if $(NODE) suits 2>/dev/null; then $(MAKE) --no-print-directory node-images; fi
+	@# Called by itself, and not by make: lines that name it run even where make is only asked what it would do.
+	@if $(NODE) suits 2>/dev/null; then CARGO="$(CARGO)" bash images/build.sh --profile $(PROFILE); fi
 	@$(NODE) $(FILTER)
 
 # What the node suite and `make cluster` stand on; only a machine that can have a node needs it.
