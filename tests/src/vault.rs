@@ -6,7 +6,7 @@
 //! have the members that Vault's have. Whatever it is asked for besides is refused with Vault's 403.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
@@ -29,7 +29,8 @@ pub struct Vault {
 }
 
 struct State {
-    server: Arc<Postgres>,
+    /// Not kept alive: the double's thread outlives the test, and a server ends with its last owner.
+    server: Weak<Postgres>,
     trust: Option<Trust>,
     used: HashSet<String>,
     tokens: BTreeMap<String, Token>,
@@ -56,9 +57,9 @@ struct Lease {
 
 impl Vault {
     /// Starts one whose users live so long at most.
-    pub fn start(server: Arc<Postgres>, user_life: Duration) -> Result<Vault> {
+    pub fn start(server: &Arc<Postgres>, user_life: Duration) -> Result<Vault> {
         let state = Arc::new(Mutex::new(State {
-            server,
+            server: Arc::downgrade(server),
             trust: None,
             used: HashSet::new(),
             tokens: BTreeMap::new(),
@@ -143,6 +144,12 @@ fn answer(state: &Mutex<State>, request: &Request) -> (u16, Option<Value>) {
 }
 
 impl State {
+    fn sql(&self, sql: &str) -> Result<()> {
+        let server = self.server.upgrade().context("the server is gone")?;
+        server.sql(DATABASE, sql)?;
+        Ok(())
+    }
+
     fn no(&mut self, status: u16, why: &str) -> (u16, Option<Value>) {
         self.refused.push(why.to_owned());
         (status, Some(json!({"errors": ["canary: permission denied"]})))
@@ -226,7 +233,7 @@ impl State {
             format!("canary-made-{}", uuid::Uuid::now_v7()),
         );
         let sql = format!("CREATE ROLE \"{role}\" LOGIN PASSWORD '{password}' IN ROLE {ROLE}");
-        self.server.sql(DATABASE, &sql)?;
+        self.sql(&sql)?;
         let id = format!("database/creds/support/{}", uuid::Uuid::now_v7().simple());
         let lease = Lease {
             role: role.clone(),
@@ -245,7 +252,7 @@ impl State {
         let lease = self.leases.get(id).context("lease not found")?;
         // As Vault's own statements do.
         let sql = format!("DROP OWNED BY \"{0}\"; DROP ROLE IF EXISTS \"{0}\"", lease.role);
-        self.server.sql(DATABASE, &sql)?;
+        self.sql(&sql)?;
         self.leases.remove(id);
         Ok(())
     }

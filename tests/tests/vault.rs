@@ -23,7 +23,7 @@ struct Site {
 
 async fn site(user_life: Duration) -> Site {
     let server = Arc::new(shop::server(Major::V18, Options::default()).unwrap());
-    let vault = Vault::start(Arc::clone(&server), user_life).unwrap();
+    let vault = Vault::start(&server, user_life).unwrap();
     let port = ports::free().unwrap();
     let config = shop::configuration(server.port, port, "", "").replace(
         "credential: {secret: {name: shop-agent}}",
