@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -405,7 +405,12 @@ impl LogState {
         }
         let journal = match &mut self.journal {
             Some(journal) => journal,
-            none => none.insert(records.objects.journal(&name, self.landed as u64)?),
+            none => match records.objects.journal(&name, self.landed as u64) {
+                Err(RecordsError::Io { error, .. }) if records.is_shared() && error.kind() == ErrorKind::NotFound => {
+                    return Err(RecordsError::Behind(self.path.to_string()));
+                }
+                opened => none.insert(opened?),
+            },
         };
         let written = journal.write_all(new).and_then(|()| journal.sync_data());
         if let Err(error) = written {
@@ -475,7 +480,14 @@ impl LogState {
 
     /// Makes this replica the one that goes on with the log: what the journals hold stands in its own before the
     /// others go. Whoever had them finds theirs gone before it says once more that it holds anything.
-    pub(super) fn claim(&mut self, records: &Records, exact: bool, others: &[String]) -> Result<(), RecordsError> {
+    pub(super) fn claim(&mut self, records: &Records, loaded: (bool, &[(String, u64)])) -> Result<(), RecordsError> {
+        let (exact, others) = loaded;
+        // A journal that grew since it was read has its sidecar: it is this claim that comes too late.
+        for (other, length) in others {
+            if records.objects.length(other)?.is_some_and(|now| now != *length) {
+                return Err(RecordsError::Behind(self.path.to_string()));
+            }
+        }
         let name = records.landing(&self.path);
         self.journal = None;
         if self.tail.is_empty() {
@@ -484,7 +496,7 @@ impl LogState {
             records.objects.replace_private(&name, &self.tail)?;
         }
         self.landed = self.tail.len();
-        others.iter().try_for_each(|other| records.objects.remove(other))
+        others.iter().try_for_each(|(other, _)| records.objects.remove(other))
     }
 
     /// The log is complete: what is left becomes an object, sessions without `close` are orphans.
@@ -553,7 +565,7 @@ impl Records {
         let loaded = read_back::load(self, path)?;
         let mut state = loaded.state;
         if !self.is_shared() {
-            state.claim(self, loaded.exact, &loaded.others)?;
+            state.claim(self, (loaded.exact, &loaded.others))?;
         }
         let log = Arc::new(Mutex::new(state));
         logs.insert(path.clone(), Arc::clone(&log));
@@ -575,7 +587,7 @@ impl Records {
         let mut state = lock(&log);
         let loaded = read_back::load(self, path)?;
         *state = loaded.state;
-        state.claim(self, loaded.exact, &loaded.others)?;
+        state.claim(self, (loaded.exact, &loaded.others))?;
         drop(state);
         Ok(log)
     }

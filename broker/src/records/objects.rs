@@ -95,12 +95,19 @@ impl Objects {
             .map_err(|error| failed(&path, error))
     }
 
-    /// Opens a journal for appending, cut to `keep` bytes.
+    /// Opens a journal for appending, cut to `keep` bytes. One of which something is to be kept must be there.
     pub fn journal(&self, name: &str, keep: u64) -> Result<File, RecordsError> {
         let path = self.path(name);
         let open = || {
             make_folder(path.parent().unwrap_or(&self.root))?;
-            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+            let file = OpenOptions::new()
+                .append(true)
+                .create(keep == 0)
+                .mode(0o600)
+                .open(&path)?;
+            if file.metadata()?.len() < keep {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
             file.set_len(keep)?;
             sync_folder(&path)?;
             Ok(file)
@@ -113,6 +120,16 @@ impl Objects {
         let path = self.path(name);
         let aside = path.with_file_name(format!(".tmp-aside-{}-{}", self.own, self.next_temporary()));
         std::fs::rename(&path, aside).map_err(|error| failed(&path, error))
+    }
+
+    /// Length of a file; nothing where there is none.
+    pub fn length(&self, name: &str) -> Result<Option<u64>, RecordsError> {
+        let path = self.path(name);
+        match std::fs::metadata(&path) {
+            Ok(there) => Ok(Some(there.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(&path, error)),
+        }
     }
 
     pub fn remove(&self, name: &str) -> Result<(), RecordsError> {

@@ -17,8 +17,8 @@ pub(super) struct Loaded {
     pub state: LogState,
     /// This broker's own journal holds exactly what is in no object, but for a torn end.
     pub exact: bool,
-    /// Journals of other brokers.
-    pub others: Vec<String>,
+    /// Journals of other brokers, with how long they were.
+    pub others: Vec<(String, u64)>,
 }
 
 /// A landing journal.
@@ -60,10 +60,8 @@ pub(super) fn load(records: &Records, path: &LogPath) -> Result<Loaded, RecordsE
     let held = journals.iter().find(|journal| journal.name == own);
     let exact = held.map_or(state.tail.is_empty(), |held| held.bytes.starts_with(&state.tail));
     state.landed = if exact { state.tail.len() } else { 0 };
-    let others = journals
-        .into_iter()
-        .map(|journal| journal.name)
-        .filter(|name| *name != own);
+    let others = journals.into_iter().filter(|journal| journal.name != own);
+    let others = others.map(|journal| (journal.name, journal.bytes.len() as u64));
     Ok(Loaded {
         state,
         exact,

@@ -83,7 +83,7 @@ impl Records {
             return Ok(Others::default());
         }
         let logs = self.all_logs();
-        let within = HEARD_WITHIN.min(self.options.orphan_after / 2);
+        let within = HEARD_WITHIN.min(self.options.orphan_after.checked_div(2).unwrap_or_default());
         let mut standing = Standing {
             at: wall_us(),
             ..Standing::default()

@@ -164,9 +164,11 @@ impl Upload {
         let name = path.to_string();
         let records = Arc::clone(&self.records);
         let opened = blocking(move || records.take_up(&path)).await?;
-        let log = opened
-            .inspect_err(|error| self.records.alarm(&name, &error.to_string()))
-            .ok()?;
+        let told = |error: &RecordsError| match error {
+            RecordsError::Behind(log) => tracing::info!(log, "another replica has this log's sidecar"),
+            error => self.records.alarm(&name, &error.to_string()),
+        };
+        let log = opened.inspect_err(told).ok()?;
         let (held, next) = {
             let log = lock(&log);
             (log.chain().boot, log.next())
