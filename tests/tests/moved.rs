@@ -6,13 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sidegate_broker::records::{Leads, Records, RecordsOptions};
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream};
+use futures_util::StreamExt as _;
+use sidegate_broker::records::{Caller, Leads, Records, RecordsOptions};
 use sidegate_policies::record::replay::{replay, Event};
 use sidegate_policies::record::verify::{verify_store, Options, Report, Verdict};
-use sidegate_policies::record::Kind;
-use sidegate_sidecar::record::SessionRecorder;
-use sidegate_tests::recording::{last_checkpoint, left, operate, Recording};
+use sidegate_policies::record::{stream as items, Frame, Kind};
+use sidegate_sidecar::record::{Log, SessionRecorder};
+use sidegate_tests::recording::{last_checkpoint, left, operate, Recording, POD};
 use sidegate_tests::verifiers::{second, told};
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 /// Brokers of these names that lead when they are told to.
@@ -294,6 +298,84 @@ async fn a_log_that_says_two_things_to_two_brokers_is_an_alarm() {
         matches!(verdict(&report, session.id()), Verdict::Open { .. }),
         "{report:#?}"
     );
+}
+
+/// A stream to a broker by hand.
+struct Stream {
+    up: mpsc::Sender<Bytes>,
+    answers: BoxStream<'static, Bytes>,
+}
+
+impl Stream {
+    fn open(records: &Arc<Records>, log: &Log) -> Stream {
+        let (up, chunks) = mpsc::channel::<Bytes>(8);
+        let body = stream::unfold(chunks, |mut chunks| async move {
+            let chunk = chunks.recv().await?;
+            Some((Ok::<Bytes, ()>(chunk), chunks))
+        });
+        let caller = Caller {
+            namespace: "agents".into(),
+            service_account: "agent".into(),
+            pod_uid: POD.into(),
+            instance: 1,
+        };
+        let mut hello = Vec::new();
+        items::announce(1, &log.boot(), &mut hello);
+        up.try_send(hello.into()).unwrap();
+        let answers = Arc::clone(records).accept(caller, body).boxed();
+        Stream { up, answers }
+    }
+
+    /// Log number up to which the next answer says that frames are held; nothing where the stream ends instead.
+    async fn acknowledged(&mut self) -> Option<u64> {
+        let lines = self.answers.next().await?;
+        let line: serde_json::Value = serde_json::from_slice(lines.split(|byte| *byte == b'\n').next()?).unwrap();
+        assert!(line.to_string().contains("upto"), "{line}");
+        find(&line, "upto")
+    }
+}
+
+fn find(value: &serde_json::Value, name: &str) -> Option<u64> {
+    let object = value.as_object()?;
+    object
+        .get(name)
+        .and_then(serde_json::Value::as_u64)
+        .or_else(|| object.values().find_map(|value| find(value, name)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_a_broker_still_has_acknowledges_nothing_once_the_log_is_elsewhere() {
+    let brokers = Brokers::start(2, Duration::from_secs(60));
+    let mut recording = brokers.recording(1);
+    let mut session = recording.session().unwrap();
+    session.opened().await.unwrap();
+    run(&recording, &mut session, 1).await;
+    let mut stale = Stream::open(&brokers.records[0], &recording.log);
+    let before = stale.acknowledged().await.unwrap();
+    recording.move_to(&brokers.records[1]).unwrap();
+    run(&recording, &mut session, 2).await;
+    let held = landings(brokers.state.path());
+    assert!(held.len() == 1 && held[0].ends_with(".broker-1.sgr"), "{held:?}");
+    // What lay in the first broker's buffers: the same frames, and those that it does not hold.
+    let journal = std::fs::read(&held[0]).unwrap();
+    let mut late = Vec::new();
+    let mut at = 0;
+    while let Ok(frame) = Frame::parse(&journal[at..]) {
+        at += frame.bytes.len();
+        items::frame(frame.bytes, &mut late);
+    }
+    stale.up.send(late.into()).await.unwrap();
+    let after = stale.acknowledged().await;
+    assert!(
+        after.is_none_or(|after| after <= before),
+        "it acknowledged {after:?} after {before}"
+    );
+    assert_eq!(landings(brokers.state.path()), held, "it made a journal of its own");
+    let id = session.id();
+    session.close(left(2));
+    recording.stop().await.unwrap();
+    brokers.look_after(0).await;
+    assert_eq!(verdict(&brokers.verified(), id), Verdict::Valid);
 }
 
 fn landings(state: &Path) -> Vec<String> {
