@@ -148,6 +148,9 @@ fn main() -> ExitCode {
         Err(message) => return fail(&message),
     };
     say(traces.as_ref());
+    if let Err(error) = harden() {
+        return fail(&format!("the process cannot be made undumpable: {error}"));
+    }
     let config = match configuration(arguments) {
         Ok(config) => config,
         Err(message) => return fail(&message),
@@ -157,6 +160,13 @@ fn main() -> ExitCode {
         traces.end();
     }
     done
+}
+
+/// No core file and no debugger may read keys and credentials out of this process.
+fn harden() -> std::io::Result<()> {
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    Ok(())
 }
 
 /// Logs to standard error, traces to the collector: what is in one is not in the other.
