@@ -160,20 +160,7 @@ impl Read {
                 );
             }
         }
-        if let Some(shared) = &config.shared_records {
-            if !is_replica(&shared.replica) {
-                say(
-                    "--replica",
-                    format!("`{}` is not a name (a-z, 0-9, dashes)", shared.replica),
-                );
-            }
-            if matches!(config.place, Place::Machine(_)) {
-                say(
-                    "--records",
-                    "only the brokers of a cluster share a record store".to_owned(),
-                );
-            }
-        }
+        share(&mut say, config);
         let machine = match &config.place {
             Place::Cluster(options) => {
                 label(&mut say, "--namespace", &options.namespace);
@@ -218,6 +205,23 @@ impl Read {
                 Err(StartError::Config(problems))
             }
         }
+    }
+}
+
+/// What is wrong with sharing a record store.
+fn share(say: &mut impl FnMut(&str, String), config: &BrokerConfig) {
+    let Some(shared) = &config.shared_records else { return };
+    if !is_replica(&shared.replica) {
+        say(
+            "--replica",
+            format!("`{}` is not a name (a-z, 0-9, dashes)", shared.replica),
+        );
+    }
+    if matches!(config.place, Place::Machine(_)) {
+        say(
+            "--records",
+            "only the brokers of a cluster share a record store".to_owned(),
+        );
     }
 }
 

@@ -104,7 +104,6 @@ fn verdict(report: &Report, session: Uuid) -> Verdict {
     found
         .unwrap_or_else(|| panic!("{session} is not in {report:#?}"))
         .verdict
-        .clone()
 }
 
 async fn until(what: &str, holds: impl Fn() -> bool) {
