@@ -41,7 +41,7 @@ use crate::lockdown::Lockdowns;
 use crate::metrics::Metrics;
 use crate::ops;
 use crate::people;
-use crate::records::{Records, RecordsError, RecordsOptions};
+use crate::records::{Leads, Records, RecordsError, RecordsOptions};
 use crate::report::Reporter;
 use crate::revoked::{Replicas, Revoked};
 use crate::rings::RingName;
@@ -122,7 +122,7 @@ impl Broker {
         } = base;
         let authority = Arc::new(authority(&state, names, &ground, &config)?);
         let issuer = Arc::new(issuer(&state, &listeners, &ground, &config)?);
-        let records = open_records(&state, &issuer, &config.cluster)?;
+        let records = open_records(&state, &issuer, &config, ground.follow.leads())?;
         let audit = Audit::start(&state, &records, &issuer, &config.clock, &ground.separation)?;
         // Of replicas the leader rotates, as soon as its housekeeping begins.
         if ground.shared.is_none() {
@@ -446,8 +446,20 @@ fn open_approvals(
 }
 
 /// The record store, which keeps the keys that certify record keys for ever.
-fn open_records(state: &StateDir, issuer: &Issuer, cluster: &str) -> Result<Arc<Records>, StartError> {
-    let options = RecordsOptions::new(state.dir("records")?, cluster);
+fn open_records(
+    state: &StateDir,
+    issuer: &Issuer,
+    config: &BrokerConfig,
+    leads: Option<Leads>,
+) -> Result<Arc<Records>, StartError> {
+    let options = match (&config.shared_records, leads) {
+        (Some(shared), Some(leads)) => RecordsOptions {
+            replica: shared.replica.clone(),
+            leads,
+            ..RecordsOptions::new(shared.dir.clone(), &config.cluster)
+        },
+        _ => RecordsOptions::new(state.dir("records")?, &config.cluster),
+    };
     let fail = |error: RecordsError| StartError::Records(error.to_string());
     let records = Records::open(options).map_err(fail)?;
     records.set_ring(&issuer.record_ring()).map_err(fail)?;

@@ -54,6 +54,8 @@ const NAMES: usize = 16;
 const SUMMARY: usize = 60;
 /// Housekeeping comes at least so often.
 const TICK: Duration = Duration::from_millis(500);
+/// Between two looks, while looking fails.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Why a call about a request is refused.
 #[derive(Debug, thiserror::Error)]
@@ -647,27 +649,46 @@ impl Approvals {
 pub async fn keep(front: Arc<Front>) {
     let stop = front.tasks.stopping();
     let mut moved = front.approvals.watch();
-    let mut silent = false;
+    let mut failures = 0_u32;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = moved.changed() => {}
-            () = tokio::time::sleep(TICK) => {}
+            // What moves while nothing can be swept is no reason to come sooner.
+            _ = moved.changed(), if failures == 0 => {}
+            () = tokio::time::sleep(pause(failures)) => {}
         }
         let (tasks, kept) = (front.tasks.clone(), Arc::clone(&front));
         let swept = tasks
             .blocking(move || kept.approvals.sweep(&kept.index(), &kept.lockdowns.now()))
             .await;
         match swept {
-            Some(Ok(())) => silent = false,
-            // Said once, until it works again.
-            Some(Err(error)) if !silent => {
-                silent = true;
-                tracing::error!(%error, "requests cannot be swept now");
+            Some(Ok(())) => failures = 0,
+            Some(Err(error)) => {
+                // Said once, until it works again.
+                if failures == 0 {
+                    tracing::error!(%error, "requests cannot be swept now");
+                }
+                failures = failures.saturating_add(1);
             }
-            _ => {}
+            None => failures = failures.saturating_add(1),
         }
     }
+}
+
+/// Until the next look, after so many that failed: half a minute at most, with a quarter off so that replicas part.
+fn pause(failures: u32) -> Duration {
+    let longest = TICK.saturating_mul(2_u32.saturating_pow(failures)).min(LONGEST_PAUSE);
+    let mut random = [0_u8; 1];
+    // Without randomness jitter is lost, nothing else.
+    let _ = aws_lc_rs::rand::fill(&mut random);
+    let off = longest
+        .saturating_mul(u32::from(u8::from_ne_bytes(random)))
+        .checked_div(1024)
+        .unwrap_or_default();
+    if failures == 0 {
+        return TICK;
+    }
+    longest.saturating_sub(off)
 }
 
 /// What a store has no room for cannot be shown to people either.

@@ -25,6 +25,8 @@ pub struct BrokerConfig {
     pub place: Place,
     /// Private folder for keys, pins, approvals, records and the control socket.
     pub state_dir: PathBuf,
+    /// The record store, where the brokers of a cluster share one; absent: `records` in the state folder.
+    pub shared_records: Option<SharedRecords>,
     /// Address of the front face. Port 0 picks a free one.
     pub listen: SocketAddr,
     /// Address of the issuer's public face. Port 0 takes the port of the last start if it is free, else any.
@@ -60,6 +62,7 @@ impl BrokerConfig {
         BrokerConfig {
             place,
             state_dir,
+            shared_records: None,
             listen: loopback,
             issuer_listen: loopback,
             health_listen: None,
@@ -74,6 +77,15 @@ impl BrokerConfig {
             clock: Arc::new(SystemClock),
         }
     }
+}
+
+/// A record store that several brokers keep together.
+#[derive(Debug, Clone)]
+pub struct SharedRecords {
+    /// The folder, on a file system that all of them see alike.
+    pub dir: PathBuf,
+    /// Which of them this one is: a name that it keeps over restarts, as it keeps its state folder.
+    pub replica: String,
 }
 
 /// Where callers and kinds come from.

@@ -9,6 +9,7 @@ use sidegate_policies::api::Lockdown;
 use sidegate_policies::check::{is_digest, is_label};
 use sidegate_policies::compile::Problem;
 use sidegate_policies::objects::Objects;
+use sidegate_policies::record::layout::is_replica;
 use sidegate_policies::seal::Revisions;
 use tokio::sync::watch;
 
@@ -29,6 +30,7 @@ use crate::kubernetes::{
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
+use crate::records::Leads;
 use crate::report::{Findings, Reporter};
 use crate::secrets::{check_folder, SecretFolder, Secrets};
 use crate::state::StateDir;
@@ -114,6 +116,17 @@ pub enum Follow {
 }
 
 impl Follow {
+    /// Whether this replica of a cluster leads.
+    pub fn leads(&self) -> Option<Leads> {
+        match self {
+            Follow::Folders(..) => None,
+            Follow::Kinds { leader, .. } => {
+                let leader = Arc::clone(leader);
+                Some(Leads(Arc::new(move || leader.leads())))
+            }
+        }
+    }
+
     /// Where keys are published in a cluster.
     pub fn key_maps(&self) -> Option<Arc<dyn KeyMaps>> {
         match self {
@@ -147,6 +160,7 @@ impl Read {
                 );
             }
         }
+        share(&mut say, config);
         let machine = match &config.place {
             Place::Cluster(options) => {
                 label(&mut say, "--namespace", &options.namespace);
@@ -191,6 +205,23 @@ impl Read {
                 Err(StartError::Config(problems))
             }
         }
+    }
+}
+
+/// What is wrong with sharing a record store.
+fn share(say: &mut impl FnMut(&str, String), config: &BrokerConfig) {
+    let Some(shared) = &config.shared_records else { return };
+    if !is_replica(&shared.replica) {
+        say(
+            "--replica",
+            format!("`{}` is not a name (a-z, 0-9, dashes)", shared.replica),
+        );
+    }
+    if matches!(config.place, Place::Machine(_)) {
+        say(
+            "--records",
+            "only the brokers of a cluster share a record store".to_owned(),
+        );
     }
 }
 

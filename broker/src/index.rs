@@ -242,7 +242,6 @@ impl Index {
                 .collect(),
             targets,
             digest_key: self.digest_key.clone(),
-            staleness: None,
         };
         // A map with text keys and plain values always serialises; an empty body denies everything all the same.
         let body = serde_json::to_string(&bundle).unwrap_or_default();

@@ -43,5 +43,5 @@ pub mod task;
 pub mod traces;
 
 pub use app::{Broker, Running};
-pub use config::{BrokerConfig, Identity, Machine, Place, Separation, StartError};
+pub use config::{BrokerConfig, Identity, Machine, Place, Separation, SharedRecords, StartError};
 pub use jwt::fuzz_jwt;

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use sidegate_broker::kubernetes::{AdmissionOptions, ClusterOptions};
 use sidegate_broker::traces::{is_span, Traces};
-use sidegate_broker::{Broker, BrokerConfig, Identity, Machine, Place, Running, StartError};
+use sidegate_broker::{Broker, BrokerConfig, Identity, Machine, Place, Running, SharedRecords, StartError};
 use tokio::signal::unix::{signal, SignalKind};
 use tracing_subscriber::filter::{FilterExt as _, FilterFn, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -80,6 +80,12 @@ struct Arguments {
     /// Private folder for keys, pins, approvals, records and the control socket.
     #[arg(long, required = true, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// The record store of several brokers, on a volume that all of them write. Default: `records` in --state.
+    #[arg(long, requires = "kubernetes", requires = "replica", value_name = "DIR")]
+    records: Option<PathBuf>,
+    /// Which of those brokers this is: the name that belongs to this --state, as a StatefulSet's pod keeps it.
+    #[arg(long, requires = "records", value_name = "NAME")]
+    replica: Option<String>,
     /// Address of the front face.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
@@ -142,6 +148,9 @@ fn main() -> ExitCode {
         Err(message) => return fail(&message),
     };
     say(traces.as_ref());
+    if let Err(error) = harden() {
+        return fail(&format!("the process cannot be made undumpable: {error}"));
+    }
     let config = match configuration(arguments) {
         Ok(config) => config,
         Err(message) => return fail(&message),
@@ -151,6 +160,13 @@ fn main() -> ExitCode {
         traces.end();
     }
     done
+}
+
+/// No core file and no debugger may read keys and credentials out of this process.
+fn harden() -> std::io::Result<()> {
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)?;
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    Ok(())
 }
 
 /// Logs to standard error, traces to the collector: what is in one is not in the other.
@@ -171,6 +187,7 @@ fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
     let (listen, issuer_listen) = (arguments.listen, arguments.issuer_listen);
     let (health_listen, store_generation) = (arguments.health_listen, arguments.store_generation);
     let people_listen = arguments.people_listen;
+    let shared = arguments.records.clone().zip(arguments.replica.clone());
     let (front_url, issuer_url) = (arguments.front_url.clone(), arguments.issuer_url.clone());
     let place = match arguments.kubernetes {
         true => Place::Cluster(ClusterOptions {
@@ -186,6 +203,7 @@ fn configuration(arguments: Arguments) -> Result<BrokerConfig, String> {
         false => Place::Machine(machine(arguments)?),
     };
     let mut config = BrokerConfig::new(place, state);
+    config.shared_records = shared.map(|(dir, replica)| SharedRecords { dir, replica });
     config.listen = listen;
     config.issuer_listen = issuer_listen;
     config.health_listen = health_listen;

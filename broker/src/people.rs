@@ -151,11 +151,7 @@ async fn authenticate(State(face): State<Arc<Face>>, mut request: Request, next:
             next.run(request).await
         }
         Ok(None) => {
-            face.refused(
-                "",
-                "session records",
-                "neither a certificate nor a token that the cluster knows",
-            );
+            face.reporter.front.budget.nobody();
             let said = "the cluster does not know this certificate or token";
             Refuse(StatusCode::UNAUTHORIZED, said.to_owned()).into_response()
         }

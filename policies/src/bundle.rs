@@ -21,45 +21,6 @@ pub struct Bundle {
     pub cluster_policies: Vec<ClusterAccessPolicy>,
     /// Key of approval digests (HMAC-SHA-256), base64url without padding, 32 bytes.
     pub digest_key: String,
-    /// How these workloads meet a silent broker; absent: as the sidecar's own environment says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub staleness: Option<Staleness>,
-}
-
-/// What a sidecar does once its broker has been silent for long: safety before work, or work before safety.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
-pub enum Staleness {
-    /// New sessions are refused after 30 s, open ones end after 5 min.
-    #[default]
-    Default,
-    /// New sessions are refused, and open ones end, after 30 s.
-    Strict,
-    /// Who holds a valid lease goes on until it ends: agents work through longer outages, and hear later of what changed.
-    Available,
-}
-
-impl Staleness {
-    const ALL: [Staleness; 3] = [Staleness::Default, Staleness::Strict, Staleness::Available];
-
-    /// As written, in YAML and in the sidecar's environment.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Staleness::Default => "Default",
-            Staleness::Strict => "Strict",
-            Staleness::Available => "Available",
-        }
-    }
-}
-
-impl std::str::FromStr for Staleness {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut all = Staleness::ALL.into_iter();
-        all.find(|staleness| staleness.as_str() == text)
-            .ok_or_else(|| format!("`{text}` is none of Default, Strict, Available"))
-    }
 }
 
 /// A Target with its references resolved.

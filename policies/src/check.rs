@@ -99,7 +99,6 @@ fn compile(objects: &Objects, checked: &mut Checked) {
             .collect(),
         // No digest is made here; the key only has to have its length.
         digest_key: "A".repeat(43),
-        staleness: None,
     };
     let Err(problems) = crate::compile::compile(&bundle) else {
         return;

@@ -37,8 +37,6 @@ pub struct InForce {
     pub version: Arc<str>,
     /// How far the broker had read the store.
     pub revisions: Revisions,
-    /// How these workloads meet a silent broker, if the bundle says.
-    pub staleness: Option<sidegate_policies::bundle::Staleness>,
     /// Cluster name.
     pub cluster: String,
     /// The engine.
@@ -148,7 +146,7 @@ impl Authority {
         self
     }
 
-    /// The same with how it meets a silent broker, where the bundle does not say.
+    /// The same with how it meets a silent broker.
     #[must_use]
     pub fn meeting_silence(mut self, limits: Limits) -> Self {
         self.staleness = limits;
@@ -160,10 +158,9 @@ impl Authority {
         let _ = self.leased.set(who);
     }
 
-    /// How long the broker may be silent, as the bundle in force says, or else the environment.
+    /// How long the broker may be silent, as the environment says.
     pub fn limits(&self) -> Limits {
-        let said = self.bundle.load().as_ref().and_then(|bundle| bundle.staleness);
-        said.map_or(self.staleness, Limits::of)
+        self.staleness
     }
 
     /// Whether a target has a lease that may be used now.

@@ -281,7 +281,7 @@ pub fn system_name_servers() -> Vec<SocketAddr> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use sidegate_policies::bundle::Staleness;
+    use sidegate_policies::api::injection_profile::Staleness;
 
     use super::*;
 

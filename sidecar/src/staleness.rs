@@ -1,5 +1,5 @@
 //! How old the broker's last word may be, and what ends when it is older: the table in `identity-and-broker.md`,
-//! section 9, a column for each [`bundle::Staleness`].
+//! section 9, a column for each [`injection_profile::Staleness`].
 //!
 //! Refuses nothing itself: the gate asks [`Limits::judge`], the watcher ends what is overdue. Invariant: either clock
 //! makes it stale, the monotonic one, which stands still while the host sleeps, and the wall clock, which jumps.
@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sidegate_policies::bundle;
+use sidegate_policies::api::injection_profile;
 use sidegate_policies::engine::TargetId;
 use sidegate_policies::reason::Reason;
 use tokio::time::{interval, MissedTickBehavior};
@@ -33,7 +33,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits::of(bundle::Staleness::Default)
+        Limits::of(injection_profile::Staleness::Default)
     }
 }
 
@@ -58,13 +58,13 @@ pub enum Staleness {
 
 impl Limits {
     /// A column of the table.
-    pub fn of(how: bundle::Staleness) -> Self {
+    pub fn of(how: injection_profile::Staleness) -> Self {
         let refuse = Duration::from_secs(30);
         let close = Duration::from_secs(5 * 60);
         let (close, spares_leased) = match how {
-            bundle::Staleness::Default => (close, false),
-            bundle::Staleness::Strict => (refuse, false),
-            bundle::Staleness::Available => (close, true),
+            injection_profile::Staleness::Default => (close, false),
+            injection_profile::Staleness::Strict => (refuse, false),
+            injection_profile::Staleness::Available => (close, true),
         };
         Limits {
             refuse,
@@ -133,20 +133,20 @@ mod tests {
 
     #[test]
     fn each_row_of_the_table_begins_where_it_says() {
-        let limits = Limits::of(bundle::Staleness::Default);
+        let limits = Limits::of(injection_profile::Staleness::Default);
         let at = |seconds: u64| limits.judge(Some(Duration::from_secs(seconds)));
         assert_eq!(limits.judge(None), Staleness::Refuse);
         assert_eq!((at(0), at(29)), (Staleness::Fresh, Staleness::Fresh));
         assert_eq!((at(30), at(299)), (Staleness::Refuse, Staleness::Refuse));
         assert_eq!((at(300), at(86_399)), (Staleness::Close, Staleness::Close));
         assert_eq!((at(86_400), at(1 << 40)), (Staleness::Void, Staleness::Void));
-        let strict = Limits::of(bundle::Staleness::Strict);
+        let strict = Limits::of(injection_profile::Staleness::Strict);
         let at = |seconds: u64| strict.judge(Some(Duration::from_secs(seconds)));
         assert_eq!(
             (at(29), at(30), at(86_400)),
             (Staleness::Fresh, Staleness::Close, Staleness::Void)
         );
-        let available = Limits::of(bundle::Staleness::Available);
+        let available = Limits::of(injection_profile::Staleness::Available);
         assert_eq!(
             available,
             Limits {

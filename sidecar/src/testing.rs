@@ -36,6 +36,7 @@ use crate::record::{
     DirectoryVolume, Log, LogIdentity, LogOptions, RecordSink, RecordStream, SinkError, SystemClock, SystemRandom,
 };
 use crate::session::tests::subject;
+use crate::staleness::Limits;
 use crate::task::Tasks;
 use crate::tls::agent::AgentTls;
 
@@ -222,10 +223,19 @@ impl Bench {
 
     /// The same, for one user's connections.
     pub fn for_agent(agent_uid: Option<u32>) -> Bench {
+        Bench::with(agent_uid, Limits::default())
+    }
+
+    /// The same, for workloads that meet a silent broker like this.
+    pub fn meeting_silence(limits: Limits) -> Bench {
+        Bench::with(None, limits)
+    }
+
+    fn with(agent_uid: Option<u32>, limits: Limits) -> Bench {
         let (people, tasks, stop) = (Arc::new(People::new()), Tasks::default(), CancellationToken::new());
         let approver: Arc<dyn Approver> = Arc::new(people.clone());
         let authority = Authority::new(approver, tasks.clone(), Separation::None);
-        let authority = Arc::new(authority.limited_to(Some(MEMORY)));
+        let authority = Arc::new(authority.limited_to(Some(MEMORY)).meeting_silence(limits));
         let journal = tempfile::tempdir().unwrap();
         let log = Log::start(LogOptions {
             volume: Arc::new(DirectoryVolume::open(&journal.path().join("journal")).unwrap()),
@@ -280,19 +290,9 @@ impl Bench {
 
     /// Puts a bundle of these targets and policies into force.
     pub fn enforce(&self, targets: serde_json::Value, policies: serde_json::Value) {
-        self.enforce_meeting(targets, policies, serde_json::Value::Null);
-    }
-
-    /// The same, for workloads that meet a silent broker like this.
-    pub fn enforce_meeting(
-        &self,
-        targets: serde_json::Value,
-        policies: serde_json::Value,
-        staleness: serde_json::Value,
-    ) {
         let body = json!({
             "cluster": "local", "targets": targets, "policies": policies, "clusterPolicies": [],
-            "digestKey": crate::secret::base64url(&[7; 32]), "staleness": staleness,
+            "digestKey": crate::secret::base64url(&[7; 32]),
         })
         .to_string();
         let version = sidegate_policies::bundle::version(body.as_bytes());

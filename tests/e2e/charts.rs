@@ -3,9 +3,9 @@
 
 use anyhow::{ensure, Context, Result};
 use serde_json::Value;
-use sidegate_tests::cluster::Cluster;
+use sidegate_tests::cluster::{Cluster, User};
 
-use crate::site::{chart, until};
+use crate::site::{chart, site, until, NAMESPACE};
 
 /// No namespace is labelled for this release: its webhook, behind which nothing runs, is in nobody's way. Nor are its
 /// admission policies, which would know its broker alone.
@@ -93,6 +93,125 @@ pub fn the_broker_installs_under_the_restricted_profile_and_leaves_its_records(c
     Ok(())
 }
 
+/// Several brokers are pods that keep their names, spread, on one claim that all of them write; each has a state of its own,
+/// and the record store is the one that a broker alone would use.
+pub fn several_brokers_keep_their_names_and_one_store(cluster: &Cluster) -> Result<()> {
+    let namespace = cluster.namespace()?;
+    let restricted = "pod-security.kubernetes.io/enforce=restricted";
+    cluster.kubectl(&["label", "namespace", &namespace, restricted], "")?;
+    let release = format!("s{}", &namespace[namespace.len() - 8..]);
+    let at = ["--namespace", namespace.as_str()];
+    let values = format!(
+        "{},replicas=3,storage.accessMode=ReadWriteMany,injector.enabled=false",
+        revision(&release)
+    );
+    let path = chart("sidegate");
+    let install = ["install", &release, &path, "--set", &values];
+    helm(cluster, &[&install[..], &at].concat())?;
+    let get = |what: &[&str]| -> Result<Value> {
+        Ok(serde_json::from_str(
+            &cluster.kubectl(&[&["get"], what, &at, &["-o", "json"]].concat(), "")?,
+        )?)
+    };
+    let pods = until(
+        "the pods are made",
+        || get(&["pods"]),
+        |pods| pods["items"].as_array().is_some_and(|pods| pods.len() == 3),
+    )?;
+    let mut names = Vec::new();
+    for pod in pods["items"].as_array().into_iter().flatten() {
+        let (spec, name) = (&pod["spec"], pod["metadata"]["name"].as_str().unwrap_or_default());
+        let arguments = &spec["containers"][0]["args"];
+        for argument in [
+            "--state=/var/lib/sidegate/replicas/$(POD_NAME)",
+            "--records=/var/lib/sidegate/state/records",
+            "--replica=$(POD_NAME)",
+        ] {
+            let has = |found: &Vec<Value>| found.iter().any(|found| found == argument);
+            ensure!(arguments.as_array().is_some_and(has), "{arguments} lack {argument}");
+        }
+        let own = &spec["containers"][0]["env"][0]["valueFrom"]["fieldRef"]["fieldPath"];
+        ensure!(own == "metadata.name", "{own}");
+        let spread = spec["topologySpreadConstraints"].as_array().map_or(0, Vec::len);
+        ensure!(spread == 2, "spread over {spread}");
+        names.push(name.to_owned());
+    }
+    names.sort();
+    let expected = [0, 1, 2].map(|at| format!("{release}-broker-{at}"));
+    ensure!(names == expected, "{names:?}");
+    let claim = get(&["persistentvolumeclaim", &format!("{release}-broker")])?;
+    ensure!(
+        claim["spec"]["accessModes"] == serde_json::json!(["ReadWriteMany"]),
+        "{claim}"
+    );
+    let set = get(&["statefulset", &format!("{release}-broker")])?;
+    ensure!(set["spec"]["updateStrategy"]["type"] == "RollingUpdate", "{set}");
+    let budget = get(&["poddisruptionbudget", &format!("{release}-broker")])?;
+    ensure!(budget["spec"]["maxUnavailable"] == 1, "{budget}");
+    // Back to one, as a value is changed: the same store, another owner.
+    let one = format!(
+        "{},storage.accessMode=ReadWriteMany,injector.enabled=false",
+        revision(&release)
+    );
+    let upgrade = ["upgrade", &release, &path, "--set", &one];
+    helm(cluster, &[&upgrade[..], &at].concat())?;
+    let kinds = ["get", "statefulsets,deployments", "-o", "name"];
+    let left = cluster.kubectl(&[&kinds[..], &at].concat(), "")?;
+    ensure!(left.trim() == format!("deployment.apps/{release}-broker"), "{left}");
+    helm(cluster, &[&["uninstall", &release][..], &at].concat()).map(|_| ())
+}
+
+/// The broker of a second release asks people, too, once the release that has the policies knows it; nobody else does.
+pub fn a_second_releases_broker_asks_once_the_first_one_knows_it(cluster: &Cluster) -> Result<()> {
+    drop(site(cluster)?);
+    let namespace = cluster.namespace()?;
+    let release = format!("o{}", &namespace[namespace.len() - 8..]);
+    let at = ["--namespace", namespace.as_str()];
+    let path = chart("sidegate");
+    let values = format!("{},injector.enabled=false", revision(&release));
+    helm(
+        cluster,
+        &[&["install", &release, &path, "--set", &values][..], &at].concat(),
+    )?;
+    let asked = crate::requests::object(&namespace).to_string();
+    let ask = |account: &str| {
+        let user = format!("system:serviceaccount:{namespace}:{account}");
+        let create = ["create", "--dry-run=server", "-f", "-", "--as", &user];
+        let output = cluster.ask(User::Admin, &create, &asked)?;
+        anyhow::Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let refused = ask("sidegate-broker")?;
+    ensure!(refused.contains("only the broker asks"), "{refused}");
+    let known =
+        format!("approvals.otherBrokers[0].namespace={namespace},approvals.otherBrokers[0].name=sidegate-broker");
+    let upgrade = [
+        "upgrade",
+        "sidegate",
+        &path,
+        "--namespace",
+        NAMESPACE,
+        "--reuse-values",
+        "--set",
+        &known,
+    ];
+    helm(cluster, &upgrade)?;
+    until("it may ask", || ask("sidegate-broker"), String::is_empty)?;
+    let stranger = ask("default")?;
+    ensure!(!stranger.is_empty(), "anybody asks");
+    let back = [
+        "upgrade",
+        "sidegate",
+        &path,
+        "--namespace",
+        NAMESPACE,
+        "--reuse-values",
+        "--set",
+        "approvals.otherBrokers=null",
+    ];
+    helm(cluster, &back)?;
+    helm(cluster, &[&["uninstall", &release][..], &at].concat()).map(|_| ())
+}
+
 /// Keys and authority are made without content, for the leader to fill: an upgrade leaves them alone, and uninstalling
 /// removes them.
 pub fn an_upgrade_leaves_the_keys_alone_and_uninstalling_removes_them(cluster: &Cluster) -> Result<()> {
@@ -153,11 +272,19 @@ pub fn an_upgrade_leaves_the_keys_alone_and_uninstalling_removes_them(cluster: &
 pub fn wrong_values_are_refused(cluster: &Cluster) -> Result<()> {
     for wrong in [
         "replicas=3",
+        "replicas=3,storage.accessMode=ReadWriteOncePod",
+        "storage.accessMode=ReadOnlyMany",
         "image.digest=latest",
         "issuerUrl=http://broker",
         "issuerUrl=https://broker/path",
         "serviceAccount.name=",
         "sidecar.digest=latest",
+        "otlp.endpoint=collector:4318",
+        "otlp.headersSecret.name=collector",
+        "otlp.variables.PATH=/tmp",
+        "otlp.sampled=2",
+        "approvals.otherBrokers[0].namespace=second",
+        "approvals.otherBrokers[0].namespace=x'||true||'x,approvals.otherBrokers[0].name=broker",
         "injector.replica=2",
         "injector.url=http://injector",
         "injector.certificates.mode=Magic",
@@ -193,6 +320,7 @@ pub fn what_is_off_by_default_is_rendered_as_its_golden_file(cluster: &Cluster) 
     ]
     .join(",");
     let path = chart("sidegate");
+    traced(cluster, &path)?;
     let shown = ["monitoring", "webhooks", "injector"].map(|name| format!("--show-only=templates/{name}.yaml"));
     let mut arguments = vec!["template", "x", &path, "--namespace", "system", "--set", &on];
     arguments.extend(shown.iter().map(String::as_str));
@@ -216,6 +344,33 @@ pub fn what_is_off_by_default_is_rendered_as_its_golden_file(cluster: &Cluster) 
             "no {kind}: {monitors:?}"
         );
     }
+    Ok(())
+}
+
+/// The broker's container of several, with and without a collector for its traces.
+fn traced(cluster: &Cluster, path: &str) -> Result<()> {
+    let traces = [
+        "replicas=3",
+        "storage.accessMode=ReadWriteMany",
+        "otlp.endpoint=https://collector.observability.svc:4318",
+        "otlp.sampled=0.25",
+        "otlp.headersSecret.name=collector",
+        "otlp.headersSecret.key=headers",
+        "otlp.caConfigMap.name=collector-ca",
+        "otlp.caConfigMap.key=ca.pem",
+        "otlp.variables.OTEL_SERVICE_NAME=broker",
+    ]
+    .join(",");
+    let only = "--show-only=templates/broker.yaml";
+    let rendered = helm(cluster, &["template", "x", path, only, "--set", &traces])?;
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/charts_broker.yaml");
+    if std::env::var_os("SIDEGATE_WRITE_GOLDEN").is_some() {
+        std::fs::write(&golden, &rendered)?;
+    }
+    let kept = std::fs::read_to_string(&golden).unwrap_or_default();
+    ensure!(rendered == kept, "{} differs from:\n{rendered}", golden.display());
+    let off = helm(cluster, &["template", "x", path, only])?;
+    ensure!(!off.contains("OTEL_") && !off.contains("otlp"), "{off}");
     Ok(())
 }
 

@@ -13,6 +13,7 @@ mod installed;
 mod kept;
 mod kinds;
 mod looked;
+mod moved;
 mod numbers;
 mod outage;
 mod pages;
@@ -21,6 +22,7 @@ mod plane;
 mod relay;
 mod replicas;
 mod requests;
+mod rolled;
 mod site;
 mod tokens;
 
@@ -116,6 +118,14 @@ const TESTS: &[(&str, Test)] = &[
     (
         "charts::the_broker_installs_under_the_restricted_profile_and_leaves_its_records",
         charts::the_broker_installs_under_the_restricted_profile_and_leaves_its_records,
+    ),
+    (
+        "charts::several_brokers_keep_their_names_and_one_store",
+        charts::several_brokers_keep_their_names_and_one_store,
+    ),
+    (
+        "charts::a_second_releases_broker_asks_once_the_first_one_knows_it",
+        charts::a_second_releases_broker_asks_once_the_first_one_knows_it,
     ),
     (
         "charts::an_upgrade_leaves_the_keys_alone_and_uninstalling_removes_them",
@@ -264,6 +274,10 @@ const ALONE: &[(&str, Alone)] = &[
         outage::sessions_outlive_an_absent_api_server_and_a_restarted_broker,
     ),
     (
+        "replicas::nothing_fails_while_brokers_restart_and_keys_rotate",
+        rolled::nothing_fails_while_brokers_restart_and_keys_rotate,
+    ),
+    (
         "replicas::a_dead_leader_is_followed_by_one_that_rotates",
         replicas::a_dead_leader_is_followed_by_one_that_rotates,
     ),
@@ -302,7 +316,7 @@ fn main() -> ExitCode {
             test(&programs).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
-    let together = replicas::TESTS.iter().map(|(name, test)| {
+    let together = replicas::TESTS.iter().chain(moved::TESTS).map(|(name, test)| {
         let programs = programs.clone();
         Trial::test(*name, move || {
             replicas::run(&programs, *test).map_err(|error| Failed::from(format!("{error:#}")))
@@ -346,7 +360,7 @@ fn ignored() -> Vec<Trial> {
         .iter()
         .map(|(name, _)| *name)
         .chain(ALONE.iter().map(|(name, _)| *name))
-        .chain(replicas::TESTS.iter().map(|(name, _)| *name))
+        .chain(replicas::TESTS.iter().chain(moved::TESTS).map(|(name, _)| *name))
         .chain(installed::TESTS.iter().map(|(name, _)| *name))
         .chain(admission::TESTS.iter().map(|(name, _)| *name));
     names

@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use anyhow::{ensure, Context, Result};
 use serde_json::json;
+use sidegate_broker::clock::{Clock, SystemClock};
 use sidegate_broker::jwt::{SigningKey, Slot};
 use sidegate_policies::seal::Revisions;
 use sidegate_tests::cluster::{Cluster, Programs};
+use sidegate_tests::http::get;
 use sidegate_tests::shop::DATABASE;
 use sidegate_tests::wire;
 
 use crate::applied::{Shop, NAME};
 use crate::charts;
+use crate::rolled::Caller;
 use crate::site::{until, Agent, Site};
 
 /// An API server that hangs stops new identities, and nothing else; a broker that was restarted finds its sidecars, with
@@ -97,6 +100,32 @@ fn caught_up(cluster: &Cluster, site: &Site) -> Result<()> {
     until("the replica caught up", told, |read| *read > before).map(|_| ())
 }
 
+/// A number of the broker's page of metrics, summed over what begins so.
+fn number(site: &Site, begins: &str) -> Result<u64> {
+    let health = site.broker.health_addr.context("no health port")?;
+    let (_, page) = site.runtime.block_on(get(health, "GET /metrics"))?;
+    let lines = page.lines().filter(|line| line.starts_with(begins));
+    let numbers: Vec<f64> = lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+    ensure!(!numbers.is_empty() || !begins.contains("age"), "no {begins} in {page}");
+    Ok(numbers.iter().sum::<f64>() as u64)
+}
+
+/// Exchanges that were told to come later.
+fn later(site: &Site) -> Result<u64> {
+    let of = |reason: &str| {
+        number(
+            site,
+            &format!("sidegate_broker_exchanges_total{{reason=\"{reason}\",result=\"later\"}}"),
+        )
+    };
+    of("unavailable")
+}
+
+/// Seconds since the cluster's keys were read.
+fn keys_age(site: &Site) -> Result<u64> {
+    number(site, "sidegate_broker_jwks_age_seconds{issuer=\"cluster\"}")
+}
+
 fn absent(cluster: &Cluster, shop: &Shop<'_>, open: &mut wire::Wire, token: &str) -> Result<()> {
     let site = &shop.agent.site;
     let attest = || {
@@ -110,12 +139,20 @@ fn absent(cluster: &Cluster, shop: &Shop<'_>, open: &mut wire::Wire, token: &str
                 .map_err(|refused| refused.to_string()),
         )
     };
+    let (before, age) = (later(site)?, keys_age(site)?);
     let frozen = cluster.freeze("kube-apiserver")?;
     ensure!(open.alive()?, "an open session");
     let new = shop.ask(NAME)?;
     ensure!(new.out == "Ada", "a new session under a valid lease: {new:?}");
     let refused = attest()?.err().context("attested by nobody")?;
     ensure!(refused == "unavailable: the cluster cannot be asked", "{refused}");
+    let clock = Arc::new(SystemClock) as Arc<dyn Clock>;
+    let mut caller = Caller::of(site, site.port(), clock, token.to_owned())?;
+    let (status, said) = site.runtime.block_on(caller.exchange())?;
+    ensure!(status == 503, "{status} {said}");
+    ensure!(later(site)? == before + 1, "{before}, then {}", later(site)?);
+    // Nothing was read since: the keys that tokens are checked with grow old, and the page says how old.
+    until("the keys are older", || keys_age(site), |now| *now > age)?;
     ensure!(site.broker.status().sidecars == 1, "the stream ended");
     drop(frozen);
     // Nothing was remembered as refused: what stands in the way now is the pinned key, and that is another answer.

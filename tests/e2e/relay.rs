@@ -38,6 +38,11 @@ impl Service {
         Ok(Service { port, behind })
     }
 
+    /// From now on these, for whoever comes; whoever is connected stays.
+    pub fn only(&self, ports: &[u16]) {
+        self.behind.lock().unwrap().ports = ports.to_vec();
+    }
+
     /// From now on these; whoever is connected must come again.
     pub fn to(&self, ports: &[u16]) {
         let mut behind = self.behind.lock().unwrap();

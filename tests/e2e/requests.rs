@@ -267,7 +267,7 @@ fn yes() -> Value {
 }
 
 /// A request that somebody made up.
-fn object(namespace: &str) -> Value {
+pub fn object(namespace: &str) -> Value {
     json!({
         "apiVersion": "sidegate.dev/v1alpha1", "kind": "AccessRequest",
         "metadata": {"name": "ar-forged", "namespace": namespace, "annotations": {"sidegate.dev/request": "{}"}},

@@ -283,6 +283,11 @@ impl<'a> Agent<'a> {
         })
     }
 
+    /// Lets go of the broker, and keeps what a running sidecar has.
+    pub fn into_folder(self) -> tempfile::TempDir {
+        self.folder
+    }
+
     /// A token as the kubelet would project it.
     pub fn token(&self) -> Result<String> {
         self.token_for(self.site.audience())

@@ -343,6 +343,17 @@ impl Cluster {
 
     /// A token of a service account for an audience, bound to a pod as a kubelet would ask for it; it lives 10 minutes.
     pub fn bound_token(&self, namespace: &str, account: &str, audience: &str, pod: &str) -> Result<String> {
+        self.bound_token_for(namespace, account, audience, (pod, "10m"))
+    }
+
+    /// The same for so long.
+    pub fn bound_token_for(
+        &self,
+        namespace: &str,
+        account: &str,
+        audience: &str,
+        (pod, duration): (&str, &str),
+    ) -> Result<String> {
         let said = self.kubectl(
             &[
                 "create",
@@ -353,7 +364,7 @@ impl Cluster {
                 "--audience",
                 audience,
                 "--duration",
-                "10m",
+                duration,
                 "--bound-object-kind",
                 "Pod",
                 "--bound-object-name",

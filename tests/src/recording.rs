@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use aws_lc_rs::signature::{EcdsaKeyPair, KeyPair, ECDSA_P256_SHA256_FIXED_SIGNING};
@@ -76,11 +76,13 @@ impl Certifier {
 
 /// The way from a log to a store, which can be broken.
 pub struct Wire {
-    records: Arc<Records>,
+    records: Mutex<Arc<Records>>,
     instance: u64,
     certifier: Certifier,
     /// While set, the collector does not answer.
     pub silent: AtomicBool,
+    /// Streams that were opened.
+    open: Mutex<Vec<tokio::task::AbortHandle>>,
 }
 
 impl Wire {
@@ -89,11 +91,20 @@ impl Wire {
         let certifier = Certifier::new(&format!("key-{instance}"))?;
         records.set_ring(&[certifier.jwk()])?;
         Ok(Arc::new(Wire {
-            records,
+            records: Mutex::new(records),
             instance,
             certifier,
             silent: AtomicBool::new(false),
+            open: Mutex::default(),
         }))
+    }
+
+    /// From now on to this store, which must know the certifier; whoever is connected must come again.
+    pub fn to(&self, records: &Arc<Records>) -> anyhow::Result<()> {
+        records.set_ring(&[self.certifier.jwk()])?;
+        *lock(&self.records) = Arc::clone(records);
+        lock(&self.open).drain(..).for_each(|stream| stream.abort());
+        Ok(())
     }
 
     fn certificate(&self, public_key: [u8; 32]) -> Result<String, SinkError> {
@@ -119,9 +130,9 @@ impl Wire {
             pod_uid: POD.into(),
             instance: self.instance,
         };
-        let mut lines = Box::pin(Arc::clone(&self.records).accept(caller, body));
+        let mut lines = Box::pin(Arc::clone(&lock(&self.records)).accept(caller, body));
         #[allow(clippy::disallowed_methods)] // The test's runtime owns it; it ends with its channels.
-        tokio::spawn(async move {
+        let stream = tokio::spawn(async move {
             while let Some(lines) = lines.next().await {
                 for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
                     let Ok(ack) = serde_json::from_slice(line) else { return };
@@ -131,8 +142,13 @@ impl Wire {
                 }
             }
         });
+        lock(&self.open).push(stream.abort_handle());
         Ok(RecordStream { up, down })
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl RecordSink for Wire {
@@ -208,6 +224,12 @@ impl Recording {
             ..Class::default()
         };
         self.log.open(Uuid::now_v7(), class, &open(class))
+    }
+
+    /// Another store's collector takes what comes from now on.
+    pub fn move_to(&mut self, records: &Arc<Records>) -> anyhow::Result<()> {
+        self.records = Arc::clone(records);
+        self.wire.to(records)
     }
 
     /// Graceful stop: everything sealed, uploaded and under a checkpoint.

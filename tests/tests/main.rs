@@ -18,6 +18,7 @@ mod lineage;
 mod login;
 mod masked;
 mod memory;
+mod moved;
 mod oauth;
 mod records;
 mod redirect;

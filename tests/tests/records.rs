@@ -5,13 +5,20 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use sidegate_broker::records::SessionKeys;
 use sidegate_policies::api::target::Durability;
 use sidegate_policies::record::replay::{csv_line, json_line, replay, Content, Event, Transcript};
 use sidegate_policies::record::verify::{verify_store, Options, Report, Verdict};
 use sidegate_policies::record::Kind;
-use sidegate_sidecar::record::{CannotRecord, Clock, DirectoryVolume, SegmentFile, SystemClock, Volume};
-use sidegate_tests::recording::{last_checkpoint, left, operate, refuse, small_store, store, Recording};
+use sidegate_policies::wire::RecordAck;
+use sidegate_sidecar::record::{
+    CannotRecord, Clock, DirectoryVolume, Log, LogOptions, RecordSink, RecordStream, SegmentFile, SinkError,
+    SystemClock, SystemRandom, Volume,
+};
+use sidegate_tests::recording::{identity, last_checkpoint, left, operate, refuse, small_store, store, Recording};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 fn verify(state: &Path) -> Report {
@@ -407,6 +414,48 @@ async fn a_broker_that_restarts_goes_on_where_it_was() {
     let report = verify(state.path());
     assert_eq!(verdict(&report, early_id), Verdict::Valid, "{report:#?}");
     assert_eq!(verdict(&report, long_id), Verdict::Valid);
+}
+
+/// A collector that says what it holds, and refuses whatever comes.
+#[derive(Default)]
+struct Unwilling(AtomicU64);
+
+impl RecordSink for Unwilling {
+    fn certify(&self, _: [u8; 32]) -> BoxFuture<'_, Result<String, SinkError>> {
+        Box::pin(async { Err(SinkError("no".into())) })
+    }
+
+    fn connect(&self) -> BoxFuture<'_, Result<RecordStream, SinkError>> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        let ((up, _), (acks, down)) = (mpsc::channel(8), mpsc::channel(8));
+        let message = "log number 0 comes after log number 7".to_owned();
+        for ack in [RecordAck::Received { upto: 7 }, RecordAck::Refused { upto: 7, message }] {
+            acks.try_send(ack).unwrap();
+        }
+        Box::pin(async { Ok(RecordStream { up, down }) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collector_that_goes_on_refusing_is_asked_less_and_less_often() {
+    let state = tempfile::tempdir().unwrap();
+    let volume = Arc::new(DirectoryVolume::open(&state.path().join("journal")).unwrap());
+    let log = Log::start(LogOptions {
+        volume,
+        identity: identity(1),
+        clock: Arc::new(SystemClock::default()),
+        random: Arc::new(SystemRandom),
+    });
+    let (sink, stop) = (Arc::new(Unwilling::default()), CancellationToken::new());
+    let run = log.unwrap().run(Arc::<Unwilling>::clone(&sink), stop.clone());
+    // The clock stands while anything runs, and goes on to the next pause: a minute of pauses, and no more.
+    let minute = tokio::time::sleep(std::time::Duration::from_secs(60));
+    tokio::select! {
+        () = run => panic!("it ended by itself"),
+        () = minute => {}
+    }
+    let asked = sink.0.load(Ordering::SeqCst);
+    assert!((10..=25).contains(&asked), "asked {asked} times in a minute");
 }
 
 async fn wait_until(done: impl Fn() -> bool) {

@@ -15,9 +15,17 @@ import sys
 import uuid
 
 from walk import Walk, Finding, code, worst
-from formats import Checkpoint, Ring, Tree, bundle, sha256, tile_path, unhex32, unsigned
+from formats import Checkpoint, Frame, NotAFrame, Ring, Tree, bundle, sha256, tile_path, unhex32, unsigned
 
 NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,252}"
+
+
+def begins(data):
+    """The log number that a journal begins with."""
+    try:
+        return Frame(data, 0).log_number
+    except NotAFrame:
+        return float("inf")
 
 
 class Store:
@@ -63,13 +71,7 @@ class Store:
         base = "v1/%s/" % cluster
         ring = self.ring(base)
         claims = self.claims(base, ring)
-        landings = {}
-        for name in self.names(base + "landing"):
-            found = re.fullmatch(re.escape(base) + r"landing/(%s/%s/(?:0|[1-9]\d*))\.sgr" % (NAME, NAME), name)
-            if found:
-                landings[found[1]] = self.read(name) or b""
-            else:
-                self.find("FORGED")
+        landings = self.landings(base)
         logs = {}
         for name in self.names(base):
             part = name[len(base) :].split("/")[0] if "/" in name[len(base) :] else ""
@@ -88,12 +90,13 @@ class Store:
             walk = Walk(cluster, log, ring, claims["frames"].get(log, {}), claims["seals"].get(log, set()))
             if log in claims["torn"]:
                 walk.log_finding("FORGED")
+            walk.repeated_from = min(map(begins, landings.get(log, [])), default=float("inf"))
             for index, name in enumerate(logs[log]):
                 digits = re.fullmatch(r"(\d{20})\.sgr", name.rsplit("/", 1)[1])
                 last = index + 1 == len(logs[log]) and log not in landings
                 walk.object(int(digits[1]) if digits else None, self.read(name) or b"", last)
-            if log in landings:
-                walk.landing(landings[log])
+            for data in landings.get(log, []):
+                walk.landing(data)
             walk.end(recovered.get(walk.boot))
             earlier.pop(walk.boot, None)
             for boot, (instance, number, head) in walk.recovered.items():
@@ -111,6 +114,25 @@ class Store:
         shredded = {name.rsplit("/", 1)[1] for name in self.names(base + "shred")}
         for session, state in sessions.items():
             self.sessions[session] = state.verdict(session in shredded)
+
+    def landings(self, base):
+        """The journals of each log, the one that begins first before the others: each of several brokers has its own."""
+        for look in range(10):
+            landings, others, vanished = {}, 0, False
+            for name in self.names(base + "landing"):
+                form = r"landing/(%s/%s/(?:0|[1-9]\d*))(\.[a-z0-9-]{1,63})?\.sgr" % (NAME, NAME)
+                found, data = re.fullmatch(re.escape(base) + form, name), self.read(name)
+                if not found:
+                    others += 1
+                elif data is None:
+                    vanished = True
+                else:
+                    landings.setdefault(found[1], []).append(data)
+            if not vanished:
+                break
+        for _ in range(others):
+            self.find("FORGED")
+        return {log: sorted(journals, key=begins) for log, journals in landings.items()}
 
     def ring(self, base):
         ring = Ring()

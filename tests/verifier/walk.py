@@ -76,7 +76,7 @@ class Walk:
         self.segment, self.previous = Segment(0), ZERO
         self.key = self.certificate = self.taint = self.offset = None
         self.key_lost = self.claimed = self.in_landing = self.unsealed = False
-        self.finding, self.recent = Finding(), {}
+        self.finding, self.recent, self.repeated_from = Finding(), {}, float("inf")
 
     @property
     def boot(self):
@@ -91,7 +91,7 @@ class Walk:
     # Sources
 
     def object(self, first, data, is_last):
-        self.recent = {}
+        self.recent = {number: there for number, there in self.recent.items() if number >= self.repeated_from}
         try:
             begins = Frame(data, 0).log_number
         except NotAFrame:

@@ -199,6 +199,8 @@ pub trait Store: Send + Sync {
 #[derive(Debug)]
 pub struct RequestFolder {
     path: PathBuf,
+    /// Held while a file is read and written; taken before `known`, which nobody holds while the disk works.
+    moving: Mutex<()>,
     known: Mutex<HashMap<String, Arc<Stored>>>,
     changed: watch::Sender<u64>,
 }
@@ -210,6 +212,7 @@ impl RequestFolder {
     pub fn open(state: &StateDir) -> Result<Self, StateError> {
         let folder = RequestFolder {
             path: state.dir("approvals")?,
+            moving: Mutex::default(),
             known: Mutex::default(),
             changed: watch::channel(0).0,
         };
@@ -243,6 +246,18 @@ impl RequestFolder {
         self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    fn moving(&self) -> MutexGuard<'_, ()> {
+        self.moving.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Remembers a request, and tells whoever waits.
+    fn keep(&self, stored: Stored) -> Arc<Stored> {
+        let stored = Arc::new(stored);
+        self.known().insert(stored.name().to_owned(), Arc::clone(&stored));
+        self.moved();
+        stored
+    }
+
     fn moved(&self) {
         self.changed
             .send_modify(|generation| *generation = generation.wrapping_add(1));
@@ -264,50 +279,34 @@ impl Store for RequestFolder {
     }
 
     fn create(&self, stored: Stored) -> Result<Made, StoreError> {
-        let mut known = self.known();
-        if let Some(taken) = known.get(stored.name()) {
+        let _moving = self.moving();
+        if let Some(taken) = self.known().get(stored.name()) {
             return Ok(Made::Taken(Arc::clone(taken)));
         }
         write_private(&self.file(stored.name()), &encode(&stored))?;
-        let stored = Arc::new(stored);
-        known.insert(stored.name().to_owned(), Arc::clone(&stored));
-        drop(known);
-        self.moved();
-        Ok(Made::New(stored))
+        Ok(Made::New(self.keep(stored)))
     }
 
     fn swap(&self, mut next: Stored) -> Result<Arc<Stored>, SwapError> {
         let path = self.file(next.name());
-        let mut known = self.known();
-        let bytes = read_private(&path, MAX_REQUEST).map_err(StoreError::from)?;
-        let outcome = match bytes {
-            None => {
-                // Deleting is how people revoke.
-                next.status_mut().state = RequestState::Void;
-                Err(SwapError::Gone)
-            }
-            Some(bytes) => {
-                let present = decode(&path, &bytes).map_err(StoreError::from)?;
-                if present.resource_version != next.resource_version {
-                    let present = Arc::new(present);
-                    known.insert(present.name().to_owned(), Arc::clone(&present));
-                    drop(known);
-                    self.moved();
-                    return Err(SwapError::Changed(present));
-                }
-                next.resource_version = next.resource_version.saturating_add(1);
-                write_private(&path, &encode(&next)).map_err(StoreError::from)?;
-                Ok(())
-            }
+        let _moving = self.moving();
+        let Some(bytes) = read_private(&path, MAX_REQUEST).map_err(StoreError::from)? else {
+            // Deleting is how people revoke.
+            next.status_mut().state = RequestState::Void;
+            self.keep(next);
+            return Err(SwapError::Gone);
         };
-        let next = Arc::new(next);
-        known.insert(next.name().to_owned(), Arc::clone(&next));
-        drop(known);
-        self.moved();
-        outcome.map(|()| next)
+        let present = decode(&path, &bytes).map_err(StoreError::from)?;
+        if present.resource_version != next.resource_version {
+            return Err(SwapError::Changed(self.keep(present)));
+        }
+        next.resource_version = next.resource_version.saturating_add(1);
+        write_private(&path, &encode(&next)).map_err(StoreError::from)?;
+        Ok(self.keep(next))
     }
 
     fn remove(&self, stored: &Stored) -> Result<(), StoreError> {
+        let _moving = self.moving();
         remove(&self.file(stored.name()))?;
         self.known().remove(stored.name());
         Ok(())
@@ -332,4 +331,26 @@ fn decode(path: &std::path::Path, bytes: &[u8]) -> Result<Stored, StateError> {
         path: path.display().to_string(),
         what: error.to_string(),
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_looks_does_not_wait_for_the_disk() {
+        let temp = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&temp.path().join("state")).unwrap();
+        let folder = Arc::new(RequestFolder::open(&state).unwrap());
+        // A disk that does not answer: whoever writes waits in there.
+        let moving = folder.moving();
+        let (told, looked) = std::sync::mpsc::channel();
+        let inside = Arc::clone(&folder);
+        let looking = std::thread::spawn(move || told.send((inside.all().len(), inside.find("ar-x", None).is_ok())));
+        let seen = looked.recv_timeout(std::time::Duration::from_secs(10));
+        assert_eq!(seen, Ok((0, true)), "it waits for whoever writes");
+        drop(moving);
+        looking.join().unwrap().unwrap();
+    }
 }

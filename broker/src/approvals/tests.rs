@@ -496,3 +496,14 @@ fn a_word_that_cannot_be_recorded_was_not_given_and_a_claim_that_cannot_is_not_w
     );
     assert!(told.iter().any(|(event, _)| event == "grant.claimed"), "{told:?}");
 }
+
+#[test]
+fn a_store_that_cannot_be_swept_is_looked_at_less_and_less_often() {
+    assert_eq!(pause(0), TICK);
+    let pauses: Vec<Duration> = (1..40).map(pause).collect();
+    assert!(pauses[..4].windows(2).all(|pair| pair[1] > pair[0]), "{pauses:?}");
+    assert!(pauses
+        .iter()
+        .skip(6)
+        .all(|pause| *pause >= LONGEST_PAUSE * 3 / 4 && *pause <= LONGEST_PAUSE));
+}

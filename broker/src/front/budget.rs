@@ -70,10 +70,19 @@ pub enum Lane {
     Exchange,
     /// See [`Limits::pod`].
     Pod,
+    /// No budget: calls at the people's face by nobody whom the cluster knows, which are counted as these are.
+    Nobody,
 }
 
 impl Lane {
-    const ALL: [Lane; 5] = [Lane::Stranger, Lane::Newcomer, Lane::Known, Lane::Exchange, Lane::Pod];
+    const ALL: [Lane; 6] = [
+        Lane::Stranger,
+        Lane::Newcomer,
+        Lane::Known,
+        Lane::Exchange,
+        Lane::Pod,
+        Lane::Nobody,
+    ];
 
     /// As in the audit.
     pub fn as_str(self) -> &'static str {
@@ -83,6 +92,7 @@ impl Lane {
             Lane::Known => "key",
             Lane::Exchange => "pod, exchanges",
             Lane::Pod => "pod, calls",
+            Lane::Nobody => "session records",
         }
     }
 }
@@ -267,6 +277,11 @@ impl Budget {
         }
     }
 
+    /// Counts a call at the people's face by nobody whom the cluster knows.
+    pub fn nobody(&self) {
+        self.lock().count(Lane::Nobody);
+    }
+
     /// Calls refused since start.
     pub fn refused(&self) -> u64 {
         self.lock().refused
@@ -293,10 +308,17 @@ impl Budget {
             }
         }
         for (lane, refused) in due {
+            let (event, why) = match lane {
+                Lane::Nobody => (
+                    "record.refused",
+                    "with neither a certificate nor a token that the cluster knows",
+                ),
+                _ => ("budget.refused", "over the budget"),
+            };
             audit.note(Event {
                 object: lane.as_str(),
-                detail: &format!("{refused} call(s) over the budget"),
-                ..Event::new(Kind::Refused, "budget.refused")
+                detail: &format!("{refused} call(s) {why}"),
+                ..Event::new(Kind::Refused, event)
             });
         }
     }
@@ -308,12 +330,16 @@ impl Kept {
             return Ok(());
         }
         self.refused = self.refused.saturating_add(1);
+        self.count(lane);
+        Err(lane)
+    }
+
+    fn count(&mut self, lane: Lane) {
         for (of, count) in Lane::ALL.into_iter().zip(self.counts.iter_mut()) {
             if of == lane {
                 count.unsaid = count.unsaid.saturating_add(1);
             }
         }
-        Err(lane)
     }
 }
 
@@ -438,5 +464,24 @@ mod tests {
         let said: Vec<String> = told(&state).into_iter().map(|(_, detail)| detail).collect();
         assert_eq!(said, ["2 call(s) over the budget", "198 call(s) over the budget"]);
         assert_eq!(budget.refused(), 200);
+    }
+
+    #[test]
+    fn people_whom_nobody_knows_are_one_event_in_ten_seconds_with_their_count() {
+        let temp = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&temp.path().join("state")).unwrap();
+        let (budget, clock) = budget();
+        let audit = audit(&state, clock.clone());
+        for _ in 0..100 {
+            budget.nobody();
+            budget.say(&audit);
+        }
+        clock.advance_ms(SAY_MS);
+        budget.say(&audit);
+        audit.keep();
+        let said: Vec<String> = told(&state).into_iter().map(|(_, detail)| detail).collect();
+        let why = "with neither a certificate nor a token that the cluster knows";
+        assert_eq!(said, [format!("1 call(s) {why}"), format!("99 call(s) {why}")]);
+        assert_eq!(budget.refused(), 0, "nobody's budget");
     }
 }

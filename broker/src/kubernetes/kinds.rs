@@ -134,11 +134,6 @@ impl Kinds {
         (seen.stored.clone(), at)
     }
 
-    /// The version consumed of each kind.
-    pub fn versions(&self) -> BTreeMap<Kind, u64> {
-        self.seen().versions.clone()
-    }
-
     /// Somebody has seen Lockdowns up to this version: if that is more than was seen here, they are listed anew.
     pub fn seen_elsewhere(&self, version: u64) {
         self.elsewhere.send_replace(version);

@@ -1,9 +1,11 @@
 //! The cluster's tile log and its signed checkpoints.
 //!
 //! Entries wait in a synced file until a checkpoint covers them, so a crash between an object and its checkpoint
-//! loses none. A checkpoint is signed when the tree grew or a log's head moved, never otherwise.
-//! Refused: a tile that exists with other bytes. Invariant: entries are appended in the order they were noted,
-//! each once.
+//! loses none. A checkpoint is signed when the tree grew or a log's head moved, never otherwise. Of several brokers each
+//! has such a file of its own, and the leader takes from all of them. What comes behind a size is first put down in a
+//! batch that is created once, so that two leaders at once, or one after another in the midst, make the same tree of it.
+//! Refused: a tile that exists with other bytes. Invariants: entries are appended each once, a broker's in the order it
+//! noted them; no two checkpoints of one size have other roots.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -14,9 +16,14 @@ use sidegate_policies::record::merkle::{leaf, node, Tree};
 use sidegate_policies::record::tlog::{bundle_entries, push_entry, tile_path, Checkpoint, Entry, LogHead, TILE};
 
 use super::objects::{failed, Objects};
+use super::replicas::Others;
 use super::{lock, wall_us, Records, RecordsError};
 
+/// Entries of a broker that is the only one, and of each of several.
 const PENDING: &str = "private/pending";
+const NOTED: &str = "private/noted";
+/// Size and repeat of the newest checkpoint; written behind it and before its batch goes.
+const NEWEST: &str = "private/newest";
 /// Levels of tiles: enough for 2^64 entries.
 const LEVELS: usize = 8;
 
@@ -27,9 +34,13 @@ pub(super) struct TileLog {
     bundle: Vec<u8>,
     /// Hashes of the last, partial tile of each level.
     levels: Vec<Vec<Hash>>,
+    /// Entries of this broker that no checkpoint covers, and where they lie.
     pending: Vec<Vec<u8>>,
+    file: String,
     journal: File,
     known: HashSet<Hash>,
+    /// Those of them that the tree holds.
+    covered: HashSet<Hash>,
     signed_heads: Vec<LogHead>,
     signed_size: Option<u64>,
     /// Checkpoints of the present size so far.
@@ -38,20 +49,22 @@ pub(super) struct TileLog {
 
 impl TileLog {
     /// Reads the log back, and the entries no checkpoint covers yet.
-    pub fn open(objects: &Objects) -> Result<TileLog, RecordsError> {
-        let pending = objects.read(PENDING)?.unwrap_or_default();
-        let mut whole = pending.len();
-        while bundle_entries(pending.get(..whole).unwrap_or_default()).is_none() {
-            // A torn last entry: its object was never made, or is noted again when the sidecar sends it again.
-            whole = whole.saturating_sub(1);
-        }
+    pub fn open(objects: &Objects, replica: &str) -> Result<TileLog, RecordsError> {
+        let file = match replica {
+            "" => PENDING.to_owned(),
+            replica => format!("{NOTED}/{replica}"),
+        };
+        let pending = objects.read(&file)?.unwrap_or_default();
+        let whole = whole(&pending);
         let mut log = TileLog {
             tree: Tree::default(),
             bundle: Vec::new(),
             levels: vec![Vec::new(); LEVELS],
             pending: Vec::new(),
-            journal: objects.journal(PENDING, whole as u64)?,
+            journal: objects.journal(&file, whole as u64)?,
+            file,
             known: HashSet::new(),
+            covered: HashSet::new(),
             signed_heads: Vec::new(),
             signed_size: None,
             repeats: 0,
@@ -60,32 +73,60 @@ impl TileLog {
         log.load(objects, size)?;
         log.signed_size = size;
         log.repeats = repeats;
-        let waiting = pending.get(..whole).unwrap_or_default();
-        for entry in bundle_entries(waiting).unwrap_or_default() {
-            if log.known.insert(leaf(entry)) {
-                log.pending.push(entry.to_vec());
+        for entry in entries(&pending) {
+            if log.known.insert(leaf(&entry)) {
+                log.pending.push(entry);
             }
         }
         Ok(log)
     }
 
+    /// Takes what another leader signed meanwhile; what is covered by now waits no more.
+    pub fn follow(&mut self, objects: &Objects) -> Result<(), RecordsError> {
+        let Some((size, repeats)) = newest(objects)? else {
+            return Ok(());
+        };
+        if self
+            .signed_size
+            .is_some_and(|signed| (signed, self.repeats) >= (size, repeats))
+        {
+            return Ok(());
+        }
+        let before = self.tree.size();
+        self.load(objects, Some(size))?;
+        (self.signed_size, self.repeats) = (Some(size), repeats);
+        if self.tree.size() > before {
+            self.settle(objects)?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of what a checkpoint covers.
+    fn settle(&mut self, objects: &Objects) -> Result<(), RecordsError> {
+        let covered = &self.covered;
+        self.pending.retain(|entry| !covered.contains(&leaf(entry)));
+        if self.pending.is_empty() {
+            self.journal = objects.journal(&self.file, 0)?;
+        }
+        Ok(())
+    }
+
     fn load(&mut self, objects: &Objects, size: Option<u64>) -> Result<(), RecordsError> {
         let size = size.unwrap_or(0);
-        let mut index = 0u64;
         while self.tree.size() < size {
-            let width = size.saturating_sub(self.tree.size()).min(TILE);
+            let (index, there) = (self.tree.size() / TILE, self.tree.size() % TILE);
+            let width = size.saturating_sub(index.saturating_mul(TILE)).min(TILE);
             let name = tlog(objects, &tile_path("entries", index, width));
             let bytes = objects.read(&name)?;
             let entries = bytes.as_deref().and_then(bundle_entries);
             let entries = entries.filter(|entries| entries.len() as u64 == width);
-            for entry in entries.ok_or_else(|| RecordsError::Damaged {
+            let entries = entries.ok_or_else(|| RecordsError::Damaged {
                 log: "tlog".into(),
                 why: format!("{name} is missing or broken"),
-            })? {
-                self.known.insert(leaf(entry));
+            })?;
+            for entry in entries.into_iter().skip(usize::try_from(there).unwrap_or(0)) {
                 self.append(objects, entry, false)?;
             }
-            index = index.saturating_add(1);
         }
         Ok(())
     }
@@ -101,7 +142,7 @@ impl TileLog {
         self.journal
             .write_all(&framed)
             .and_then(|()| self.journal.sync_data())
-            .map_err(|error| failed(&objects.path(PENDING), error))?;
+            .map_err(|error| failed(&objects.path(&self.file), error))?;
         self.pending.push(bytes);
         Ok(())
     }
@@ -110,6 +151,8 @@ impl TileLog {
     fn append(&mut self, objects: &Objects, entry: &[u8], write: bool) -> Result<(), RecordsError> {
         let size = self.tree.size();
         self.tree.push(entry);
+        self.known.insert(leaf(entry));
+        self.covered.insert(leaf(entry));
         push_entry(entry, &mut self.bundle);
         if self.tree.size().is_multiple_of(TILE) {
             if write {
@@ -143,10 +186,12 @@ impl TileLog {
         sign: impl Fn(Checkpoint) -> Result<String, RecordsError>,
     ) -> Result<bool, RecordsError> {
         let moved = heads.iter().any(|head| !self.signed_heads.contains(head));
-        if self.pending.is_empty() && !moved && self.tree.size() == self.signed_size.unwrap_or(0) {
+        let waiting = self.waiting(objects)?;
+        if waiting.is_empty() && !moved && self.tree.size() == self.signed_size.unwrap_or(0) {
             return Ok(false);
         }
-        for entry in std::mem::take(&mut self.pending) {
+        let before = self.tree.size();
+        for entry in self.batch(objects, waiting)? {
             self.append(objects, &entry, true)?;
         }
         self.write_partial(objects)?;
@@ -165,8 +210,49 @@ impl TileLog {
         objects.create(&tlog(objects, &checkpoint_name(size, self.repeats)), note.as_bytes())?;
         self.signed_size = Some(size);
         self.signed_heads = heads;
-        self.journal = objects.journal(PENDING, 0)?;
+        objects.replace_private(NEWEST, format!("{size} {}", self.repeats).as_bytes())?;
+        objects.remove(&batch(before))?;
+        self.settle(objects)?;
         Ok(true)
+    }
+
+    /// Every broker's entries that the tree does not hold.
+    fn waiting(&self, objects: &Objects) -> Result<Vec<Vec<u8>>, RecordsError> {
+        let mut waiting = self.pending.clone();
+        let mut taken: HashSet<Hash> = waiting.iter().map(|entry| leaf(entry)).collect();
+        let mut files = objects.list(NOTED)?;
+        files.push(PENDING.to_owned());
+        for file in files.iter().filter(|file| **file != self.file) {
+            for entry in entries(&objects.read(file)?.unwrap_or_default()) {
+                if !self.covered.contains(&leaf(&entry)) && taken.insert(leaf(&entry)) {
+                    waiting.push(entry);
+                }
+            }
+        }
+        Ok(waiting)
+    }
+
+    /// What comes behind the present size: these, or what another leader has put down before.
+    fn batch(&self, objects: &Objects, waiting: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>, RecordsError> {
+        if waiting.is_empty() {
+            return Ok(waiting);
+        }
+        let (name, mut framed) = (batch(self.tree.size()), Vec::new());
+        for entry in &waiting {
+            push_entry(entry, &mut framed);
+        }
+        let batch = match objects.create(&name, &framed) {
+            Err(RecordsError::Differs(_)) => entries(&objects.read(&name)?.unwrap_or_default()),
+            made => made.map(|_| waiting)?,
+        };
+        // A batch goes once a checkpoint covers it: where there is a newer one, this one was no leader's.
+        match newest(objects)? {
+            Some((size, _)) if size > self.tree.size() => {
+                objects.remove(&name)?;
+                Err(RecordsError::Behind("tlog".to_owned()))
+            }
+            _ => Ok(batch),
+        }
     }
 
     fn write_partial(&self, objects: &Objects) -> Result<(), RecordsError> {
@@ -189,16 +275,27 @@ impl TileLog {
 
 impl Records {
     /// Signs a checkpoint if the tree grew or a head moved.
-    pub(super) fn checkpoint(&self) -> Result<bool, RecordsError> {
-        let mut heads: Vec<LogHead> = self.all_logs().iter().filter_map(|log| lock(log).head()).collect();
-        heads.sort_by(|a, b| a.log.cmp(&b.log));
+    pub(super) fn checkpoint(&self, others: &Others) -> Result<bool, RecordsError> {
+        let heads = self.heads(others);
         let mut tiles = lock(&self.tiles);
-        let signed = tiles.checkpoint(&self.objects, heads, |checkpoint| self.keys.sign(checkpoint));
+        let signed = tiles
+            .follow(&self.objects)
+            .and_then(|()| tiles.checkpoint(&self.objects, heads, |checkpoint| self.keys.sign(checkpoint)));
         if signed.is_err() {
             // What is in memory may be ahead of the disk now: go on from what is stored.
-            *tiles = TileLog::open(&self.objects)?;
+            *tiles = TileLog::open(&self.objects, &self.options.replica)?;
         }
-        signed
+        match signed {
+            // Another leader was there first; the next turn finds what it made.
+            Err(RecordsError::Behind(_)) => Ok(false),
+            Err(RecordsError::Differs(name)) if self.is_shared() && name.contains("/checkpoint.") => Ok(false),
+            signed => signed,
+        }
+    }
+
+    /// Takes what the leader signed.
+    pub(super) fn follow(&self) -> Result<(), RecordsError> {
+        lock(&self.tiles).follow(&self.objects)
     }
 
     pub(super) fn note(&self, entry: &Entry) -> Result<(), RecordsError> {
@@ -208,6 +305,35 @@ impl Records {
 
 fn tlog(objects: &Objects, name: &str) -> String {
     format!("v1/{}/tlog/{name}", objects.cluster())
+}
+
+/// Where the entries stand that come behind a size.
+fn batch(size: u64) -> String {
+    format!("private/batch.{size}")
+}
+
+/// Length of the whole entries of a file.
+fn whole(bytes: &[u8]) -> usize {
+    let mut whole = bytes.len();
+    while bundle_entries(bytes.get(..whole).unwrap_or_default()).is_none() {
+        // A torn last entry: its object was never made, or is noted again when the sidecar sends it again.
+        whole = whole.saturating_sub(1);
+    }
+    whole
+}
+
+/// The whole entries of a file.
+fn entries(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let whole = bundle_entries(bytes.get(..whole(bytes)).unwrap_or_default()).unwrap_or_default();
+    whole.into_iter().map(<[u8]>::to_vec).collect()
+}
+
+/// What the newest checkpoint says of itself, if there is one.
+fn newest(objects: &Objects) -> Result<Option<(u64, u64)>, RecordsError> {
+    let text = objects.read(NEWEST)?.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let numbers = text.split_once(' ');
+    Ok(numbers.and_then(|(size, repeat)| Some((size.parse().ok()?, repeat.parse().ok()?))))
 }
 
 fn checkpoint_name(size: u64, repeat: u64) -> String {

@@ -7,9 +7,10 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sidegate_policies::record::chain::{ChainError, LogChain};
 use sidegate_policies::record::footer::Footer;
@@ -25,6 +26,8 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::objects::failed;
+use super::read_back::{self, frames};
+use super::replicas::Others;
 use super::{lock, wall_us, Records, RecordsError};
 
 /// Keys waiting for their `open` frame, at most.
@@ -33,25 +36,27 @@ const WAITING_KEYS: usize = 4096;
 /// A log in the collector.
 pub(super) struct LogState {
     pub path: LogPath,
-    chain: LogChain,
-    tail: Vec<u8>,
-    tail_first: u64,
+    pub(super) chain: LogChain,
+    pub(super) tail: Vec<u8>,
+    pub(super) tail_first: u64,
     /// Bytes of `tail` that are in the journal, synced.
-    landed: usize,
+    pub(super) landed: usize,
     /// What a restart found in the journal behind the last good frame.
-    tear: Tear,
+    pub(super) tear: Tear,
     /// The broker writes it itself: its silence means nothing.
     own: bool,
     journal: Option<File>,
     sessions: HashMap<[u8; 16], SessionSummary>,
-    closed: Vec<SessionSummary>,
+    pub(super) closed: Vec<SessionSummary>,
     keys: HashMap<[u8; 16], Zeroizing<[u8; 32]>>,
-    certified: bool,
+    pub(super) certified: bool,
     heard: Instant,
     heard_us: Option<u64>,
     heartbeat: Option<u64>,
     ended: bool,
     orphaned: bool,
+    /// Another replica goes on with it.
+    moved: bool,
     /// The present head is in a checkpoint, or about to be.
     reported: bool,
     again: Again,
@@ -59,9 +64,9 @@ pub(super) struct LogState {
 
 /// Where a journal stops being good: why, and how many bytes lie behind that.
 #[derive(Default)]
-struct Tear {
-    why: &'static str,
-    bytes: u64,
+pub(super) struct Tear {
+    pub why: &'static str,
+    pub bytes: u64,
 }
 
 /// Where the comparison of frames that come again stands.
@@ -114,6 +119,7 @@ impl LogState {
             heartbeat: None,
             ended: false,
             orphaned: false,
+            moved: false,
             reported: false,
             again: Again::default(),
         }
@@ -139,6 +145,21 @@ impl LogState {
         self.ended && self.reported
     }
 
+    /// Whether another replica has it, or nothing more comes and the last head was signed.
+    fn is_over(&self) -> bool {
+        self.moved || self.is_done()
+    }
+
+    /// Whether its sidecar was heard within this time.
+    pub fn is_heard(&self, within: Duration) -> bool {
+        !self.own && !self.ended && self.heard_us.is_some() && self.heard.elapsed() < within
+    }
+
+    /// Whether objects hold this log number.
+    pub fn is_stored(&self, number: u64) -> bool {
+        number < self.tail_first
+    }
+
     /// Log numbers below this are held.
     pub fn next(&self) -> u64 {
         self.chain.next
@@ -150,6 +171,7 @@ impl LogState {
         self.heard = Instant::now();
         self.heard_us = Some(wall_us());
         self.orphaned = false;
+        self.moved = false;
         let mut used = 0usize;
         let mut acks = Vec::new();
         let mut refusal = loop {
@@ -271,7 +293,7 @@ impl LogState {
         self.end(records)?;
         // What is left of a journal is a torn first frame, or what an object holds already.
         self.journal = None;
-        records.objects.remove(&self.path.landing())
+        records.objects.remove(&records.landing(&self.path))
     }
 
     /// What the chain does not know: whose log it is, who vouches for its key, where the session's key goes.
@@ -312,7 +334,7 @@ impl LogState {
         }
     }
 
-    fn count(&mut self, frame: &Frame<'_>, hash: &Hash) {
+    pub(super) fn count(&mut self, frame: &Frame<'_>, hash: &Hash) {
         let session = frame.header.session;
         if frame.header.kind == Kind::Open {
             if let Some(summary) = SessionSummary::begin(&self.path.to_string(), frame) {
@@ -376,10 +398,19 @@ impl LogState {
         if new.is_empty() {
             return Ok(());
         }
-        let name = self.path.landing();
+        let name = records.landing(&self.path);
+        if records.is_shared() && self.journal.as_ref().is_some_and(is_gone) {
+            self.journal = None;
+            return Err(RecordsError::Behind(self.path.to_string()));
+        }
         let journal = match &mut self.journal {
             Some(journal) => journal,
-            none => none.insert(records.objects.journal(&name, self.landed as u64)?),
+            none => match records.objects.journal(&name, self.landed as u64) {
+                Err(RecordsError::Io { error, .. }) if records.is_shared() && error.kind() == ErrorKind::NotFound => {
+                    return Err(RecordsError::Behind(self.path.to_string()));
+                }
+                opened => none.insert(opened?),
+            },
         };
         let written = journal.write_all(new).and_then(|()| journal.sync_data());
         if let Err(error) = written {
@@ -411,18 +442,61 @@ impl LogState {
                 })?;
             }
         }
-        records.objects.create(&self.path.object(self.tail_first), &self.tail)?;
+        self.create(records)?;
         self.tail.clear();
         self.tail_first = self.chain.next;
-        self.landed = 0;
-        if self.journal.take().is_some() {
-            records.objects.remove(&self.path.landing())?;
+        if self.journal.take().is_some() || self.landed > 0 {
+            records.objects.remove(&records.landing(&self.path))?;
         }
+        self.landed = 0;
         for summary in std::mem::take(&mut self.closed) {
             write_summary(records, &summary)?;
             records.finish(summary);
         }
         Ok(())
+    }
+
+    /// Makes the object. What another replica made of the tail's beginning meanwhile stands, and is not made again; a
+    /// tail that is no more than that, or other than that, is not this replica's to store.
+    fn create(&mut self, records: &Records) -> Result<(), RecordsError> {
+        loop {
+            let name = self.path.object(self.tail_first);
+            let differs = match records.objects.create(&name, &self.tail) {
+                Err(RecordsError::Differs(name)) if records.is_shared() => RecordsError::Differs(name),
+                made => return made.map(drop),
+            };
+            let there = records.objects.read(&name)?.unwrap_or_default();
+            if there.starts_with(&self.tail) {
+                return Err(RecordsError::Behind(self.path.to_string()));
+            }
+            let rest = self.tail.strip_prefix(there.as_slice()).ok_or(differs)?.to_vec();
+            let last = frames(&there).last().map(|frame| frame.header.log_number);
+            self.journal = None;
+            records.objects.replace_private(&records.landing(&self.path), &rest)?;
+            self.tail_first = last.map_or(self.tail_first, |last| last.saturating_add(1));
+            (self.landed, self.tail) = (rest.len(), rest);
+        }
+    }
+
+    /// Makes this replica the one that goes on with the log: what the journals hold stands in its own before the
+    /// others go. Whoever had them finds theirs gone before it says once more that it holds anything.
+    pub(super) fn claim(&mut self, records: &Records, loaded: (bool, &[(String, u64)])) -> Result<(), RecordsError> {
+        let (exact, others) = loaded;
+        // A journal that grew since it was read has its sidecar: it is this claim that comes too late.
+        for (other, length) in others {
+            if records.objects.length(other)?.is_some_and(|now| now != *length) {
+                return Err(RecordsError::Behind(self.path.to_string()));
+            }
+        }
+        let name = records.landing(&self.path);
+        self.journal = None;
+        if self.tail.is_empty() {
+            records.objects.remove(&name)?;
+        } else if !exact {
+            records.objects.replace_private(&name, &self.tail)?;
+        }
+        self.landed = self.tail.len();
+        others.iter().try_for_each(|(other, _)| records.objects.remove(other))
     }
 
     /// The log is complete: what is left becomes an object, sessions without `close` are orphans.
@@ -450,15 +524,35 @@ impl LogState {
         Ok(())
     }
 
-    /// Seals the log's sessions as orphans after a long silence. The log may still go on later.
-    fn seal_orphans(&mut self, records: &Records) -> Result<(), RecordsError> {
+    /// Seals the log's sessions as orphans after a long silence, unless another replica hears it. It may still go on later.
+    fn seal_orphans(&mut self, records: &Records, others: &Others) -> Result<(), RecordsError> {
         let silent = self.heard.elapsed() >= records.options.orphan_after;
-        if !silent || self.orphaned || self.ended || self.own {
+        if !silent || self.ended || self.own {
             return Ok(());
         }
+        if others.hear(&self.path.to_string()) {
+            return self.leave(records);
+        }
+        if self.orphaned {
+            return Ok(());
+        }
+        match self.store(records) {
+            // Another replica has it after all.
+            Err(RecordsError::Behind(_)) => return self.leave(records),
+            stored => stored?,
+        }
         self.orphaned = true;
-        self.store(records)?;
         self.write_orphans(records)
+    }
+
+    /// Leaves the log to the replica that hears it, once that one holds all of it.
+    fn leave(&mut self, records: &Records) -> Result<(), RecordsError> {
+        if read_back::held_elsewhere(records, &self.path)? >= self.chain.next {
+            self.journal = None;
+            records.objects.remove(&records.landing(&self.path))?;
+            self.moved = true;
+        }
+        Ok(())
     }
 }
 
@@ -468,24 +562,58 @@ impl Records {
         if let Some(log) = logs.get(path) {
             return Ok(Arc::clone(log));
         }
-        let log = Arc::new(Mutex::new(load(self, path)?));
+        let loaded = read_back::load(self, path)?;
+        let mut state = loaded.state;
+        if !self.is_shared() {
+            state.claim(self, (loaded.exact, &loaded.others))?;
+        }
+        let log = Arc::new(Mutex::new(state));
         logs.insert(path.clone(), Arc::clone(&log));
         Ok(log)
     }
 
-    /// After a restart: logs with a landing journal are taken up again.
+    /// The log for a sidecar that comes now: whatever this replica remembers of it, another one may have gone on with
+    /// it meanwhile, so it is read anew and claimed.
+    pub(super) fn take_up(&self, path: &LogPath) -> Result<Arc<Mutex<LogState>>, RecordsError> {
+        if !self.is_shared() {
+            return self.log(path);
+        }
+        // Nobody forgets the log while it is read.
+        let mut logs = lock(&self.logs);
+        let log = Arc::clone(
+            logs.entry(path.clone())
+                .or_insert_with(|| Arc::new(Mutex::new(LogState::new(path.clone())))),
+        );
+        let mut state = lock(&log);
+        let loaded = read_back::load(self, path)?;
+        *state = loaded.state;
+        state.claim(self, (loaded.exact, &loaded.others))?;
+        drop(state);
+        Ok(log)
+    }
+
+    /// After a restart: logs with a landing journal of this broker's are taken up again.
     pub(super) fn load_landings(&self) -> Result<(), RecordsError> {
-        let prefix = format!("v1/{}/landing", self.objects.cluster());
-        for name in self.objects.list(&prefix)? {
-            let log = name
-                .strip_prefix(&prefix)
-                .and_then(|name| name.strip_prefix('/')?.strip_suffix(".sgr"));
-            match log.and_then(|log| LogPath::parse(self.objects.cluster(), log)) {
-                Some(path) => drop(self.log(&path)?),
-                None => tracing::warn!(name, "the landing folder holds something that is no journal"),
+        for (_, path, replica) in self.landings()? {
+            if replica == self.options.replica || !self.is_shared() {
+                self.log(&path)?;
             }
         }
         Ok(())
+    }
+
+    /// Landing journals: name, log, and whose they are.
+    pub(super) fn landings(&self) -> Result<Vec<(String, LogPath, String)>, RecordsError> {
+        let prefix = format!("v1/{}/landing/", self.objects.cluster());
+        let mut found = Vec::new();
+        for name in self.objects.list(&prefix)? {
+            let inside = name.strip_prefix(&prefix).unwrap_or_default();
+            match LogPath::parse_landing(self.objects.cluster(), inside) {
+                Some((path, replica)) => found.push((name.clone(), path, replica.to_owned())),
+                None => tracing::warn!(name, "the landing folder holds something that is no journal"),
+            }
+        }
+        Ok(found)
     }
 
     /// Logs that an earlier start of this broker wrote and did not end.
@@ -498,10 +626,10 @@ impl Records {
         earlier.map(|(_, log)| Arc::clone(log)).collect()
     }
 
-    pub(super) fn seal_orphans(&self) {
+    pub(super) fn seal_orphans(&self, others: &Others) {
         for log in self.all_logs() {
             let mut log = lock(&log);
-            if let Err(error) = log.seal_orphans(self) {
+            if let Err(error) = log.seal_orphans(self, others) {
                 let path = log.path.to_string();
                 drop(log);
                 self.alarm(&path, &error.to_string());
@@ -509,9 +637,9 @@ impl Records {
         }
     }
 
-    /// Forgets logs that are complete and whose last head is signed.
+    /// Forgets logs that are complete and whose last head is signed, and those that other replicas go on with.
     pub(super) fn forget_done(&self) {
-        lock(&self.logs).retain(|_, log| !lock(log).is_done());
+        lock(&self.logs).retain(|_, log| !lock(log).is_over());
     }
 }
 
@@ -526,89 +654,7 @@ fn write_summary(records: &Records, summary: &SessionSummary) -> Result<(), Reco
     })
 }
 
-fn frames(bytes: &[u8]) -> impl Iterator<Item = Frame<'_>> {
-    let mut at = 0usize;
-    std::iter::from_fn(move || {
-        let frame = Frame::parse(bytes.get(at..)?).ok()?;
-        at = at.saturating_add(frame.bytes.len());
-        Some(frame)
-    })
-}
-
-/// Reads a log back: objects from the last footer that covers all open sessions, then the landing journal.
-fn load(records: &Records, path: &LogPath) -> Result<LogState, RecordsError> {
-    let mut state = LogState::new(path.clone());
-    let damaged = |why: String| RecordsError::Damaged {
-        log: path.to_string(),
-        why,
-    };
-    let (resumed, objects) = replay_from(records, path)?;
-    if let Some(chain) = resumed {
-        state.chain = chain;
-        state.certified = true;
-    }
-    for bytes in &objects {
-        for frame in frames(bytes) {
-            let hash = state.chain.accept(&frame).map_err(|error| damaged(error.to_string()))?;
-            state.certified |= frame.header.kind == Kind::Cert;
-            state.count(&frame, &hash);
-        }
-    }
-    state.closed.clear();
-    state.tail_first = state.chain.next;
-    let landing = records.objects.read(&path.landing())?.unwrap_or_default();
-    let (mut good, mut why) = (0usize, "torn");
-    for frame in frames(&landing) {
-        // What an object holds already is good, too.
-        if frame.header.log_number >= state.chain.next {
-            let Ok(hash) = state.chain.accept(&frame) else {
-                why = "chain";
-                break;
-            };
-            state.certified |= frame.header.kind == Kind::Cert;
-            state.tail.extend_from_slice(frame.bytes);
-            state.count(&frame, &hash);
-        }
-        good = good.saturating_add(frame.bytes.len());
-    }
-    let bytes = landing.len().saturating_sub(good) as u64;
-    state.tear = Tear { why, bytes };
-    if !landing.starts_with(&state.tail) {
-        // A crash came between an object and the removal of what it holds.
-        records.objects.replace_private(&path.landing(), &state.tail)?;
-    }
-    state.landed = state.tail.len();
-    Ok(state)
-}
-
-type Replay = (Option<LogChain>, Vec<Vec<u8>>);
-
-/// The newest footer before which no session is open that is still open now, and the objects behind it.
-fn replay_from(records: &Records, path: &LogPath) -> Result<Replay, RecordsError> {
-    let mut wanted: Option<Vec<[u8; 16]>> = None;
-    let mut objects: Vec<Vec<u8>> = Vec::new();
-    for name in records.objects.of_log(path)?.iter().rev() {
-        let bytes = records.objects.read(name)?.unwrap_or_default();
-        let last = frames(&bytes).last().map(|frame| frame.header.kind == Kind::Seal);
-        if last == Some(true) {
-            let chain = frames(&bytes).last().and_then(|seal| LogChain::resume(&seal));
-            let open = |chain: &LogChain| chain.open_sessions().map(|(id, _)| *id).collect::<Vec<_>>();
-            let needed = wanted.get_or_insert_with(|| chain.as_ref().map(open).unwrap_or_default());
-            let opened: Vec<[u8; 16]> = objects.iter().flat_map(|bytes| opens(bytes)).collect();
-            if needed.iter().all(|session| opened.contains(session)) {
-                objects.reverse();
-                return Ok((chain, objects));
-            }
-        }
-        objects.push(bytes);
-    }
-    objects.reverse();
-    Ok((None, objects))
-}
-
-fn opens(bytes: &[u8]) -> Vec<[u8; 16]> {
-    frames(bytes)
-        .filter(|frame| frame.header.kind == Kind::Open)
-        .map(|frame| frame.header.session)
-        .collect()
+/// Whether a journal lost its name: another replica claimed the log.
+fn is_gone(journal: &File) -> bool {
+    journal.metadata().map_or(true, |there| there.nlink() == 0)
 }

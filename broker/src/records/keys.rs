@@ -79,7 +79,11 @@ impl Keys {
                 &mut wrapped,
             )
             .map_err(|_| RecordsError::Key("a session key could not be wrapped"))?;
-        objects.create(&name, &[&nonce[..], &wrapped].concat()).map(drop)
+        match objects.create(&name, &[&nonce[..], &wrapped].concat()) {
+            // Another replica was handed it in the same moment.
+            Err(RecordsError::Differs(_)) => Ok(()),
+            made => made.map(drop),
+        }
     }
 }
 
@@ -143,6 +147,9 @@ fn secret(objects: &Objects, name: &str) -> Result<Zeroizing<Vec<u8>>, RecordsEr
     }
     let mut bytes = Zeroizing::new(vec![0u8; 32]);
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| RecordsError::Key("no random bytes"))?;
-    objects.create(name, &bytes)?;
-    Ok(bytes)
+    match objects.create(name, &bytes) {
+        // Another replica made it in the same moment.
+        Err(RecordsError::Differs(_)) => secret(objects, name),
+        made => made.map(|_| bytes),
+    }
 }

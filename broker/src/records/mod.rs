@@ -10,16 +10,19 @@ mod collector;
 mod keys;
 mod objects;
 mod own;
+mod read_back;
+mod replicas;
 mod upload;
 
 use crate::task::blocking;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sidegate_policies::record::certificate::Ring;
-use sidegate_policies::record::layout::LogPath;
+use sidegate_policies::record::layout::{is_replica, LogPath};
 use sidegate_policies::record::summary::SessionSummary;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +30,7 @@ use checkpoint::TileLog;
 use collector::LogState;
 use keys::Keys;
 use objects::Objects;
+use replicas::Watched;
 
 pub use keys::SessionKeys;
 pub(crate) use own::OwnLog;
@@ -48,6 +52,20 @@ pub struct RecordsOptions {
     pub checkpoint_every: Duration,
     /// Silence after which a log's open sessions are sealed as orphans.
     pub orphan_after: Duration,
+    /// Which of several brokers that keep the store together this is, always under the same name; empty: there is one.
+    pub replica: String,
+    /// Whether this broker leads.
+    pub leads: Leads,
+}
+
+/// Says whether this broker leads now. Nothing breaks where two do.
+#[derive(Clone)]
+pub struct Leads(pub Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for Leads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Leads")
+    }
 }
 
 impl RecordsOptions {
@@ -58,6 +76,8 @@ impl RecordsOptions {
             cluster: cluster.to_owned(),
             checkpoint_every: Duration::from_secs(10),
             orphan_after: Duration::from_secs(60),
+            replica: String::new(),
+            leads: Leads(Arc::new(|| true)),
         }
     }
 }
@@ -100,6 +120,9 @@ pub enum RecordsError {
     /// An object exists with other bytes.
     #[error("{0} exists with other content; a record object is never overwritten")]
     Differs(String),
+    /// Another replica went on with a log.
+    #[error("another replica went on with log {0}")]
+    Behind(String),
     /// A key is unusable or could not be made.
     #[error("a key of the record store is not usable: {0}")]
     Key(&'static str),
@@ -122,21 +145,30 @@ pub struct Records {
     logs: Mutex<HashMap<LogPath, Arc<Mutex<LogState>>>>,
     tiles: Mutex<TileLog>,
     finished: Mutex<VecDeque<SessionSummary>>,
+    /// Names of summaries that were read.
+    listed: Mutex<HashSet<String>>,
     alarms: Mutex<VecDeque<Alarm>>,
+    watched: Mutex<Watched>,
 }
 
 impl Records {
     /// Opens, or makes, the store.
     pub fn open(options: RecordsOptions) -> Result<Arc<Records>, RecordsError> {
+        if !options.replica.is_empty() && !is_replica(&options.replica) {
+            return Err(RecordsError::Key("a replica's name has a-z, 0-9 and dashes"));
+        }
         let objects = Objects::open(&options.root, &options.cluster)?;
         let keys = Keys::open(&objects, &options.cluster)?;
-        let tiles = TileLog::open(&objects)?;
+        let tiles = TileLog::open(&objects, &options.replica)?;
+        let mut listed = HashSet::new();
         let records = Records {
             ring: Mutex::default(),
             logs: Mutex::default(),
             tiles: Mutex::new(tiles),
-            finished: Mutex::new(objects.summaries(LISTED)?.into()),
+            finished: Mutex::new(objects.summaries(&mut listed, LISTED)?.into()),
+            listed: Mutex::new(listed),
             alarms: Mutex::default(),
+            watched: Mutex::default(),
             objects,
             keys,
             options,
@@ -169,15 +201,14 @@ impl Records {
             }
             self.clone().keep().await;
         }
-        self.keep().await;
+        self.clone().keep().await;
+        self.leave();
     }
 
     async fn keep(self: Arc<Self>) {
         let work = blocking(move || {
-            self.seal_orphans();
-            match self.checkpoint() {
-                Ok(_) => self.forget_done(),
-                Err(error) => self.alarm("checkpoint", &error.to_string()),
+            if let Err(error) = self.look_after() {
+                self.alarm("checkpoint", &error.to_string());
             }
         });
         if work.await.is_none() {
@@ -185,17 +216,59 @@ impl Records {
         }
     }
 
+    /// Everything that is due: what [`Records::run`] does again and again.
+    pub fn look_after(&self) -> Result<(), RecordsError> {
+        let others = self.stand()?;
+        self.seal_orphans(&others);
+        if self.leads() {
+            self.adopt(&others)?;
+            self.checkpoint(&others)?;
+        } else {
+            self.follow()?;
+        }
+        self.forget_done();
+        Ok(())
+    }
+
+    /// How many logs this broker has in memory.
+    pub fn logs_here(&self) -> usize {
+        lock(&self.logs).len()
+    }
+
+    /// Whether other brokers keep the same store.
+    fn is_shared(&self) -> bool {
+        !self.options.replica.is_empty()
+    }
+
+    /// This broker's landing journal of a log.
+    fn landing(&self, path: &LogPath) -> String {
+        path.landing_of(&self.options.replica)
+    }
+
     /// Where it lies.
     pub fn root(&self) -> &Path {
         &self.options.root
     }
 
-    /// Sessions, oldest first: finished ones and those that are open now.
+    /// Sessions, oldest first: finished ones and those that are open now, here or at another replica.
     pub fn sessions(&self) -> Vec<SessionSummary> {
-        let mut sessions: Vec<SessionSummary> = lock(&self.finished).iter().cloned().collect();
-        for log in self.all_logs() {
-            sessions.extend(lock(&log).open_sessions());
+        if let Err(error) = self.list_anew() {
+            self.alarm("session", &error.to_string());
         }
+        let mut sessions: Vec<SessionSummary> = lock(&self.finished).iter().cloned().collect();
+        let known: HashSet<String> = sessions.iter().map(|session| session.id.clone()).collect();
+        let mut open: HashMap<String, SessionSummary> = HashMap::new();
+        let here = self.all_logs().into_iter().flat_map(|log| lock(&log).open_sessions());
+        for session in here.chain(self.open_elsewhere()) {
+            match open.get(&session.id) {
+                Some(further) if further.last >= session.last => {}
+                _ => drop(open.insert(session.id.clone(), session)),
+            }
+        }
+        sessions.extend(
+            open.into_values()
+                .filter(|session| !self.is_shared() || !known.contains(&session.id)),
+        );
         sessions.sort_by(|a, b| (a.started_us, &a.id).cmp(&(b.started_us, &b.id)));
         sessions
     }
@@ -216,6 +289,17 @@ impl Records {
             log: log.to_owned(),
             message: message.to_owned(),
         });
+    }
+
+    /// Takes the summaries that other replicas wrote.
+    fn list_anew(&self) -> Result<(), RecordsError> {
+        if !self.is_shared() {
+            return Ok(());
+        }
+        let mut listed = lock(&self.listed);
+        let fresh = self.objects.summaries(&mut listed, LISTED)?;
+        fresh.into_iter().for_each(|summary| self.finish(summary));
+        Ok(())
     }
 
     fn all_logs(&self) -> Vec<Arc<Mutex<LogState>>> {

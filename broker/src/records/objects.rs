@@ -5,6 +5,7 @@
 //! that others may enter.
 //! Invariant: a name that exists holds a whole object.
 
+use std::collections::HashSet;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -28,6 +29,8 @@ pub(super) struct Objects {
     root: PathBuf,
     cluster: String,
     store: DirectoryStore,
+    /// Begins the names of this broker's temporary files: where several keep one store, all of them may be process 1.
+    own: String,
     temporary: AtomicU64,
 }
 
@@ -43,6 +46,7 @@ impl Objects {
             root: root.to_owned(),
             cluster: cluster.to_owned(),
             store: DirectoryStore::new(root),
+            own: uuid::Uuid::now_v7().simple().to_string(),
             temporary: AtomicU64::new(0),
         })
     }
@@ -91,12 +95,19 @@ impl Objects {
             .map_err(|error| failed(&path, error))
     }
 
-    /// Opens a journal for appending, cut to `keep` bytes.
+    /// Opens a journal for appending, cut to `keep` bytes. One of which something is to be kept must be there.
     pub fn journal(&self, name: &str, keep: u64) -> Result<File, RecordsError> {
         let path = self.path(name);
         let open = || {
             make_folder(path.parent().unwrap_or(&self.root))?;
-            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+            let file = OpenOptions::new()
+                .append(true)
+                .create(keep == 0)
+                .mode(0o600)
+                .open(&path)?;
+            if file.metadata()?.len() < keep {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
             file.set_len(keep)?;
             sync_folder(&path)?;
             Ok(file)
@@ -107,8 +118,18 @@ impl Objects {
     /// Gives a journal that can no longer be trusted another name.
     pub fn set_aside(&self, name: &str) -> Result<(), RecordsError> {
         let path = self.path(name);
-        let aside = path.with_file_name(format!(".tmp-aside-{}", self.next_temporary()));
+        let aside = path.with_file_name(format!(".tmp-aside-{}-{}", self.own, self.next_temporary()));
         std::fs::rename(&path, aside).map_err(|error| failed(&path, error))
+    }
+
+    /// Length of a file; nothing where there is none.
+    pub fn length(&self, name: &str) -> Result<Option<u64>, RecordsError> {
+        let path = self.path(name);
+        match std::fs::metadata(&path) {
+            Ok(there) => Ok(Some(there.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(&path, error)),
+        }
     }
 
     pub fn remove(&self, name: &str) -> Result<(), RecordsError> {
@@ -124,24 +145,23 @@ impl Objects {
         self.list(&path.folder())
     }
 
-    /// The newest `most` summaries, oldest first. Where a session has both, `close` wins over an orphan's.
-    pub fn summaries(&self, most: usize) -> Result<Vec<SessionSummary>, RecordsError> {
+    /// Summaries that are not among the known ones, which they join, oldest first; the newest `most` are looked at. Where a
+    /// session has both, `close` wins over an orphan's.
+    pub fn summaries(&self, known: &mut HashSet<String>, most: usize) -> Result<Vec<SessionSummary>, RecordsError> {
         let names = self.list(&format!("v1/{}/session", self.cluster))?;
+        let names: HashSet<String> = names.into_iter().rev().take(most).collect();
         let mut found: Vec<SessionSummary> = Vec::new();
-        for name in names.iter().rev().take(most) {
-            let summary = self
-                .read(name)?
-                .and_then(|bytes| serde_json::from_slice::<SessionSummary>(&bytes).ok());
-            match summary {
-                Some(summary) if name.ends_with(".orphan.json") => {
-                    if !names.contains(&name.replace(".orphan.json", ".json")) {
-                        found.push(summary);
-                    }
-                }
+        for name in names.iter().filter(|name| !known.contains(*name)) {
+            if name.ends_with(".orphan.json") && names.contains(&name.replace(".orphan.json", ".json")) {
+                continue;
+            }
+            let bytes = self.read(name)?;
+            match bytes.and_then(|bytes| serde_json::from_slice::<SessionSummary>(&bytes).ok()) {
                 Some(summary) => found.push(summary),
                 None => tracing::warn!(name, "a session summary cannot be read"),
             }
         }
+        *known = names;
         found.sort_by_key(|summary| summary.started_us);
         Ok(found)
     }
@@ -157,7 +177,7 @@ impl Objects {
     fn write_temporary(&self, path: &Path, bytes: &[u8]) -> io::Result<PathBuf> {
         let folder = path.parent().unwrap_or(&self.root);
         make_folder(folder)?;
-        let temporary = folder.join(format!(".tmp-{}-{}", std::process::id(), self.next_temporary()));
+        let temporary = folder.join(format!(".tmp-{}-{}", self.own, self.next_temporary()));
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)

@@ -19,12 +19,13 @@ use axum::Router;
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, Stream};
 use futures_util::{stream as streams, FutureExt, StreamExt, TryStreamExt};
+use sidegate_policies::record::frame::Hash;
 use sidegate_policies::record::layout::LogPath;
 use sidegate_policies::record::stream::{self, Item, MAX_ITEM};
 use sidegate_policies::wire::RecordAck;
 
-use super::collector::LogState;
-use super::{lock, Caller, Records};
+use super::collector::{LogState, Refusal};
+use super::{lock, Caller, Records, RecordsError};
 
 /// A sidecar that sends no heartbeat for so long is gone.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -124,12 +125,15 @@ impl Upload {
                 );
                 return None;
             };
-            let Some((path, used)) = announced else {
+            let Some((path, boot, used)) = announced else {
                 self.buffer = buffer;
                 return Some(acks);
             };
             buffer.drain(..used);
-            self.open(path, &mut acks).await?;
+            self.open(path, boot, &mut acks).await?;
+        }
+        if self.over {
+            return Some(acks);
         }
         let (name, log) = self.log.as_ref().map(|(name, log)| (name.clone(), Arc::clone(log)))?;
         let records = Arc::clone(&self.records);
@@ -137,27 +141,46 @@ impl Upload {
             let (used, acks, refusal) = lock(&log).take(&records, &buffer);
             buffer.drain(..used);
             let upto = lock(&log).next().wrapping_sub(1);
-            (buffer, acks, refusal.map(|refusal| (refusal.to_string(), upto)))
+            (buffer, acks, refusal.map(|refusal| (refusal, upto)))
         });
         let (buffer, taken, refusal) = work.await?;
         self.buffer = buffer;
         acks.extend(taken);
-        if let Some((message, upto)) = refusal {
-            self.records.alarm(&name, &message);
+        if let Some((refusal, upto)) = refusal {
             self.over = true;
+            if let Refusal::Store(RecordsError::Behind(log)) = &refusal {
+                // The sidecar is there, or comes again and finds it read anew: nothing is wrong with it.
+                tracing::info!(log, "another replica went on with this log");
+                return Some(acks);
+            }
+            let message = refusal.to_string();
+            self.records.alarm(&name, &message);
             acks.push(RecordAck::Refused { upto, message });
         }
         Some(acks)
     }
 
-    async fn open(&mut self, path: LogPath, acks: &mut Vec<RecordAck>) -> Option<()> {
+    async fn open(&mut self, path: LogPath, boot: Hash, acks: &mut Vec<RecordAck>) -> Option<()> {
         let name = path.to_string();
         let records = Arc::clone(&self.records);
-        let opened = blocking(move || records.log(&path)).await?;
-        let log = opened
-            .inspect_err(|error| self.records.alarm(&name, &error.to_string()))
-            .ok()?;
-        if let Some(upto) = lock(&log).next().checked_sub(1) {
+        let opened = blocking(move || records.take_up(&path)).await?;
+        let told = |error: &RecordsError| match error {
+            RecordsError::Behind(log) => tracing::info!(log, "another replica has this log's sidecar"),
+            error => self.records.alarm(&name, &error.to_string()),
+        };
+        let log = opened.inspect_err(told).ok()?;
+        let (held, next) = {
+            let log = lock(&log);
+            (log.chain().boot, log.next())
+        };
+        // What is held of another log is no acknowledgement of this one.
+        if next > 0 && held != boot {
+            let message = "the pod's log of this instance is another one".to_owned();
+            self.records.alarm(&name, &message);
+            self.over = true;
+            let upto = u64::MAX;
+            acks.push(RecordAck::Refused { upto, message });
+        } else if let Some(upto) = next.checked_sub(1) {
             acks.push(RecordAck::Received { upto });
         }
         self.log = Some((name, log));
@@ -166,17 +189,17 @@ impl Upload {
 }
 
 /// The log a stream announces, once its first item is whole.
-fn announced(buffer: &[u8], records: &Records, caller: &Caller) -> Result<Option<(LogPath, usize)>, ()> {
-    let (instance, used) = match stream::parse(buffer) {
+fn announced(buffer: &[u8], records: &Records, caller: &Caller) -> Result<Option<(LogPath, Hash, usize)>, ()> {
+    let (instance, boot, used) = match stream::parse(buffer) {
         Ok(None) => return Ok(None),
-        Ok(Some((Item::Announce { instance, .. }, used))) => (instance, used),
+        Ok(Some((Item::Announce { instance, log }, used))) => (instance, log, used),
         _ => return Err(()),
     };
     if instance > caller.instance {
         return Err(());
     }
     let path = LogPath::new(&records.options.cluster, &caller.namespace, &caller.pod_uid, instance);
-    path.map(|path| Some((path, used))).ok_or(())
+    path.map(|path| Some((path, boot, used))).ok_or(())
 }
 
 fn lines(acks: &[RecordAck]) -> Bytes {

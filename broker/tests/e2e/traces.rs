@@ -282,6 +282,19 @@ async fn a_collector_that_is_away_costs_traces_alone() {
     }
 }
 
+/// The one program that reads Secrets leaves no core file, whatever limit it was started with.
+#[tokio::test]
+async fn the_program_leaves_no_core() {
+    let program = Program::start(&[]).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", program.child.id().unwrap())).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .unwrap();
+    let values: Vec<&str> = core.split_whitespace().skip(4).take(2).collect();
+    assert_eq!(values, ["0", "0"], "{core}");
+}
+
 /// What is asked for and not built ends the program before it serves, and says which variable it is.
 #[tokio::test]
 async fn traces_that_cannot_be_sent_as_asked_stop_the_start() {

@@ -92,6 +92,15 @@ service:
 {{- end }}
 {{- end -}}
 
+{{/* Brokers' users, as a list of CEL: this release's, and those of other releases that live under its policies. */}}
+{{- define "sidegate.brokers" -}}
+{{- $users := list (printf "'system:serviceaccount:%s:%s'" .Release.Namespace .Values.serviceAccount.name) -}}
+{{- range .Values.approvals.otherBrokers -}}
+{{- $users = append $users (printf "'system:serviceaccount:%s:%s'" .namespace .name) -}}
+{{- end -}}
+[{{ join ", " $users }}]
+{{- end -}}
+
 {{/* Namespaces whose pods are asked about. */}}
 {{- define "sidegate.namespaces" -}}
 - {key: sidegate.dev/inject, operator: In, values: [enabled]}

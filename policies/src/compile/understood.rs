@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::{compile, problem, Problem};
 use crate::api::Object;
-use crate::bundle::{version, Bundle, BundledTarget, Staleness};
+use crate::bundle::{version, Bundle, BundledTarget};
 use crate::engine::{PolicySet, TargetId};
 
 /// Rounds of leaving objects out that do not compile.
@@ -47,8 +47,6 @@ struct Loose {
     policies: Vec<Value>,
     cluster_policies: Vec<Value>,
     digest_key: String,
-    #[serde(default)]
-    staleness: Option<Value>,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
@@ -88,9 +86,6 @@ struct Reading {
 
 impl Reading {
     fn bundle(&mut self, loose: Loose) -> Bundle {
-        // A word that says how to meet silence, and that we do not know: the strictest one we do.
-        let staleness = loose.staleness.filter(|said| !said.is_null());
-        let staleness = staleness.map(|said| serde_json::from_value(said).unwrap_or(Staleness::Strict));
         if let Some(field) = loose.rest.keys().next() {
             self.all = Some(format!(
                 "the bundle has a field `{field}` that this release does not know"
@@ -102,7 +97,6 @@ impl Reading {
             policies: self.read(loose.policies, about),
             cluster_policies: self.read(loose.cluster_policies, about_cluster),
             digest_key: loose.digest_key,
-            staleness,
         }
     }
 

@@ -137,7 +137,6 @@ fn a_cluster_policy_that_names_its_targets_denies_these_and_an_observer_denies_n
 fn a_withheld_target_says_why_and_where_it_listens_and_nonsense_is_refused() {
     let mut changed = body();
     changed["policies"][0]["spec"]["rules"][0]["http"] = json!({});
-    changed["staleness"] = json!("Sometimes");
     let understood = read(changed.to_string().as_bytes()).unwrap();
     let withheld = &understood.withheld[&TargetId::new("data", "one")];
     assert!(
@@ -146,11 +145,6 @@ fn a_withheld_target_says_why_and_where_it_listens_and_nonsense_is_refused() {
         withheld.why
     );
     assert_eq!(withheld.target.as_ref().unwrap().target.spec.listen.port, 15_432);
-    assert_eq!(
-        understood.bundle.staleness,
-        Some(Staleness::Strict),
-        "an unknown word is the strictest"
-    );
     read(b"{}").unwrap_err();
     read(b"nonsense").unwrap_err();
 }

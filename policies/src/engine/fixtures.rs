@@ -80,7 +80,6 @@ pub fn bundle(policies: &[Value]) -> Bundle {
             .map(|policy| serde_json::from_value(policy).unwrap())
             .collect(),
         digest_key: String::new(),
-        staleness: None,
     }
 }
 

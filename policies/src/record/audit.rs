@@ -94,10 +94,10 @@ fn recovered(found: &Recovered, path: &LogPath) -> Audit<'static> {
 fn log_of(name: &str) -> Option<LogPath> {
     let (cluster, inside) = name.strip_prefix("v1/")?.split_once('/')?;
     let (folder, rest) = inside.split_once('/')?;
-    let log = match folder {
-        "log" => rest.rsplit_once('/')?.0,
-        "landing" => rest.strip_suffix(".sgr")?,
+    let path = match folder {
+        "log" => LogPath::parse(cluster, rest.rsplit_once('/')?.0)?,
+        "landing" => LogPath::parse_landing(cluster, rest)?.0,
         _ => return None,
     };
-    LogPath::parse(cluster, log).filter(|path| path.namespace == BROKER)
+    (path.namespace == BROKER).then_some(path)
 }

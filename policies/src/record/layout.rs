@@ -50,7 +50,28 @@ impl LogPath {
 
     /// The landing journal of the log: what is not in an object yet.
     pub fn landing(&self) -> String {
-        format!("v1/{}/landing/{self}.sgr", self.cluster)
+        self.landing_of("")
+    }
+
+    /// The same where several brokers keep one store: each writes journals of its own, under its name.
+    pub fn landing_of(&self, replica: &str) -> String {
+        let dot = if replica.is_empty() { "" } else { "." };
+        format!("v1/{}/landing/{self}{dot}{replica}.sgr", self.cluster)
+    }
+
+    /// Parses what stands behind `v1/<cluster>/landing/`: the log, and whose journal it is.
+    pub fn parse_landing<'a>(cluster: &str, text: &'a str) -> Option<(LogPath, &'a str)> {
+        let text = text.strip_suffix(".sgr")?;
+        let instance = text.rfind('/')?.checked_add(1)?;
+        let dot = text.get(instance..)?.find('.').map(|dot| instance.saturating_add(dot));
+        let (log, replica) = match dot {
+            Some(dot) => (
+                text.get(..dot)?,
+                text.get(dot.saturating_add(1)..).filter(|name| is_replica(name))?,
+            ),
+            None => (text, ""),
+        };
+        Some((LogPath::parse(cluster, log)?, replica))
     }
 
     /// Parses `<namespace>/<pod-uid>/<instance>`.
@@ -84,6 +105,12 @@ pub fn object_first(name: &str) -> Option<u64> {
 pub fn is_name(part: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     !part.is_empty() && part.len() <= 253 && !part.starts_with('.') && part.bytes().all(plain)
+}
+
+/// Whether a text may name one of several brokers: what Kubernetes takes for a pod's host name.
+pub fn is_replica(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !name.is_empty() && name.len() <= 63 && name.bytes().all(plain)
 }
 
 /// Reads a store. Behind a trait because a store may be a bucket one day.
@@ -164,5 +191,24 @@ mod tests {
             assert_eq!(LogPath::new("local", bad, "uid", 1), None);
         }
         assert_eq!(LogPath::parse("local", "a/b/01"), None);
+    }
+
+    #[test]
+    fn journals_parse_back_with_whose_they_are() {
+        let path = LogPath::new("local", "agents", "0b7c.uid", 3).unwrap();
+        for replica in ["", "broker-2"] {
+            let name = path.landing_of(replica);
+            let inside = name.strip_prefix("v1/local/landing/").unwrap();
+            assert_eq!(LogPath::parse_landing("local", inside), Some((path.clone(), replica)));
+        }
+        for bad in [
+            "agents/uid/3",
+            "agents/uid/3..sgr",
+            "agents/uid/3.A.sgr",
+            "agents/uid/3.a.b.sgr",
+            "3.sgr",
+        ] {
+            assert_eq!(LogPath::parse_landing("local", bad), None, "{bad}");
+        }
     }
 }

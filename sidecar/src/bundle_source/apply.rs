@@ -155,7 +155,6 @@ impl Enforcer {
             generation: 0,
             version: version.into(),
             revisions: sealed.revisions.clone(),
-            staleness: parsed.staleness,
             cluster: parsed.cluster,
             policies,
             targets,

@@ -342,8 +342,8 @@ impl crate::staleness::Leased for Leases {
 
 #[tokio::test]
 async fn each_column_refuses_and_ends_what_its_rows_say() {
-    use crate::staleness::{look, Staleness};
-    use sidegate_policies::bundle::Staleness::{Available, Default, Strict};
+    use crate::staleness::{look, Limits, Staleness};
+    use sidegate_policies::api::injection_profile::Staleness::{Available, Default, Strict};
     // Seconds of silence, and, per column: whether a new session is let in, whether an open one lives.
     let rows = |leased| match leased {
         true => [
@@ -363,9 +363,9 @@ async fn each_column_refuses_and_ends_what_its_rows_say() {
     for leased in [true, false] {
         for (seconds, columns) in rows(leased) {
             for (how, wanted) in [Default, Strict, Available].into_iter().zip(columns) {
-                let bench = bench(json!({}));
+                let bench = Bench::meeting_silence(Limits::of(how));
                 let targets = json!([target("Postgres", 1, 1)]);
-                bench.enforce_meeting(targets, json!([policy(rules(), json!({}))]), json!(how));
+                bench.enforce(targets, json!([policy(rules(), json!({}))]));
                 bench.authority.leases_known_to(Arc::new(Leases(leased)));
                 let (gate, _entered) = connected(&bench);
                 let silent = Some(std::time::Duration::from_secs(seconds));

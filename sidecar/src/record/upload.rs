@@ -2,7 +2,7 @@
 //!
 //! Frames are read back from the files, so nothing is queued in memory and an outage of any length drains in
 //! order. After a lost stream everything not acknowledged is sent again; the collector drops what it has. A
-//! refusal by the collector counts as its loss and moves a counter that must stay 0.
+//! refusal by the collector counts as its loss and moves a counter that must stay 0. Pauses grow until it takes more.
 //! Invariant: files are removed only once the collector said they are stored.
 
 use std::collections::VecDeque;
@@ -145,6 +145,10 @@ struct Source<'a> {
     soon: Option<Instant>,
     /// Where the collector said it stands, when it refused.
     resume: Option<u64>,
+    /// When the present stream was opened: one that lasts makes earlier failures old.
+    since: Instant,
+    /// Most that the collector ever said it holds.
+    reached: u64,
 }
 
 /// Uploads the running log until it is finished and acknowledged.
@@ -157,6 +161,8 @@ pub(super) async fn current(log: &Log, sink: &dyn RecordSink, cancel: &Cancellat
         keys: VecDeque::new(),
         soon: None,
         resume: None,
+        since: Instant::now(),
+        reached: 0,
     };
     let mut attempt = 0usize;
     let work = async {
@@ -190,6 +196,8 @@ pub(super) async fn earlier(log: &Log, sink: &dyn RecordSink, cancel: &Cancellat
             keys: VecDeque::new(),
             soon: None,
             resume: None,
+            since: Instant::now(),
+            reached: 0,
         };
         let mut attempt = 0usize;
         loop {
@@ -257,6 +265,7 @@ impl Source<'_> {
         }
         self.place = None;
         self.keys.clear();
+        self.since = Instant::now();
     }
 
     fn pieces(&self) -> (String, Vec<Piece>, u64, Hash) {
@@ -379,15 +388,14 @@ impl Source<'_> {
     }
 
     fn take(&mut self, ack: RecordAck, attempt: &mut usize) -> Result<bool, SinkError> {
-        *attempt = 0;
         match ack {
             RecordAck::Received { upto } => {
-                self.received(upto.saturating_add(1));
+                self.received(upto.saturating_add(1), attempt);
                 Ok(false)
             }
             RecordAck::Stored { upto } => {
                 let next = upto.saturating_add(1);
-                self.received(next);
+                self.received(next, attempt);
                 if self.earlier.is_none() {
                     self.log.stored(next);
                 }
@@ -402,7 +410,12 @@ impl Source<'_> {
         }
     }
 
-    fn received(&mut self, next: u64) {
+    fn received(&mut self, next: u64, attempt: &mut usize) {
+        // A collector that greets and then refuses gets nowhere: it is asked less and less often.
+        if next > self.reached || self.since.elapsed() >= HEARTBEAT {
+            *attempt = 0;
+        }
+        self.reached = self.reached.max(next);
         while self.keys.front().is_some_and(|(number, _)| *number < next) {
             if let Some((_, session)) = self.keys.pop_front() {
                 self.log.forget_key(session);

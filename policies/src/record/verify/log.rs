@@ -1,12 +1,12 @@
 //! One log of a store: its sources in order, the walk over them, and what each session ends as.
 //!
-//! Sources are the log's objects by name, then its landing journal. What checkpoints, later starts and summaries
+//! Sources are the log's objects by name, then its landing journals. What checkpoints, later starts and summaries
 //! claim is held against what is there. Invariant: a session's verdict starts from what the walk found and only
 //! gets worse.
 
 use std::collections::BTreeMap;
 
-use crate::record::frame::{hex, Hash};
+use crate::record::frame::{hex, Frame, Hash};
 use crate::record::layout::{object_first, LogPath};
 use crate::record::summary::SessionSummary;
 use crate::record::verify::walk::Walker;
@@ -116,12 +116,12 @@ impl SessionEnd {
     }
 }
 
-/// Walks a log: `objects` by name, then the landing journal.
+/// Walks a log: `objects` by name, then the landing journals, the one that begins first before the others.
 pub(super) fn walk(
     cluster: &Cluster<'_>,
     path: &LogPath,
     objects: &[String],
-    landing: Option<&[u8]>,
+    landings: &[Vec<u8>],
 ) -> Result<Walked, VerifyError> {
     let name = path.to_string();
     let mut walker = Walker::new(path, &cluster.ring, cluster.claims.of(&name));
@@ -129,14 +129,17 @@ pub(super) fn walk(
     if cluster.claims.torn.contains(&name) {
         walker.log_finding(Verdict::Forged, "checkpoints disagree about the log");
     }
+    let mut landings: Vec<&Vec<u8>> = landings.iter().collect();
+    landings.sort_by_key(|bytes| begins(bytes));
+    walker.repeated_from = landings.first().map_or(u64::MAX, |bytes| begins(bytes));
     let mut bytes_read = 0u64;
     for (index, object) in objects.iter().enumerate() {
         let bytes = cluster.read(object)?.unwrap_or_default();
         bytes_read = bytes_read.saturating_add(bytes.len() as u64);
-        let last = index.saturating_add(1) == objects.len() && landing.is_none();
+        let last = index.saturating_add(1) == objects.len() && landings.is_empty();
         walker.object(object_first(object), &bytes, last);
     }
-    if let Some(bytes) = landing {
+    for bytes in landings {
         bytes_read = bytes_read.saturating_add(bytes.len() as u64);
         walker.landing(bytes);
     }
@@ -150,6 +153,11 @@ pub(super) fn walk(
         recovered,
         boot,
     })
+}
+
+/// Log number that a journal begins with.
+fn begins(bytes: &[u8]) -> u64 {
+    Frame::parse_unchecked(bytes).map_or(u64::MAX, |frame| frame.header.log_number)
 }
 
 /// Sessions by id, as text.

@@ -88,6 +88,12 @@ pub fn verify(store: &dyn Store, name: &str, options: &Options) -> Result<Report
     Ok(report)
 }
 
+/// Journals of each log: of several brokers each may have one, of which later ones repeat what earlier ones hold.
+type Landings = BTreeMap<LogPath, Vec<Vec<u8>>>;
+
+/// So often journals are looked at while they vanish.
+const LOOKS: usize = 10;
+
 /// One cluster's part of a store.
 struct Cluster<'a> {
     store: &'a dyn Store,
@@ -145,7 +151,7 @@ impl<'a> Cluster<'a> {
         let mut earlier: BTreeMap<String, LogPath> = BTreeMap::new();
         // Later starts first: what a restart found of an earlier log is a claim about that one.
         for (path, objects) in logs.iter().rev() {
-            let walked = log::walk(&self, path, objects, landings.get(path).map(Vec::as_slice))?;
+            let walked = log::walk(&self, path, objects, landings.get(path).map_or(&[], Vec::as_slice))?;
             earlier.remove(&walked.boot);
             for found in walked.recovered {
                 let of = LogPath::new(&path.cluster, &path.namespace, &path.pod_uid, found.instance);
@@ -171,18 +177,27 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
-    fn read_landings(&self, report: &mut Report) -> Result<BTreeMap<LogPath, Vec<u8>>, VerifyError> {
+    /// The landing journals of each log. One that vanishes between list and read became an object, or another replica
+    /// goes on with it in a journal of its own: then all are looked at anew.
+    fn read_landings(&self, report: &mut Report) -> Result<Landings, VerifyError> {
         let prefix = format!("v1/{}/landing/", self.name);
-        let mut landings = BTreeMap::new();
-        for name in list(self.store, prefix.trim_end_matches('/'))? {
-            let inside = name.strip_prefix(&prefix).and_then(|name| name.strip_suffix(".sgr"));
-            match inside.and_then(|inside| LogPath::parse(self.name, inside)) {
-                // A journal that vanishes between list and read became an object.
-                Some(path) => drop(landings.insert(path, self.read(&name)?.unwrap_or_default())),
-                None => report.store(Verdict::Forged, format!("{name} is no landing journal")),
+        for look in 1..=LOOKS {
+            let (mut landings, mut others, mut vanished) = (Landings::new(), Vec::new(), false);
+            for name in list(self.store, prefix.trim_end_matches('/'))? {
+                let inside = name.strip_prefix(&prefix).unwrap_or_default();
+                match (LogPath::parse_landing(self.name, inside), self.read(&name)?) {
+                    (Some((path, _)), Some(bytes)) => landings.entry(path).or_default().push(bytes),
+                    (Some(_), None) => vanished = true,
+                    (None, _) => others.push(name),
+                }
+            }
+            if !vanished || look == LOOKS {
+                let say = |name: String| report.store(Verdict::Forged, format!("{name} is no landing journal"));
+                others.into_iter().for_each(say);
+                return Ok(landings);
             }
         }
-        Ok(landings)
+        Ok(Landings::new())
     }
 
     /// Log objects; names nobody writes are findings.

@@ -58,6 +58,8 @@ pub(super) struct Walker<'a> {
     offset_us: Option<i64>,
     /// Hashes of the frames of the last object, by log number.
     recent: BTreeMap<u64, Hash>,
+    /// From this log number on journals may repeat what objects hold.
+    pub repeated_from: u64,
     in_landing: bool,
     unsealed_object: bool,
     segments: u64,
@@ -87,6 +89,7 @@ impl<'a> Walker<'a> {
             claimed: false,
             offset_us: None,
             recent: BTreeMap::new(),
+            repeated_from: u64::MAX,
             in_landing: false,
             unsealed_object: false,
             segments: 0,
@@ -104,7 +107,7 @@ impl<'a> Walker<'a> {
 
     /// An object: its name says which log number it begins with.
     pub fn object(&mut self, first: Option<u64>, bytes: &[u8], last: bool) {
-        self.recent.clear();
+        self.recent = self.recent.split_off(&self.repeated_from);
         let named = Frame::parse_unchecked(bytes).ok().map(|frame| frame.header.log_number);
         if first.is_none() || (named.is_some() && named != first) {
             self.log_finding(Verdict::Forged, "an object does not begin with the frame its name says");
@@ -122,7 +125,7 @@ impl<'a> Walker<'a> {
         self.unsealed_object = self.segment.tree.size() > 0;
     }
 
-    /// The landing journal: may repeat what objects hold, may end in a torn frame.
+    /// A landing journal: may repeat what objects and earlier journals hold, may end in a torn frame.
     pub fn landing(&mut self, bytes: &[u8]) {
         self.in_landing = true;
         match self.frames(bytes) {

@@ -224,7 +224,6 @@ fn bundle() -> InForce {
         generation: 0,
         version: sidegate_policies::bundle::version(body.as_bytes()).into(),
         revisions: Default::default(),
-        staleness: None,
         cluster: parsed.cluster,
         policies: compile_body(body.as_bytes()).unwrap_or_else(|problems| panic!("{problems:?}")),
         targets: targets.map(|target| (target.id.clone(), Arc::new(target))).collect(),
