@@ -5,6 +5,7 @@
 //! `target/skipped.txt`; with `SIDEGATE_TEST_REQUIRE=node` that is a failure.
 
 mod agents;
+mod guarded;
 mod lifecycle;
 mod live;
 mod numbers;
@@ -40,6 +41,14 @@ const TESTS: &[(&str, Test)] = &[
     (
         "agents::another_namespace_runs_untouched",
         agents::another_namespace_runs_untouched,
+    ),
+    (
+        "guarded::a_running_sidecar_is_left_alone",
+        guarded::a_running_sidecar_is_left_alone,
+    ),
+    (
+        "guarded::a_running_agent_is_debugged_and_updated",
+        guarded::a_running_agent_is_debugged_and_updated,
     ),
     (
         "lifecycle::an_init_container_reads_and_a_job_finishes",

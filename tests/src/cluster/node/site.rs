@@ -254,8 +254,6 @@ fn install(node: &mut Node, folder: &Path) -> Result<()> {
     let chosen = json!({
         "image": {"repository": broker.repository(), "digest": broker.digest},
         "sidecar": {"digest": sidecar.digest},
-        // They are proved without a node, and have not been tried with one.
-        "admissionPolicies": {"create": false},
         "injector": {
             "replicas": 1, "nameServers": [ADDRESS],
             "image": {"repository": webhook.repository(), "digest": webhook.digest},
@@ -404,23 +402,25 @@ impl Agents<'_> {
 
     /// Runs a program in a pod's agent.
     pub fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
-        let exec = ["exec", pod, "-c", "agent", "--"];
+        self.exec_in(pod, "agent", command)
+    }
+
+    fn exec_in(&self, pod: &str, container: &str, command: &[&str]) -> Result<String> {
+        let exec = ["exec", pod, "-c", container, "--"];
         let said = self.kubectl(&[&exec[..], command].concat());
         said.map(|said| said.trim_end().to_owned())
     }
 
     /// One statement by the stock `psql` of a pod's agent, without a password.
     pub fn ask(&self, pod: &str, port: u16, sql: &str) -> Result<String> {
+        self.ask_as(pod, "agent", port, sql)
+    }
+
+    /// The same in another container of the pod.
+    pub fn ask_as(&self, pod: &str, container: &str, port: u16, sql: &str) -> Result<String> {
         let port = port.to_string();
-        self.exec(
-            pod,
-            &PSQL
-                .map(|word| if word == "PORT" { port.as_str() } else { word })
-                .iter()
-                .chain(&[sql])
-                .copied()
-                .collect::<Vec<_>>(),
-        )
+        let words = PSQL.map(|word| if word == "PORT" { port.as_str() } else { word });
+        self.exec_in(pod, container, &[&words[..], &[sql]].concat())
     }
 
     /// The object as the server stored it.
