@@ -4,6 +4,7 @@
 rustc=$1
 shift
 case " $* " in
-  *" --crate-name sidegate"*" --crate-type bin "*) exec "$rustc" "$@" -C target-feature=+crt-static -C strip=symbols ;;
+  *" --crate-name sidegate"*" --crate-type bin "*) exec "$rustc" "$@" \
+    -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs -C strip=symbols ;;
   *) exec "$rustc" "$@" ;;
 esac

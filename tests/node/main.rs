@@ -71,6 +71,10 @@ const TESTS: &[(&str, Test)] = &[
         live::a_lockdown_ends_an_open_session,
     ),
     (
+        "live::an_authority_is_replaced_under_load",
+        live::an_authority_is_replaced_under_load,
+    ),
+    (
         "numbers::from_label_to_first_masked_row",
         numbers::from_label_to_first_masked_row,
     ),

@@ -82,21 +82,17 @@ impl Site {
 
     /// The database of tokens believes the broker's keys, as its own administrator would write them down.
     fn trust_the_broker(&self) -> Result<()> {
-        let state = "--state=/var/lib/sidegate/state";
-        let broker = format!("deployment/{RELEASE}-broker");
-        let exec = [
-            "exec",
-            "--namespace",
-            SYSTEM,
-            &broker,
-            "--",
-            "/sidegate-broker",
-            "jwks",
-            state,
-        ];
-        let keys: Value = serde_json::from_str(&self.node.cluster.kubectl(&exec, "")?)?;
+        let keys: Value = serde_json::from_str(&self.broker(&["jwks"])?)?;
         let issuer = format!("https://{RELEASE}-broker.{SYSTEM}.svc:8444");
         bearer::trust_issuer(&self.ledger, &issuer, &keys, AUDIENCE)
+    }
+
+    /// A verb of the broker's program, in its own pod, about its own state.
+    pub fn broker(&self, verb: &[&str]) -> Result<String> {
+        let broker = format!("deployment/{RELEASE}-broker");
+        let exec = ["exec", "--namespace", SYSTEM, &broker, "--", "/sidegate-broker"];
+        let state = ["--state=/var/lib/sidegate/state"];
+        self.node.cluster.kubectl(&[&exec[..], verb, &state].concat(), "")
     }
 
     /// A namespace of agents: labelled, with the two Targets, a policy that masks, and the Secret of one of them.
