@@ -141,7 +141,12 @@ fn kept(word: &str) -> Result<()> {
             let (_, parts) = found().map_err(|missing| anyhow::anyhow!(missing.0))?;
             house::suits(&parts).map_err(|missing| anyhow::anyhow!(missing.0))
         }
-        "down" => keeper::down(),
+        "down" => {
+            if !keeper::down()? {
+                println!("cluster: none runs");
+            }
+            Ok(())
+        }
         _ => match house::inside() {
             None => keeper::keep(),
             Some(run) => {
