@@ -4,7 +4,8 @@
 #
 #   images/build.sh [--profile release] [--out target/images]
 #
-# Only the last step of a build is told to link statically: everything below is what other targets have built already.
+# For release each program is built by itself, with the features that it asks for. In any other profile it is linked anew from
+# what the tests are made of, so that nothing is compiled twice: seconds after `make test`, and the same code.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 profile=release out=
@@ -24,11 +25,25 @@ authorities=/etc/ssl/certs/ca-certificates.crt
 mkdir -p "$out"
 sidecar_limit=20000000
 
+# Only the last step of a build is told to link statically. Relocations are packed (glibc 2.36 and newer can): 0.8 MB of the
+# sidecar's 20.
+link_of_the_tests() {
+  local mains=({sidecar,broker,injector,cli}/src/main.rs) linked=0
+  # They are linked anew, now and for whoever builds next: cargo cannot tell the two forms apart.
+  touch "${mains[@]}"
+  RUSTC_WRAPPER=$PWD/images/static.sh "$cargo" build --locked --quiet --profile "$profile" --workspace \
+    --bin sidegate-sidecar --bin sidegate-broker --bin sidegate-injector --bin sidegate --test node || linked=$?
+  touch "${mains[@]}"
+  return $linked
+}
+
 # image PACKAGE PROGRAM REPOSITORY UID
 image() {
   local package=$1 program=$2 began=$SECONDS size made
-  "$cargo" rustc --locked --quiet --profile "$profile" -p "$package" --bin "$program" -- \
-    -C target-feature=+crt-static -C strip=symbols
+  if [ "$profile" = release ]; then
+    "$cargo" rustc --locked --quiet --profile release -p "$package" --bin "$program" -- \
+      -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs -C strip=symbols
+  fi
   # A copy: the next build may link it anew.
   cp "$target/$profile/$program" "$out/$program"
   if readelf -lW "$out/$program" | grep -q INTERP; then
@@ -47,6 +62,7 @@ image() {
 }
 
 rm -f "$out/images.new"
+[ "$profile" = release ] || link_of_the_tests
 image sidegate-sidecar sidegate-sidecar sidegate-sidecar 61937
 image sidegate-broker sidegate-broker sidegate-broker 65532
 image sidegate-injector sidegate-injector sidegate-injector 65532

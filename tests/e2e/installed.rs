@@ -2,7 +2,8 @@
 //! labelled namespaces, upgrades, a leader that dies, rotation, and an end that leaves nothing.
 //!
 //! They run in this process with the chart's service account and nothing more; a port stands for the Service's endpoints.
-//! The broker's certificate is written by hand, as its leader would: none runs here.
+//! No broker runs here: its certificate is written by hand, and what the admission policies go by is written by the
+//! broker's own code with its rights, as its leader would.
 
 mod applied;
 mod certificates;
@@ -16,6 +17,7 @@ use anyhow::{ensure, Context, Result};
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
 use serde_json::{json, Value};
+use sidegate_broker::kubernetes::{connect, Admission, AdmissionOptions, ClusterOptions, DEFAULT_NAME};
 use sidegate_injector::app::{start, Certificates, InjectorConfig, InstallFrom, Lives, Running, Wanted};
 use sidegate_injector::install::Install;
 use sidegate_tests::authority::Authority;
@@ -23,7 +25,7 @@ use sidegate_tests::cluster::{Cluster, Programs, User};
 use tokio::runtime::Runtime;
 
 use crate::charts::{self, helm};
-use crate::inject::{dry_run, labelled, pod};
+use crate::inject::{dry_run, labelled, pod, AUDIENCE};
 use crate::relay::Service;
 use crate::site::{chart, effective_rights, private, until, NAMESPACE};
 
@@ -240,15 +242,7 @@ impl Installed {
             format!("injector.service.port={}", self.service.port),
         );
         let (digest, own) = (format!("sidecar.digest={DIGEST}"), ["--namespace", NAMESPACE]);
-        // No broker runs here that could fill the parameters of the admission policies.
-        let set = [
-            "--set",
-            &port,
-            "--set",
-            &digest,
-            "--set",
-            "admissionPolicies.create=false",
-        ];
+        let set = ["--set", &port, "--set", &digest];
         let mut arguments = [&[verb, "sidegate", &path][..], &own, &set, more].concat();
         if verb == "install" {
             arguments.push("--create-namespace");
@@ -260,13 +254,45 @@ impl Installed {
         Ok(said)
     }
 
-    /// What the broker's leader does first, or that it did not yet.
+    /// What the broker's leader does first, or that it did not yet: whom sidecars believe, and what a pod must show.
     fn publish(&self, published: bool) -> Result<()> {
         let authority = Authority::new()?;
         let pem = published.then(|| json!({"ca.crt": authority.pem()}));
         let patch = json!({ "data": pem }).to_string();
-        self.kubectl(&["patch", "configmap", "sidegate-broker-ca", "--type=merge", "-p", &patch])
-            .map(|_| ())
+        self.kubectl(&["patch", "configmap", "sidegate-broker-ca", "--type=merge", "-p", &patch])?;
+        match published {
+            true => self.parameters(authority.pem()),
+            false => {
+                let empty = ["--type=merge", "-p", r#"{"data": null}"#];
+                let patch = [&["patch", "configmap", "sidegate-admission"][..], &empty].concat();
+                self.kubectl(&patch).map(|_| ())
+            }
+        }
+    }
+
+    /// One round of the leader, with the broker's rights.
+    fn parameters(&self, pem: &str) -> Result<()> {
+        let token = self.kubectl(&["create", "token", "sidegate-broker"])?;
+        let folder = tempfile::Builder::new().prefix("sidegate-leader-").tempdir()?;
+        let kubeconfig = folder.path().join("kubeconfig.json");
+        private(&kubeconfig, &self.cluster.kubeconfig_of(token.trim()))?;
+        let options = ClusterOptions {
+            kubeconfig: Some(kubeconfig),
+            namespace: NAMESPACE.to_owned(),
+            name: DEFAULT_NAME.to_owned(),
+            admission: AdmissionOptions {
+                sidecar_digest: Some(DIGEST.to_owned()),
+                ..AdmissionOptions::default()
+            },
+        };
+        let pems = vec![pem.to_owned()];
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let client = connect(&options).await?;
+            let all = Box::new(move || pems.clone());
+            let admission = Admission::new(client, NAMESPACE, options.admission, AUDIENCE.to_owned(), all);
+            Ok(admission.round(true).await?)
+        })
     }
 
     /// As many replicas as are wanted, ready and behind the Service.
@@ -540,8 +566,8 @@ fn uninstalling_leaves_nothing_of_ours(installed: &mut Installed) -> Result<()> 
     installed.end();
     helm(&installed.cluster, &["uninstall", "sidegate", "--namespace", NAMESPACE])?;
     installed.is_installed = false;
-    let wide = "mutatingwebhookconfigurations,validatingwebhookconfigurations,clusterroles,clusterrolebindings,\
-                injectionprofiles.sidegate.dev";
+    let wide = "mutatingwebhookconfigurations,validatingwebhookconfigurations,validatingadmissionpolicies,\
+                validatingadmissionpolicybindings,clusterroles,clusterrolebindings,injectionprofiles.sidegate.dev";
     let left = installed.kubectl(&["get", wide, "-o", "name"])?;
     let left: Vec<&str> = left
         .lines()

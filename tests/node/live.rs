@@ -3,8 +3,12 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{ensure, Context, Result};
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
 use serde_json::{json, Value};
-use sidegate_tests::cluster::node::site::{Agents, Site};
+use sidegate_tests::cluster::node::site::{Agents, Site, MASKED, READ, SHOP};
+
+use crate::lifecycle::sidecar_of;
 
 /// One session that asks again and again, and says when what came back changed. A session that ends is opened again.
 const LOOP: &str = "import psycopg, time
@@ -108,5 +112,27 @@ pub fn a_lockdown_ends_an_open_session(site: &Site) -> Result<()> {
     obeyed(&agents, "the Lockdown lifted", "opened", || {
         agents.kubectl(&["delete", "lockdown", &name]).map(|_| ())
     })?;
+    Ok(())
+}
+
+/// The broker's authority is replaced while an agent asks a hundred times a second: its session stays. A sidecar that starts
+/// again believes by the old pin of its pod who serves under the new authority, and so does a pod that is made now.
+pub fn an_authority_is_replaced_under_load(site: &Site) -> Result<()> {
+    let agents = watching(site)?;
+    let rolled = site.broker(&["rotate", "--now", "--authority"])?;
+    ensure!(rolled.starts_with("new authority: "), "{rolled}");
+    agents.psql_pod("late")?;
+    let said = agents.ask("late", SHOP, READ)?;
+    ensure!(said == MASKED, "{said}");
+    let log = agents.kubectl(&["logs", "agent", "-c", "agent"])?;
+    ensure!(
+        log.matches("opened").count() == 1 && log.trim_end().ends_with("*******8841"),
+        "{log}"
+    );
+    let pod = agents.stored("pod", "agent")?;
+    let sidecar = sidecar_of(pod["metadata"]["uid"].as_str().context("no UID")?)?;
+    let killed = now()?;
+    kill(Pid::from_raw(sidecar.cast_signed()), Signal::SIGKILL)?;
+    seen(&agents, "*******8841", killed)?;
     Ok(())
 }

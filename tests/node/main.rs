@@ -5,6 +5,7 @@
 //! `target/skipped.txt`; with `SIDEGATE_TEST_REQUIRE=node` that is a failure.
 
 mod agents;
+mod guarded;
 mod lifecycle;
 mod live;
 mod numbers;
@@ -42,6 +43,14 @@ const TESTS: &[(&str, Test)] = &[
         agents::another_namespace_runs_untouched,
     ),
     (
+        "guarded::a_running_sidecar_is_left_alone",
+        guarded::a_running_sidecar_is_left_alone,
+    ),
+    (
+        "guarded::a_running_agent_is_debugged_and_updated",
+        guarded::a_running_agent_is_debugged_and_updated,
+    ),
+    (
         "lifecycle::an_init_container_reads_and_a_job_finishes",
         lifecycle::an_init_container_reads_and_a_job_finishes,
     ),
@@ -60,6 +69,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "live::a_lockdown_ends_an_open_session",
         live::a_lockdown_ends_an_open_session,
+    ),
+    (
+        "live::an_authority_is_replaced_under_load",
+        live::an_authority_is_replaced_under_load,
     ),
     (
         "numbers::from_label_to_first_masked_row",
@@ -128,7 +141,12 @@ fn kept(word: &str) -> Result<()> {
             let (_, parts) = found().map_err(|missing| anyhow::anyhow!(missing.0))?;
             house::suits(&parts).map_err(|missing| anyhow::anyhow!(missing.0))
         }
-        "down" => keeper::down(),
+        "down" => {
+            if !keeper::down()? {
+                println!("cluster: none runs");
+            }
+            Ok(())
+        }
         _ => match house::inside() {
             None => keeper::keep(),
             Some(run) => {

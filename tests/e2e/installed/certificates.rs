@@ -8,13 +8,16 @@ use base64::Engine as _;
 use serde_json::json;
 use sidegate_injector::app::Lives;
 use sidegate_tests::authority::Authority;
+use sidegate_tests::cluster::User;
 
 use super::{Installed, Replica, NAME};
 use crate::inject::pod;
 use crate::site::until;
 
-/// What somebody else writes there is written over; meanwhile the replicas say that they are not ready.
+/// What somebody else writes there is written over. With the configuration gone the replicas say that they are not ready,
+/// and pods are refused by the admission policies.
 pub fn what_is_written_over_the_ca_bundle_is_repaired(installed: &mut Installed) -> Result<()> {
+    let namespace = installed.labelled()?;
     let before = installed.bundles()?;
     let foreign = STANDARD.encode(Authority::new()?.pem());
     let patch = json!([{"op": "replace", "path": "/webhooks/1/clientConfig/caBundle", "value": foreign}]);
@@ -37,6 +40,16 @@ pub fn what_is_written_over_the_ca_bundle_is_repaired(installed: &mut Installed)
         format!("{seen:?}").contains("there is no MutatingWebhookConfiguration"),
         "{seen:?}"
     );
+    // Where nobody is asked the policies judge alone: a pod that nothing was put into is refused, and told why.
+    let bare = pod(&namespace, json!({})).to_string();
+    let create = ["create", "--dry-run=server", "-f", "-"];
+    let tried = || {
+        let said = installed.cluster.ask(User::Admin, &create, &bare)?;
+        Ok(String::from_utf8_lossy(&said.stderr).into_owned())
+    };
+    until("the policies refuse it", tried, |said| {
+        said.contains("denied request: sidegate: sidecar: ")
+    })?;
     installed.helm("upgrade", &["--force-conflicts"])?;
     until("it is written anew", || installed.bundles(), |now| *now == before)?;
     installed.are_ready()

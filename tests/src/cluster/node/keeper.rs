@@ -94,11 +94,11 @@ pub fn up() -> Result<()> {
     Ok(())
 }
 
-/// Ends the keeper and shows that nothing is left; says so when there is none.
-pub fn down() -> Result<()> {
+/// Ends the keeper and shows that nothing is left; answers whether there was one.
+pub fn down() -> Result<bool> {
     let state = state()?;
     let Some((pid, run)) = running()? else {
-        return Ok(());
+        return Ok(false);
     };
     if keeps(pid) {
         kill(pid, Signal::SIGTERM)?;
@@ -121,7 +121,7 @@ pub fn down() -> Result<()> {
         Some(_) => println!("cluster: gone; no process, mount, control group, link or folder is left"),
         None => println!("cluster: its keeper had been killed; its control groups and its folder are removed"),
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The keeper: holds the namespaces' first process, and forwards the port.

@@ -82,21 +82,17 @@ impl Site {
 
     /// The database of tokens believes the broker's keys, as its own administrator would write them down.
     fn trust_the_broker(&self) -> Result<()> {
-        let state = "--state=/var/lib/sidegate/state";
-        let broker = format!("deployment/{RELEASE}-broker");
-        let exec = [
-            "exec",
-            "--namespace",
-            SYSTEM,
-            &broker,
-            "--",
-            "/sidegate-broker",
-            "jwks",
-            state,
-        ];
-        let keys: Value = serde_json::from_str(&self.node.cluster.kubectl(&exec, "")?)?;
+        let keys: Value = serde_json::from_str(&self.broker(&["jwks"])?)?;
         let issuer = format!("https://{RELEASE}-broker.{SYSTEM}.svc:8444");
         bearer::trust_issuer(&self.ledger, &issuer, &keys, AUDIENCE)
+    }
+
+    /// A verb of the broker's program, in its own pod, about its own state.
+    pub fn broker(&self, verb: &[&str]) -> Result<String> {
+        let broker = format!("deployment/{RELEASE}-broker");
+        let exec = ["exec", "--namespace", SYSTEM, &broker, "--", "/sidegate-broker"];
+        let state = ["--state=/var/lib/sidegate/state"];
+        self.node.cluster.kubectl(&[&exec[..], verb, &state].concat(), "")
     }
 
     /// A namespace of agents: labelled, with the two Targets, a policy that masks, and the Secret of one of them.
@@ -254,8 +250,6 @@ fn install(node: &mut Node, folder: &Path) -> Result<()> {
     let chosen = json!({
         "image": {"repository": broker.repository(), "digest": broker.digest},
         "sidecar": {"digest": sidecar.digest},
-        // They are proved without a node, and have not been tried with one.
-        "admissionPolicies": {"create": false},
         "injector": {
             "replicas": 1, "nameServers": [ADDRESS],
             "image": {"repository": webhook.repository(), "digest": webhook.digest},
@@ -404,23 +398,25 @@ impl Agents<'_> {
 
     /// Runs a program in a pod's agent.
     pub fn exec(&self, pod: &str, command: &[&str]) -> Result<String> {
-        let exec = ["exec", pod, "-c", "agent", "--"];
+        self.exec_in(pod, "agent", command)
+    }
+
+    fn exec_in(&self, pod: &str, container: &str, command: &[&str]) -> Result<String> {
+        let exec = ["exec", pod, "-c", container, "--"];
         let said = self.kubectl(&[&exec[..], command].concat());
         said.map(|said| said.trim_end().to_owned())
     }
 
     /// One statement by the stock `psql` of a pod's agent, without a password.
     pub fn ask(&self, pod: &str, port: u16, sql: &str) -> Result<String> {
+        self.ask_as(pod, "agent", port, sql)
+    }
+
+    /// The same in another container of the pod.
+    pub fn ask_as(&self, pod: &str, container: &str, port: u16, sql: &str) -> Result<String> {
         let port = port.to_string();
-        self.exec(
-            pod,
-            &PSQL
-                .map(|word| if word == "PORT" { port.as_str() } else { word })
-                .iter()
-                .chain(&[sql])
-                .copied()
-                .collect::<Vec<_>>(),
-        )
+        let words = PSQL.map(|word| if word == "PORT" { port.as_str() } else { word });
+        self.exec_in(pod, container, &[&words[..], &[sql]].concat())
     }
 
     /// The object as the server stored it.
