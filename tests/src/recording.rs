@@ -102,8 +102,10 @@ impl Wire {
     /// From now on to this store, which must know the certifier; whoever is connected must come again.
     pub fn to(&self, records: &Arc<Records>) -> anyhow::Result<()> {
         records.set_ring(&[self.certifier.jwk()])?;
+        // Nobody opens a stream meanwhile.
+        let mut open = lock(&self.open);
         *lock(&self.records) = Arc::clone(records);
-        lock(&self.open).drain(..).for_each(|stream| stream.abort());
+        open.drain(..).for_each(|stream| stream.abort());
         Ok(())
     }
 
@@ -130,7 +132,9 @@ impl Wire {
             pod_uid: POD.into(),
             instance: self.instance,
         };
-        let mut lines = Box::pin(Arc::clone(&lock(&self.records)).accept(caller, body));
+        let mut open = lock(&self.open);
+        let records = Arc::clone(&lock(&self.records));
+        let mut lines = Box::pin(records.accept(caller, body));
         #[allow(clippy::disallowed_methods)] // The test's runtime owns it; it ends with its channels.
         let stream = tokio::spawn(async move {
             while let Some(lines) = lines.next().await {
@@ -142,7 +146,7 @@ impl Wire {
                 }
             }
         });
-        lock(&self.open).push(stream.abort_handle());
+        open.push(stream.abort_handle());
         Ok(RecordStream { up, down })
     }
 }

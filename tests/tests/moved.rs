@@ -280,6 +280,38 @@ async fn two_that_lead_at_once_sign_one_tree() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_died_before_its_checkpoint_is_followed_by_one_that_makes_the_same_tree() {
+    let brokers = Brokers::start(2, Duration::from_secs(60));
+    brokers.leads[0].store(false, Ordering::SeqCst);
+    // Both have noted entries, and would take their own before the other's.
+    for instance in 1..=2 {
+        let mut recording = brokers.recording(instance);
+        let records = &brokers.records[usize::try_from(instance - 1).unwrap()];
+        recording.move_to(records).unwrap();
+        let mut session = recording.session().unwrap();
+        session.opened().await.unwrap();
+        run(&recording, &mut session, 1).await;
+        session.close(left(1));
+        recording.stop().await.unwrap();
+    }
+    // The first leader gets as far as its tiles: where its checkpoint would be, something else is.
+    let log = brokers.state.path().join("records/v1/local/tlog");
+    let in_the_way: Vec<_> = (1..40).map(|size| log.join(format!("checkpoint.{size}"))).collect();
+    in_the_way
+        .iter()
+        .for_each(|place| std::fs::create_dir_all(place).unwrap());
+    brokers.leads[0].store(true, Ordering::SeqCst);
+    brokers.records[0].look_after().unwrap_err();
+    in_the_way.iter().for_each(|place| std::fs::remove_dir(place).unwrap());
+    assert!(!files(&log.join("tile"), "").is_empty(), "it wrote no tiles");
+    brokers.look_after(1).await;
+    let report = brokers.verified();
+    assert_eq!((report.exit_code(), report.sessions.len()), (0, 2), "{report:#?}");
+    brokers.look_after(0).await;
+    assert_eq!(brokers.verified().exit_code(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_says_two_things_to_two_brokers_is_an_alarm() {
     let brokers = Brokers::start(2, Duration::from_secs(60));
     let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -290,6 +322,7 @@ async fn a_log_that_says_two_things_to_two_brokers_is_an_alarm() {
     // The same pod and instance with another log: a sidecar that would have two records of one time.
     let second = Recording::start(other.path(), Arc::clone(&brokers.records[1]), 1).unwrap();
     until("it is an alarm", || !brokers.records[1].alarms().is_empty()).await;
+    until("the sidecar is told", || second.log.status().refused > 0).await;
     assert_eq!(second.log.status().received, 0, "taken");
     second.kill().await;
     let report = verify_store(&brokers.state.path().join("records"), &Options::default()).unwrap();

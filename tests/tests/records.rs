@@ -418,7 +418,11 @@ async fn a_broker_that_restarts_goes_on_where_it_was() {
 
 /// A collector that says what it holds, and refuses whatever comes.
 #[derive(Default)]
-struct Unwilling(AtomicU64);
+struct Unwilling {
+    asked: AtomicU64,
+    /// What is sent to it lies here.
+    sent: std::sync::Mutex<Vec<mpsc::Receiver<bytes::Bytes>>>,
+}
 
 impl RecordSink for Unwilling {
     fn certify(&self, _: [u8; 32]) -> BoxFuture<'_, Result<String, SinkError>> {
@@ -426,8 +430,9 @@ impl RecordSink for Unwilling {
     }
 
     fn connect(&self) -> BoxFuture<'_, Result<RecordStream, SinkError>> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        let ((up, _), (acks, down)) = (mpsc::channel(8), mpsc::channel(8));
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let ((up, sent), (acks, down)) = (mpsc::channel(8), mpsc::channel(8));
+        self.sent.lock().unwrap().push(sent);
         let message = "log number 0 comes after log number 7".to_owned();
         for ack in [RecordAck::Received { upto: 7 }, RecordAck::Refused { upto: 7, message }] {
             acks.try_send(ack).unwrap();
@@ -454,7 +459,7 @@ async fn a_collector_that_goes_on_refusing_is_asked_less_and_less_often() {
         () = run => panic!("it ended by itself"),
         () = minute => {}
     }
-    let asked = sink.0.load(Ordering::SeqCst);
+    let asked = sink.asked.load(Ordering::SeqCst);
     assert!((10..=25).contains(&asked), "asked {asked} times in a minute");
 }
 
