@@ -44,6 +44,19 @@ impl Answer {
     }
 }
 
+/// The test's time, in seconds: a broker whose clock was moved makes its certificate by that.
+#[derive(Debug)]
+struct Time(i64);
+
+impl rustls::time_provider::TimeProvider for Time {
+    fn current_time(&self) -> Option<rustls::pki_types::UnixTime> {
+        let seconds = u64::try_from(self.0).ok()?;
+        Some(rustls::pki_types::UnixTime::since_unix_epoch(
+            std::time::Duration::from_secs(seconds),
+        ))
+    }
+}
+
 impl Client {
     pub fn new(base: &str, ca: &str, clock: Arc<ManualClock>) -> Self {
         Client {
@@ -67,7 +80,7 @@ impl Client {
             .add(CertificateDer::from_pem_slice(self.ca.as_bytes()).unwrap())
             .unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        let mut tls = rustls::ClientConfig::builder_with_details(provider, Arc::new(Time(self.clock.now())))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots)
