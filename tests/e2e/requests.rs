@@ -5,7 +5,7 @@
 //! the chart hold alone.
 
 use std::process::Output;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
