@@ -9,6 +9,9 @@ use sidegate_tests::cluster::User;
 use super::corpus::push;
 use super::{golden_pod, named, says, Attempt, Guarded, AUDIENCE};
 
+/// How a good object becomes another one.
+type Change = fn(&mut Value);
+
 /// Writes to a part of a running pod: the policy that refuses, the part, and what is tried.
 pub type Written = (&'static str, &'static str, &'static [Attempt]);
 
@@ -174,7 +177,7 @@ pub fn a_running_pod_keeps_its_sidecar(guarded: &Guarded) -> Result<()> {
     }
     ensure!(missed.is_empty(), "{}", missed.join("\n"));
     // What does not concern the sidecar is its owner's business.
-    let harmless: [(&str, fn(&mut Value)); 5] = [
+    let harmless: [(&str, Change); 5] = [
         ("", |pod| {
             pod["spec"]["containers"][0]["image"] = json!("registry.example/agent:2")
         }),
