@@ -56,6 +56,15 @@ async fn gone(server: &Arc<Postgres>) {
     waited.await.unwrap();
 }
 
+/// A lease's token is given back behind its user, so it may go a moment later.
+async fn only_the_login(vault: &Vault) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while vault.tokens() != 1 {
+        assert!(Instant::now() < deadline, "{} tokens are still good", vault.tokens());
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Opens a session, says so, and gives the state it is ended with.
 fn session(port: u16, opened: std::sync::mpsc::Sender<()>) -> Option<String> {
     let mut wire = Wire::login(port, DATABASE).unwrap();
@@ -98,7 +107,7 @@ async fn an_agent_is_a_user_made_for_it_who_is_gone_once_the_lease_is_handed_bac
     let state = world.state();
     world.sidecar.shutdown().await;
     gone(&server).await;
-    assert_eq!(vault.tokens(), 1, "the login alone");
+    only_the_login(&vault).await;
     world.broker.shutdown().await;
     let told = events(&state).unwrap();
     let mechanisms = values(&told, "mechanism");

@@ -252,10 +252,7 @@ impl<'a> Judge<'a> {
     /// Says what no rule allows, as exactly as the rules that came close let it.
     fn uncovered(&self, part: &Part, facts: &SqlFacts) -> (Reason, String) {
         if self.rules.covers.rules.is_empty() {
-            return (
-                Reason::Denied,
-                format!("no policy names this agent on {}", self.scene.target.id),
-            );
+            return (Reason::Denied, self.nothing_is_allowed());
         }
         let close = self.rules.covers.candidates(part).find_map(|(_, rule)| {
             let matcher = rule.matcher.as_ref().filter(|matcher| !matcher.columns.is_empty())?;
@@ -313,10 +310,20 @@ impl<'a> Judge<'a> {
         self.granted(covered, asked)
     }
 
+    /// Where no rule could allow anything. A policy that only denies or asks names the agent all the same.
+    fn nothing_is_allowed(&self) -> String {
+        let target = &self.scene.target.id;
+        if self.rules.denies.rules.is_empty() && self.rules.asks.rules.is_empty() {
+            format!("no policy names this agent on {target}")
+        } else {
+            format!("no rule allows this agent anything on {target}")
+        }
+    }
+
     fn not_understood(&self, family: Family) -> Verdict<'a> {
         let target = &self.scene.target.id;
         let (reason, because) = match (family, self.rules.covers.rules.is_empty()) {
-            (_, true) => (Reason::Denied, format!("no policy names this agent on {target}")),
+            (_, true) => (Reason::Denied, self.nothing_is_allowed()),
             (Family::Sql, _) => (
                 Reason::NotUnderstood,
                 "it could not be understood, and no rule allows what cannot be understood".to_owned(),
@@ -349,11 +356,10 @@ impl<'a> Judge<'a> {
                 }
             }
             if covered.is_empty() {
-                let target = &self.scene.target.id;
                 let because = if self.rules.covers.rules.is_empty() {
-                    format!("no policy names this agent on {target}")
+                    self.nothing_is_allowed()
                 } else {
-                    format!("no rule allows anything on {target} now")
+                    format!("no rule allows anything on {} now", self.scene.target.id)
                 };
                 return self.refused(Reason::Denied, because);
             }

@@ -511,6 +511,20 @@ fn only_the_named_subject_on_the_named_target_is_allowed() {
 }
 
 #[test]
+fn an_agent_that_is_only_denied_something_is_not_told_that_no_policy_names_it() {
+    let denies = policy(
+        "p",
+        json!({"rules": [{"name": "no", "effect": "Deny", "sql": {"tables": ["app.secret"]}}]}),
+    );
+    let decision = judged(&set(&[denies]), &select("app.orders"));
+    assert_eq!(decision.effect, Effect::Deny);
+    assert_eq!(
+        decision.message.as_deref(),
+        Some("no rule allows this agent anything on data/shop")
+    );
+}
+
+#[test]
 fn masks_are_strongest_first_and_limits_strictest() {
     let set = set(&[
         policy(
