@@ -112,7 +112,11 @@ pub(crate) fn look(
     let limits = authority.limits();
     let now = limits.judge(silent);
     if now != before && silent.is_some() {
-        tracing::warn!(?silent, staleness = ?now, "how long the broker has been silent means something else now");
+        match now {
+            // At every start, and after every silence that meant something.
+            Staleness::Fresh => tracing::info!("the broker speaks"),
+            _ => tracing::warn!(?silent, staleness = ?now, "the broker has been silent for long enough to matter"),
+        }
     }
     if now >= Staleness::Close {
         // A lease chain that ends closes its sessions by itself.
