@@ -108,12 +108,12 @@ interop: ## Test exchanges with a real Keycloak, oidc-provider, MinIO and moto (
 		-E 'package(sidegate-broker) and (test(keycloak) or test(stock_provider) or test(moto) or test(minio))'
 
 .PHONY: release
-release: ## Build the shipped programs, laid out by what a short training run does (says so where it cannot)
+release: ## Build the shipped programs, laid out by what a short training run does (says so where it cannot; from nothing an hour and more on two cores)
 	@$(SETUP) build postgres
 	@CARGO="$(CARGO)" bash bench/release.sh
 
 .PHONY: bench
-bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour; ROWS=pg-simple,bulk ROUNDS=3 runs a part)
+bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour after `make release`'s hour; ROWS=pg-simple,bulk ROUNDS=3 runs a part)
 	@$(SETUP) build postgres bench
 	@CARGO="$(CARGO)" bash bench/release.sh -p sidegate -p sidegate-sidecar -p sidegate-injector -p sidegate-bench
 	@"$(TARGET)/release/sidegate-bench" $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
