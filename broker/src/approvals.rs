@@ -31,7 +31,7 @@ use crate::audit::{Audit, Event, Unrecorded};
 use crate::clock::{parse_rfc3339, rfc3339, Clock};
 use crate::front::Front;
 use crate::index::{AskBasis, Index};
-use crate::issuer::client_id;
+use crate::issuer::{client_id, random};
 use crate::lockdown::{About, Denied};
 use people::Person;
 use store::{Made, Store, StoreError, Stored, SwapError};
@@ -677,18 +677,14 @@ pub async fn keep(front: Arc<Front>) {
 
 /// Until the next look, after so many that failed: half a minute at most, with a quarter off so that replicas part.
 fn pause(failures: u32) -> Duration {
-    let longest = TICK.saturating_mul(2_u32.saturating_pow(failures)).min(LONGEST_PAUSE);
-    let mut random = [0_u8; 1];
-    // Without randomness jitter is lost, nothing else.
-    let _ = aws_lc_rs::rand::fill(&mut random);
-    let off = longest
-        .saturating_mul(u32::from(u8::from_ne_bytes(random)))
-        .checked_div(1024)
-        .unwrap_or_default();
     if failures == 0 {
         return TICK;
     }
-    longest.saturating_sub(off)
+    let longest = TICK.saturating_mul(2_u32.saturating_pow(failures)).min(LONGEST_PAUSE);
+    // Without randomness jitter is lost, nothing else.
+    let [off] = random::<1>().unwrap_or_default();
+    let off = longest.saturating_mul(u32::from(off)).checked_div(1024);
+    longest.saturating_sub(off.unwrap_or_default())
 }
 
 /// What a store has no room for cannot be shown to people either.

@@ -7,7 +7,8 @@
 //! Refused: a tile that exists with other bytes. Invariants: entries are appended each once, a broker's in the order it
 //! noted them; no two checkpoints of one size have other roots.
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Write;
 
@@ -38,9 +39,8 @@ pub(super) struct TileLog {
     pending: Vec<Vec<u8>>,
     file: String,
     journal: File,
-    known: HashSet<Hash>,
-    /// Those of them that the tree holds.
-    covered: HashSet<Hash>,
+    /// Leaves of this broker's entries and of the tree's, each with whether the tree holds it.
+    known: HashMap<Hash, bool>,
     signed_heads: Vec<LogHead>,
     signed_size: Option<u64>,
     /// Checkpoints of the present size so far.
@@ -63,8 +63,7 @@ impl TileLog {
             pending: Vec::new(),
             journal: objects.journal(&file, whole as u64)?,
             file,
-            known: HashSet::new(),
-            covered: HashSet::new(),
+            known: HashMap::new(),
             signed_heads: Vec::new(),
             signed_size: None,
             repeats: 0,
@@ -74,9 +73,7 @@ impl TileLog {
         log.signed_size = size;
         log.repeats = repeats;
         for entry in entries(&pending) {
-            if log.known.insert(leaf(&entry)) {
-                log.pending.push(entry);
-            }
+            log.hold(entry);
         }
         Ok(log)
     }
@@ -103,8 +100,8 @@ impl TileLog {
 
     /// Lets go of what a checkpoint covers.
     fn settle(&mut self, objects: &Objects) -> Result<(), RecordsError> {
-        let covered = &self.covered;
-        self.pending.retain(|entry| !covered.contains(&leaf(entry)));
+        let known = &self.known;
+        self.pending.retain(|entry| known.get(&leaf(entry)) != Some(&true));
         if self.pending.is_empty() {
             self.journal = objects.journal(&self.file, 0)?;
         }
@@ -131,10 +128,18 @@ impl TileLog {
         Ok(())
     }
 
+    /// Has an entry of this broker's wait for a checkpoint, once.
+    fn hold(&mut self, entry: Vec<u8>) {
+        if let Slot::Vacant(slot) = self.known.entry(leaf(&entry)) {
+            slot.insert(false);
+            self.pending.push(entry);
+        }
+    }
+
     /// Notes an entry, synced; the next checkpoint covers it. Known ones are not noted twice.
     pub fn note(&mut self, objects: &Objects, entry: &Entry) -> Result<(), RecordsError> {
         let bytes = entry.to_bytes();
-        if !self.known.insert(leaf(&bytes)) {
+        if self.known.contains_key(&leaf(&bytes)) {
             return Ok(());
         }
         let mut framed = Vec::new();
@@ -143,16 +148,16 @@ impl TileLog {
             .write_all(&framed)
             .and_then(|()| self.journal.sync_data())
             .map_err(|error| failed(&objects.path(&self.file), error))?;
-        self.pending.push(bytes);
+        self.hold(bytes);
         Ok(())
     }
 
     /// Appends an entry to tree, bundle and tiles; full tiles are written when `write` says so.
     fn append(&mut self, objects: &Objects, entry: &[u8], write: bool) -> Result<(), RecordsError> {
         let size = self.tree.size();
+        let hash = leaf(entry);
         self.tree.push(entry);
-        self.known.insert(leaf(entry));
-        self.covered.insert(leaf(entry));
+        self.known.insert(hash, true);
         push_entry(entry, &mut self.bundle);
         if self.tree.size().is_multiple_of(TILE) {
             if write {
@@ -161,7 +166,7 @@ impl TileLog {
             }
             self.bundle.clear();
         }
-        let mut carry = Some(leaf(entry));
+        let mut carry = Some(hash);
         let mut index = size / TILE;
         for (level, hashes) in self.levels.iter_mut().enumerate() {
             let Some(hash) = carry.take() else { break };
@@ -219,12 +224,14 @@ impl TileLog {
     /// Every broker's entries that the tree does not hold.
     fn waiting(&self, objects: &Objects) -> Result<Vec<Vec<u8>>, RecordsError> {
         let mut waiting = self.pending.clone();
-        let mut taken: HashSet<Hash> = waiting.iter().map(|entry| leaf(entry)).collect();
+        // Two brokers may note the same one.
+        let mut taken: HashSet<Hash> = HashSet::new();
         let mut files = objects.list(NOTED)?;
         files.push(PENDING.to_owned());
         for file in files.iter().filter(|file| **file != self.file) {
             for entry in entries(&objects.read(file)?.unwrap_or_default()) {
-                if !self.covered.contains(&leaf(&entry)) && taken.insert(leaf(&entry)) {
+                let hash = leaf(&entry);
+                if !self.known.contains_key(&hash) && taken.insert(hash) {
                     waiting.push(entry);
                 }
             }
