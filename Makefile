@@ -6,9 +6,10 @@ PROFILE := proof
 CARGO := $(or $(shell command -v cargo 2>/dev/null),$(HOME)/.cargo/bin/cargo)
 SETUP := bash tests/setup/need.sh
 NODE = SIDEGATE_TEST_NODE=1 $(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test node --
+IMAGES = CARGO="$(CARGO)" bash images/build.sh --profile $(PROFILE)
 # Our images, where a node can be. Called by itself, and not by make: lines that name it run even where make is only asked what
 # it would do.
-NODE_IMAGES = if $(NODE) suits 2>/dev/null; then CARGO="$(CARGO)" bash images/build.sh --profile $(PROFILE); fi
+NODE_IMAGES = if $(NODE) suits 2>/dev/null; then $(IMAGES); fi
 TOOLS := $(or $(SIDEGATE_CACHE),$(HOME)/.cache/sidegate)/bin
 export PATH := $(TOOLS):$(HOME)/.cargo/bin:$(PATH)
 export CARGO_TERM_COLOR ?= auto
@@ -73,11 +74,11 @@ node: ## Test injected pods on a real node: containerd, kubelet, our images (roo
 	@$(NODE_IMAGES)
 	@$(NODE) $(FILTER)
 
-# What the node suite and `make cluster` stand on; only a machine that can have a node needs it.
+# What `make cluster` stands on; only a machine that can have a node needs it.
 .PHONY: node-images
 node-images:
 	@$(SETUP) build postgres postgres18 node
-	@CARGO="$(CARGO)" bash images/build.sh --profile $(PROFILE)
+	@$(IMAGES)
 
 .PHONY: cluster
 cluster: cluster-binaries node-images ## Bring up a single-node cluster with Sidegate, an agent and a database, and say how to use it (root)

@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use self::client::{Sidecar, Stream};
 use self::fleet::Fleet;
 use crate::cpu;
-use crate::report::Report;
+use crate::report::{p99, Report};
 use crate::Plan;
 
 pub use fleet::serve;
@@ -378,8 +378,6 @@ async fn take(
 
 /// Milliseconds until all but the last hundredth had it.
 fn late(seen: &[Seen], began: u64) -> f64 {
-    let mut after: Vec<u64> = seen.iter().map(|(at, _)| at.saturating_sub(began)).collect();
-    after.sort_unstable();
-    let at = (after.len() * 99 / 100).min(after.len().saturating_sub(1));
-    after.get(at).map_or(f64::NAN, |micros| *micros as f64 / 1e3)
+    let after = seen.iter().map(|(at, _)| at.saturating_sub(began) as f64 / 1e3);
+    p99(after.collect())
 }

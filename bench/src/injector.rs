@@ -8,17 +8,16 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::ServerName;
 use serde_json::{json, Value};
 use sidegate_tests::authority::Authority;
 use sidegate_tests::cluster::{Cluster, Programs};
+use sidegate_tests::http::connector;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
@@ -28,7 +27,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::contender::Running;
 use crate::cpu;
-use crate::report::{median, Report};
+use crate::report::{median, p99, Report};
 use crate::Plan;
 
 /// Connections, as an API server would keep open.
@@ -145,17 +144,10 @@ fn serve(cluster: &Cluster) -> Result<Served> {
     let mut line = String::new();
     BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
     let said: Value = serde_json::from_str(&line).context("the injector did not start")?;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes())?)?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
     Ok(Served {
         process: Running::of(child),
         address: said["listen"].as_str().context("it says no address")?.to_owned(),
-        connector: TlsConnector::from(Arc::new(config)),
+        connector: connector(authority.pem(), None)?,
         authority: authority.pem().to_owned(),
         _folder: folder,
     })
@@ -262,14 +254,6 @@ async fn load(served: &Served, length: Duration, pace: Option<u32>) -> Result<Ve
         all.extend(took??);
     }
     Ok(all)
-}
-
-fn p99(mut took: Vec<f64>) -> f64 {
-    took.sort_by(f64::total_cmp);
-    let at = took.len() * 99 / 100;
-    took.get(at.min(took.len().saturating_sub(1)))
-        .copied()
-        .unwrap_or(f64::NAN)
 }
 
 fn reviews(plan: &Plan, report: &mut Report, runtime: &Runtime, served: &Served) -> Result<()> {

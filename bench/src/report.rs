@@ -58,6 +58,16 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
+/// What all but the last hundredth stay within.
+pub fn p99(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let at = values.len() * 99 / 100;
+    values
+        .get(at.min(values.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or(f64::NAN)
+}
+
 impl Report {
     /// An empty report of this commit and machine.
     pub fn new(plan: &Plan) -> Report {

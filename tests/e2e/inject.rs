@@ -636,14 +636,7 @@ pub fn what_is_no_review_is_answered_with_no_review(cluster: &Cluster) -> Result
 /// Sends bytes over TLS and reads until the other side closes.
 async fn exchange(address: SocketAddr, authority: &str, head: String, body: Vec<u8>) -> Result<String> {
     let tcp = tokio::net::TcpStream::connect(address).await?;
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.as_bytes())?)?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let connector = sidegate_tests::http::connector(authority, None)?;
     let mut stream = connector.connect("127.0.0.1".try_into()?, tcp).await?;
     stream.write_all(head.as_bytes()).await?;
     // It may have been refused by its head alone.

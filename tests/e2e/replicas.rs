@@ -3,6 +3,7 @@
 //! They share a control plane of their own, their names, and a port in front of them that stands for the Service; the
 //! tests here run one after another.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 
@@ -81,7 +82,7 @@ pub struct Replicas {
     pub change: Arc<Change>,
     pub cluster: Cluster,
     /// The record store of all.
-    pub records: tempfile::TempDir,
+    records: tempfile::TempDir,
 }
 
 static REPLICAS: Mutex<Option<Replicas>> = Mutex::new(None);
@@ -168,7 +169,12 @@ impl Replicas {
         }
     }
 
-    pub fn agent(&self) -> Result<Agent<'_>> {
+    /// The record store that all of them keep.
+    pub fn store(&self) -> PathBuf {
+        self.records.path().join("records")
+    }
+
+    fn agent(&self) -> Result<Agent<'_>> {
         Agent::of(&self.cluster, Arc::clone(&self.sites[0]), |_| {})
     }
 
@@ -182,7 +188,7 @@ impl Replicas {
         Ok(rings[0].clone())
     }
 
-    pub fn leader(&self) -> Result<usize> {
+    fn leader(&self) -> Result<usize> {
         let leads = |site: &Arc<Site>| site.broker.front().issuer.ring(RingName::Access).rotates();
         let found = until(
             "one replica leads",
@@ -276,7 +282,7 @@ fn a_second_key_is_refused_at_every_one(replicas: &mut Replicas) -> Result<()> {
 }
 
 /// What a person does at one replica's control socket.
-pub fn emergency(site: &Site) -> Result<rotation::Emergency> {
+fn emergency(site: &Site) -> Result<rotation::Emergency> {
     let (front, records) = (Arc::clone(site.broker.front()), site.broker.records());
     let (tasks, now) = (front.tasks.clone(), front.clock.now());
     let done =

@@ -8,24 +8,25 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::{bail, ensure, Context, Result};
-use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::CertificateDer;
 use serde_json::{json, Value};
 use sidegate_broker::clock::{Clock, SystemClock};
 use sidegate_broker::front::budget::{Limits, Rate};
 use sidegate_broker::jwt::{sha256_base64url, SigningKey};
 use sidegate_broker::rings::{KeyInfo, RingName};
 use sidegate_broker::rotation;
-use sidegate_policies::record::verify::{verify_store, Options, Verdict};
+use sidegate_policies::record::verify::Verdict;
 use sidegate_tests::cluster::Programs;
+use sidegate_tests::http::connector;
 use sidegate_tests::shop::DATABASE;
 use sidegate_tests::wire::{query, shape, Wire};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::TlsConnector;
 use uuid::Uuid;
 
 use crate::applied::{Shop, NAME};
+use crate::moved::verified;
 use crate::replicas::{ports, Replicas};
 use crate::site::{pod, until, Agent, Site};
 
@@ -45,7 +46,7 @@ pub struct Caller {
     port: u16,
     base: String,
     clock: Arc<dyn Clock>,
-    authority: String,
+    connector: TlsConnector,
     token: String,
     key: SigningKey,
     stream: Option<TlsStream<TcpStream>>,
@@ -60,7 +61,7 @@ impl Caller {
             port,
             base: site.broker.front_url.clone(),
             clock,
-            authority: site.broker.ca_pem.clone(),
+            connector: connector(&site.broker.ca_pem, None)?,
             token,
             key: SigningKey::from_pkcs8(&SigningKey::generate()?)?,
             stream: None,
@@ -69,16 +70,8 @@ impl Caller {
     }
 
     async fn dial(&self) -> Result<TlsStream<TcpStream>> {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.authority.as_bytes())?)?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         let stream = TcpStream::connect(("127.0.0.1", self.port)).await?;
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-        Ok(connector.connect("127.0.0.1".try_into()?, stream).await?)
+        Ok(self.connector.connect("127.0.0.1".try_into()?, stream).await?)
     }
 
     fn proof(&self, path: &str, session: Option<&str>, nonce: Option<&str>) -> Result<String> {
@@ -164,7 +157,7 @@ async fn answered(stream: &mut TlsStream<TcpStream>, request: &str) -> Result<Op
         return Ok(None);
     }
     let mut read = Vec::new();
-    let (head, length) = loop {
+    let (head, body) = loop {
         let mut piece = [0; 4096];
         let count = match stream.read(&mut piece).await {
             Ok(0) | Err(_) if read.is_empty() => return Ok(None),
@@ -183,7 +176,7 @@ async fn answered(stream: &mut TlsStream<TcpStream>, request: &str) -> Result<Op
     Ok(Some(Answer {
         status: head.split(' ').nth(1).context("no status")?.parse()?,
         nonce: header(&head, "dpop-nonce").map(str::to_owned),
-        body: serde_json::from_str(&length).unwrap_or(Value::Null),
+        body: serde_json::from_str(&body).unwrap_or(Value::Null),
     }))
 }
 
@@ -420,8 +413,7 @@ pub fn nothing_fails_while_brokers_restart_and_keys_rotate(programs: &Programs) 
     );
     ensure!(done[2] > 0, "no statement");
     replicas.sites[0].runtime.block_on(sidecar.shutdown());
-    let root = replicas.records.path().join("records");
-    let report = verify_store(&root, &Options::default())?;
+    let report = verified(&replicas)?;
     ensure!(report.exit_code() == 0, "{report:#?}");
     let valid = report.sessions.iter().all(|session| session.verdict == Verdict::Valid);
     ensure!(valid && !report.sessions.is_empty(), "{report:#?}");

@@ -11,6 +11,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::authority::Leaf;
 
@@ -22,14 +23,8 @@ pub async fn get(address: SocketAddr, request: &str) -> Result<(String, String)>
     tokio::time::timeout(PATIENCE, asked).await?
 }
 
-/// The same over TLS, from a server that is certified for `localhost` under this authority; with more lines of the head,
-/// and a certificate of the client's own if it has one.
-pub async fn get_over_tls(
-    address: SocketAddr,
-    authority: &str,
-    client: Option<&Leaf>,
-    (request, head): (&str, &str),
-) -> Result<(String, String)> {
+/// What dials servers that are certified under this authority, with a certificate of the client's own if it has one.
+pub fn connector(authority: &str, client: Option<&Leaf>) -> Result<TlsConnector> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.as_bytes())?)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -43,7 +38,18 @@ pub async fn get_over_tls(
         )?,
         None => config.with_no_client_auth(),
     };
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// The same over TLS, from a server that is certified for `localhost` under this authority; with more lines of the head,
+/// and a certificate of the client's own if it has one.
+pub async fn get_over_tls(
+    address: SocketAddr,
+    authority: &str,
+    client: Option<&Leaf>,
+    (request, head): (&str, &str),
+) -> Result<(String, String)> {
+    let connector = connector(authority, client)?;
     let asked = async {
         let stream = TcpStream::connect(address).await?;
         let stream = connector.connect("localhost".try_into()?, stream).await?;

@@ -82,7 +82,7 @@ fn rights(look: &Look<'_>) -> Finding {
         false => Finding::warn(
             WHAT,
             format!("not in every namespace: {}", cannot.join(", ")),
-            "requests, approve and deny work with -n where you may there; the others read every namespace (docs/kubectl.md)",
+            "requests, approve and deny work with -n where you may there; explain, outdated and unprotected read every namespace, lock is for the whole cluster (docs/kubectl.md)",
         ),
     }
 }
