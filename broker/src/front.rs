@@ -103,8 +103,9 @@ impl Front {
 pub const MAX_BODY: usize = 64 * 1024;
 /// Largest body of a request for approval: the text alone may have 64 KiB.
 pub const MAX_ASK: usize = 512 * 1024;
-/// Within this an ordinary call is answered.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// Within this an ordinary call is answered. Longer than the broker waits for the API server (10 s), so that a call
+/// which fails on it is counted and audited before it is given up; shorter than a sidecar waits for an answer (15 s).
+const DEADLINE: Duration = Duration::from_secs(12);
 
 /// The routes. `records` is the collector's own router, served behind the same authentication.
 pub fn router(front: Arc<Front>, records: Router) -> Router {
