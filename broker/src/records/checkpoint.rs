@@ -55,7 +55,7 @@ impl TileLog {
             replica => format!("{NOTED}/{replica}"),
         };
         let pending = objects.read(&file)?.unwrap_or_default();
-        let whole = whole(&pending);
+        let (whole, waiting) = whole(&pending);
         let mut log = TileLog {
             tree: Tree::default(),
             bundle: Vec::new(),
@@ -72,8 +72,8 @@ impl TileLog {
         log.load(objects, size)?;
         log.signed_size = size;
         log.repeats = repeats;
-        for entry in entries(&pending) {
-            log.hold(entry);
+        for entry in waiting {
+            log.hold(entry.to_vec());
         }
         Ok(log)
     }
@@ -93,6 +93,8 @@ impl TileLog {
         self.load(objects, Some(size))?;
         (self.signed_size, self.repeats) = (Some(size), repeats);
         if self.tree.size() > before {
+            // Whoever signed may have died before its batch went.
+            objects.remove(&batch(before))?;
             self.settle(objects)?;
         }
         Ok(())
@@ -100,10 +102,18 @@ impl TileLog {
 
     /// Lets go of what a checkpoint covers.
     fn settle(&mut self, objects: &Objects) -> Result<(), RecordsError> {
-        let known = &self.known;
+        let (known, before) = (&self.known, self.pending.len());
         self.pending.retain(|entry| known.get(&leaf(entry)) != Some(&true));
         if self.pending.is_empty() {
             self.journal = objects.journal(&self.file, 0)?;
+        } else if self.pending.len() < before {
+            // A broker at work always has something that came behind the checkpoint: its file is not to grow for that.
+            let mut left = Vec::new();
+            for entry in &self.pending {
+                push_entry(entry, &mut left);
+            }
+            objects.replace_private(&self.file, &left)?;
+            self.journal = objects.journal(&self.file, left.len() as u64)?;
         }
         Ok(())
     }
@@ -319,20 +329,21 @@ fn batch(size: u64) -> String {
     format!("private/batch.{size}")
 }
 
-/// Length of the whole entries of a file.
-fn whole(bytes: &[u8]) -> usize {
+/// The whole entries of a file, and how long they are.
+fn whole(bytes: &[u8]) -> (usize, Vec<&[u8]>) {
     let mut whole = bytes.len();
-    while bundle_entries(bytes.get(..whole).unwrap_or_default()).is_none() {
-        // A torn last entry: its object was never made, or is noted again when the sidecar sends it again.
-        whole = whole.saturating_sub(1);
+    loop {
+        match bundle_entries(bytes.get(..whole).unwrap_or_default()) {
+            Some(entries) => return (whole, entries),
+            // A torn last entry: its object was never made, or is noted again when the sidecar sends it again.
+            None => whole = whole.saturating_sub(1),
+        }
     }
-    whole
 }
 
 /// The whole entries of a file.
 fn entries(bytes: &[u8]) -> Vec<Vec<u8>> {
-    let whole = bundle_entries(bytes.get(..whole(bytes)).unwrap_or_default()).unwrap_or_default();
-    whole.into_iter().map(<[u8]>::to_vec).collect()
+    whole(bytes).1.into_iter().map(<[u8]>::to_vec).collect()
 }
 
 /// What the newest checkpoint says of itself, if there is one.

@@ -392,17 +392,23 @@ impl LogState {
         Ok(())
     }
 
-    /// Appends what is new to the landing journal and syncs it.
-    fn land(&mut self, records: &Records) -> Result<(), RecordsError> {
-        let new = self.tail.get(self.landed..).unwrap_or_default();
-        if new.is_empty() {
-            return Ok(());
-        }
-        let name = records.landing(&self.path);
+    /// Refuses where another replica claimed the log: this one's journal has lost its name.
+    fn still_here(&mut self, records: &Records) -> Result<(), RecordsError> {
         if records.is_shared() && self.journal.as_ref().is_some_and(is_gone) {
             self.journal = None;
             return Err(RecordsError::Behind(self.path.to_string()));
         }
+        Ok(())
+    }
+
+    /// Appends what is new to the landing journal and syncs it.
+    fn land(&mut self, records: &Records) -> Result<(), RecordsError> {
+        if self.landed >= self.tail.len() {
+            return Ok(());
+        }
+        let name = records.landing(&self.path);
+        self.still_here(records)?;
+        let new = self.tail.get(self.landed..).unwrap_or_default();
         let journal = match &mut self.journal {
             Some(journal) => journal,
             none => match records.objects.journal(&name, self.landed as u64) {
@@ -421,6 +427,8 @@ impl LogState {
             records.objects.set_aside(&name)?;
             return Err(failed(&records.objects.path(&name), error));
         }
+        // Nothing is said to be held in a journal that was claimed meanwhile.
+        self.still_here(records)?;
         self.landed = self.tail.len();
         Ok(())
     }
@@ -578,18 +586,25 @@ impl Records {
         if !self.is_shared() {
             return self.log(path);
         }
-        // Nobody forgets the log while it is read.
-        let mut logs = lock(&self.logs);
+        // Whoever holds it keeps it from being forgotten; the others need not wait while the disk is read.
         let log = Arc::clone(
-            logs.entry(path.clone())
+            lock(&self.logs)
+                .entry(path.clone())
                 .or_insert_with(|| Arc::new(Mutex::new(LogState::new(path.clone())))),
         );
-        let mut state = lock(&log);
-        let loaded = read_back::load(self, path)?;
+        let read = self.read_anew(&mut lock(&log));
+        if read.is_err() {
+            // What was never read is nothing to go on with.
+            let unread = |log: &Arc<Mutex<LogState>>| Arc::strong_count(log) == 2 && lock(log).next() == 0;
+            lock(&self.logs).retain(|other, log| other != path || !unread(log));
+        }
+        read.map(|()| log)
+    }
+
+    fn read_anew(&self, state: &mut LogState) -> Result<(), RecordsError> {
+        let loaded = read_back::load(self, &state.path)?;
         *state = loaded.state;
-        state.claim(self, (loaded.exact, &loaded.others))?;
-        drop(state);
-        Ok(log)
+        state.claim(self, (loaded.exact, &loaded.others))
     }
 
     /// After a restart: logs with a landing journal of this broker's are taken up again.
@@ -639,7 +654,7 @@ impl Records {
 
     /// Forgets logs that are complete and whose last head is signed, and those that other replicas go on with.
     pub(super) fn forget_done(&self) {
-        lock(&self.logs).retain(|_, log| !lock(log).is_over());
+        lock(&self.logs).retain(|_, log| Arc::strong_count(log) > 1 || !lock(log).is_over());
     }
 }
 

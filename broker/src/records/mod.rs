@@ -202,7 +202,7 @@ impl Records {
             self.clone().keep().await;
         }
         self.clone().keep().await;
-        self.leave();
+        let _ = blocking(move || self.leave()).await;
     }
 
     async fn keep(self: Arc<Self>) {

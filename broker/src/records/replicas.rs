@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sidegate_policies::record::frame::{hex, unhex};
-use sidegate_policies::record::layout::BROKER;
+use sidegate_policies::record::layout::{LogPath, BROKER};
 use sidegate_policies::record::summary::SessionSummary;
 use sidegate_policies::record::tlog::LogHead;
 
@@ -149,12 +149,20 @@ impl Records {
             if there || path.namespace == BROKER {
                 continue;
             }
-            let log = self.log(&path)?;
-            let bytes = self.objects.read(&name)?.unwrap_or_default();
-            let last = frames(&bytes).last().map(|frame| frame.header.log_number);
-            if last.is_none_or(|last| lock(&log).is_stored(last)) {
-                self.objects.remove(&name)?;
+            // One log that cannot be read keeps no other from being sealed, and no checkpoint from being signed.
+            if let Err(error) = self.adopt_one(&name, &path) {
+                self.alarm(&path.to_string(), &error.to_string());
             }
+        }
+        Ok(())
+    }
+
+    fn adopt_one(&self, name: &str, path: &LogPath) -> Result<(), RecordsError> {
+        let log = self.log(path)?;
+        let bytes = self.objects.read(name)?.unwrap_or_default();
+        let last = frames(&bytes).last().map(|frame| frame.header.log_number);
+        if last.is_none_or(|last| lock(&log).is_stored(last)) {
+            self.objects.remove(name)?;
         }
         Ok(())
     }
