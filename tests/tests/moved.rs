@@ -414,18 +414,12 @@ fn landings(state: &Path) -> Vec<String> {
     files(&state.join("records/v1/local/landing"), ".sgr")
 }
 
+/// Files with this ending; none where there is no folder.
 fn files(folder: &Path, end: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let Ok(entries) = std::fs::read_dir(folder) else {
-        return found;
-    };
-    for entry in entries {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => found.extend(files(&path, end)),
-            false => found.extend(path.to_str().filter(|path| path.ends_with(end)).map(str::to_owned)),
-        }
+    if !folder.exists() {
+        return Vec::new();
     }
-    found.sort();
-    found
+    let found = crate::records::files(folder);
+    let found = found.iter().filter_map(|path| path.to_str());
+    found.filter(|path| path.ends_with(end)).map(str::to_owned).collect()
 }

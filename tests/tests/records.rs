@@ -471,7 +471,8 @@ async fn wait_until(done: impl Fn() -> bool) {
     }
 }
 
-fn files(folder: &Path) -> Vec<std::path::PathBuf> {
+/// Every file below a folder.
+pub fn files(folder: &Path) -> Vec<std::path::PathBuf> {
     let mut out = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

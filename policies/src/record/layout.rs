@@ -107,7 +107,7 @@ pub fn is_name(part: &str) -> bool {
     !part.is_empty() && part.len() <= 253 && !part.starts_with('.') && part.bytes().all(plain)
 }
 
-/// Whether a text may name one of several brokers: what Kubernetes takes for a pod's host name.
+/// Whether a text may name one of several brokers, as a pod's host name does: a-z, 0-9 and dashes, 63 at most.
 pub fn is_replica(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     !name.is_empty() && name.len() <= 63 && name.bytes().all(plain)

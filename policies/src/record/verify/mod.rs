@@ -181,23 +181,27 @@ impl<'a> Cluster<'a> {
     /// goes on with it in a journal of its own: then all are looked at anew.
     fn read_landings(&self, report: &mut Report) -> Result<Landings, VerifyError> {
         let prefix = format!("v1/{}/landing/", self.name);
-        for look in 1..=LOOKS {
+        let mut looks = 0usize;
+        loop {
             let (mut landings, mut others, mut vanished) = (Landings::new(), Vec::new(), false);
             for name in list(self.store, prefix.trim_end_matches('/'))? {
                 let inside = name.strip_prefix(&prefix).unwrap_or_default();
-                match (LogPath::parse_landing(self.name, inside), self.read(&name)?) {
-                    (Some((path, _)), Some(bytes)) => landings.entry(path).or_default().push(bytes),
-                    (Some(_), None) => vanished = true,
-                    (None, _) => others.push(name),
+                let Some((path, _)) = LogPath::parse_landing(self.name, inside) else {
+                    others.push(name);
+                    continue;
+                };
+                match self.read(&name)? {
+                    Some(bytes) => landings.entry(path).or_default().push(bytes),
+                    None => vanished = true,
                 }
             }
-            if !vanished || look == LOOKS {
+            looks = looks.saturating_add(1);
+            if !vanished || looks == LOOKS {
                 let say = |name: String| report.store(Verdict::Forged, format!("{name} is no landing journal"));
                 others.into_iter().for_each(say);
                 return Ok(landings);
             }
         }
-        Ok(Landings::new())
     }
 
     /// Log objects; names nobody writes are findings.
