@@ -14,8 +14,8 @@ use tokio::sync::watch;
 pub use crate::certificates::Lives;
 pub use crate::files::{FileError, Files};
 use crate::install::Install;
-pub use crate::kubernetes::Wanted;
-use crate::kubernetes::{connect, follow_authority, Absent, Cluster, Configurations, Keeper, Leader};
+use crate::kubernetes::{connect, follow_authority, Absent, Cluster, Configurations, Keeper, Leader, Watchdog};
+pub use crate::kubernetes::{Wanted, WATCH_EVERY};
 use crate::metrics::Metrics;
 use crate::ops::{self, Ops};
 use crate::probe::{self, Readiness};
@@ -48,6 +48,8 @@ pub struct InjectorConfig {
     pub name: String,
     /// This replica, unlike any other and any other start of it.
     pub replica: String,
+    /// How often the leader looks for pods without a valid sidecar; [`WATCH_EVERY`] but in tests.
+    pub watch_every: Duration,
 }
 
 /// Where the webhook's certificate comes from.
@@ -123,6 +125,7 @@ async fn started(config: InjectorConfig, tasks: &Tasks) -> Result<Running, Start
     let (listener, address) = bind(config.listen).await?;
     let (ready, readiness) = watch::channel(Readiness::default());
     let metrics = Arc::new(Metrics::new().map_err(StartError::Metrics)?);
+    let (count, unprotected) = watch::channel(None);
     let ops = Arc::new(Ops {
         ready: readiness,
         metrics: Arc::clone(&metrics),
@@ -130,6 +133,7 @@ async fn started(config: InjectorConfig, tasks: &Tasks) -> Result<Running, Start
         configurations: OnceLock::new(),
         leader: OnceLock::new(),
         cluster: OnceLock::new(),
+        unprotected,
     });
     let health = match config.health_listen {
         None => None,
@@ -142,16 +146,23 @@ async fn started(config: InjectorConfig, tasks: &Tasks) -> Result<Running, Start
     let client = connect(config.kubeconfig.as_deref()).await.map_err(Absent::from)?;
     let configurations = Configurations::follow(&client, &config.name, tasks);
     let _ = ops.configurations.set(Arc::clone(&configurations));
+    let leader = Leader::new(client.clone(), &config.namespace, &config.name, config.replica);
+    let leader = Arc::new(leader);
+    let _ = ops.leader.set(Arc::clone(&leader));
+    tasks.spawn(Arc::clone(&leader).run(tasks.stopping()));
+    let watchdog = Watchdog::new(
+        client.clone(),
+        &config.namespace,
+        Arc::clone(&leader),
+        config.watch_every,
+    );
+    tasks.spawn(watchdog.run(count, tasks.stopping()));
     match config.certificates {
         Certificates::Files(files) => {
             served.swap(files.read()?);
             tasks.spawn(files.follow(Arc::clone(&served), tasks.stopping()));
         }
         Certificates::SelfManaged(wanted) => {
-            let leader = Leader::new(client.clone(), &config.namespace, &config.name, config.replica);
-            let leader = Arc::new(leader);
-            let _ = ops.leader.set(Arc::clone(&leader));
-            tasks.spawn(Arc::clone(&leader).run(tasks.stopping()));
             let shared = (Arc::clone(&configurations), Arc::clone(&served));
             Keeper::start(&client, &config.namespace, wanted, leader, shared.0, shared.1, tasks);
         }

@@ -7,6 +7,7 @@
 mod broker;
 mod configurations;
 mod keeper;
+mod watchdog;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 pub use broker::follow_authority;
 pub use configurations::Configurations;
 pub use keeper::{Keeper, Wanted};
+pub use watchdog::{Counted, Watchdog, EVERY as WATCH_EVERY};
 
 use crate::admit::World;
 use crate::install::Install;

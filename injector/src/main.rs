@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use sidegate_injector::app::{start, Certificates, Files, InjectorConfig, InstallFrom, Lives, Wanted};
+use sidegate_injector::app::{start, Certificates, Files, InjectorConfig, InstallFrom, Lives, Wanted, WATCH_EVERY};
 use sidegate_injector::install::{name_servers, Install};
 use tokio::signal::unix::{signal, SignalKind};
 use tracing_subscriber::EnvFilter;
@@ -125,6 +125,7 @@ fn main() -> ExitCode {
         namespace: arguments.namespace,
         name: arguments.name,
         replica: uuid::Uuid::now_v7().to_string(),
+        watch_every: WATCH_EVERY,
     };
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(run(config)),

@@ -8,7 +8,9 @@ use std::time::Duration;
 use prometheus::{Histogram, IntCounterVec, IntGauge, IntGaugeVec};
 use sidegate_cluster::numbers::Numbers;
 
+use crate::kubernetes::Counted;
 use crate::review::Outcome;
+use crate::standing::Reason;
 
 /// Seconds an admission may take: the bar, the handler's end, the API server's.
 const SECONDS: [f64; 9] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0];
@@ -58,6 +60,8 @@ pub struct Now {
     pub leads: bool,
     /// Seconds since each kind's watch was lost; 0: it is followed.
     pub ages: Vec<(&'static str, i64)>,
+    /// Pods without a valid sidecar, where this replica counts them and could.
+    pub unprotected: Option<Counted>,
 }
 
 /// Everything counted in one injector.
@@ -73,6 +77,8 @@ pub struct Metrics {
     probed: IntGauge,
     leads: IntGauge,
     ages: IntGaugeVec,
+    unprotected: IntGaugeVec,
+    looked: IntGaugeVec,
 }
 
 impl Metrics {
@@ -116,11 +122,24 @@ impl Metrics {
                 "self_probe_seconds",
                 "When this injector last answered itself as the API server would call it, seconds since 1970.",
             )?,
-            leads: own.gauge("leader", "1: this replica renews the certificates.")?,
+            leads: own.gauge(
+                "leader",
+                "1: this replica leads: it renews the certificates and counts unprotected pods.",
+            )?,
             ages: own.gauges(
                 "cache_age_seconds",
                 "Since what is known of a kind was lost sight of; 0: it is followed.",
                 &["kind"],
+            )?,
+            unprotected: own.gauges(
+                "unprotected_pods",
+                "Pods of labelled namespaces without a valid sidecar, by reason; told by the leader alone.",
+                &["reason"],
+            )?,
+            looked: own.gauges(
+                "unprotected_looked_seconds",
+                "When pods without a valid sidecar were last counted, seconds since 1970; told by the leader alone.",
+                &[],
             )?,
             own,
         })
@@ -160,6 +179,16 @@ impl Metrics {
         self.leads.set(i64::from(now.leads));
         for (kind, age) in &now.ages {
             self.ages.with_label_values(&[*kind]).set(*age);
+        }
+        // What is not known is not told: an old number would read as a good one.
+        self.unprotected.reset();
+        self.looked.reset();
+        if let Some(counted) = &now.unprotected {
+            for reason in Reason::ALL {
+                let count = counted.pods.get(&reason).copied().unwrap_or(0);
+                self.unprotected.with_label_values(&[reason.as_str()]).set(count);
+            }
+            self.looked.with_label_values::<&str>(&[]).set(counted.at);
         }
         self.own.text()
     }

@@ -15,7 +15,7 @@ use sidegate_cluster::listen;
 use tokio::net::TcpListener;
 use tokio::sync::{watch, Semaphore};
 
-use crate::kubernetes::{Cluster, Configurations, Leader};
+use crate::kubernetes::{Cluster, Configurations, Counted, Leader};
 use crate::metrics::{Metrics, Now};
 use crate::probe::{now, Readiness};
 use crate::served::Served;
@@ -39,6 +39,8 @@ pub struct Ops {
     pub leader: OnceLock<Arc<Leader>>,
     /// What is known of the cluster.
     pub cluster: OnceLock<Arc<Cluster>>,
+    /// Pods without a valid sidecar, as last counted.
+    pub unprotected: watch::Receiver<Option<Counted>>,
 }
 
 impl Ops {
@@ -73,6 +75,7 @@ impl Ops {
             probed: self.ready.borrow().good,
             leads: self.leader.get().is_some_and(|leader| leader.leads()),
             ages: self.cluster.get().map(|cluster| cluster.ages()).unwrap_or_default(),
+            unprotected: self.unprotected.borrow().clone(),
         }
     }
 

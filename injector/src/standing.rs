@@ -1,8 +1,7 @@
 //! How a pod that exists stands: whether its sidecar is what the broker would believe, and if there is none, why; and
 //! what would be another if it were made anew.
 //!
-//! The command line tells people. Refuses nothing: it looks. The
-//! invariants: what counts is the spec that the server stored, never an annotation; a pod for which no reason is known
+//! The command line tells people, and the watchdog counts. Refuses nothing: it looks. The invariants: what counts is the spec that the server stored, never an annotation; a pod for which no reason is known
 //! is counted under the worst that fits, never left out.
 
 use serde_json::Value;
@@ -42,6 +41,17 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Reason; 7] = [
+        Reason::OlderThanLabel,
+        Reason::Outage,
+        Reason::Static,
+        Reason::Windows,
+        Reason::OptedOut,
+        Reason::Audit,
+        Reason::Tampered,
+    ];
+
     /// Its word, for programs.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -78,6 +88,17 @@ pub struct Unprotected {
     pub reason: Reason,
     /// Why, for people, where the word does not say it all.
     pub detail: String,
+}
+
+impl Unprotected {
+    /// What is wrong and what to do, for people.
+    pub fn told(&self) -> String {
+        let (reason, remedy) = (self.reason.as_str(), self.reason.remedy());
+        match self.detail.as_str() {
+            "" => format!("No valid sidecar ({reason}): {remedy}."),
+            detail => format!("No valid sidecar ({reason}): {detail}; {remedy}."),
+        }
+    }
 }
 
 /// What a sidecar must show, as the broker's leader wrote it into ConfigMap `sidegate-admission`.

@@ -15,7 +15,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{json, Value};
 use sidegate_injector::admit::{admit, enabled, Verdict, World};
-use sidegate_injector::app::{start, Certificates, Files, InjectorConfig, InstallFrom, Running};
+use sidegate_injector::app::{start, Certificates, Files, InjectorConfig, InstallFrom, Running, WATCH_EVERY};
 use sidegate_injector::install::Install;
 use sidegate_injector::patch;
 use sidegate_policies::objects::Objects;
@@ -143,6 +143,7 @@ impl Site {
             namespace: "sidegate-system".to_owned(),
             name: NAME.to_owned(),
             replica: "one".to_owned(),
+            watch_every: WATCH_EVERY,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

@@ -83,6 +83,10 @@ pub const TESTS: &[(&str, Test)] = &[
         applied::its_numbers_count_what_it_did,
     ),
     (
+        "installed::its_leader_counts_pods_without_a_sidecar_and_tells_each_once",
+        applied::its_leader_counts_pods_without_a_sidecar_and_tells_each_once,
+    ),
+    (
         "installed::uninstalling_leaves_nothing_of_ours",
         uninstalling_leaves_nothing_of_ours,
     ),
@@ -157,6 +161,7 @@ impl Replica {
             namespace: NAMESPACE.to_owned(),
             name: NAME.to_owned(),
             replica: name.clone(),
+            watch_every: Duration::from_secs(2),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)

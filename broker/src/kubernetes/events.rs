@@ -6,11 +6,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::api::core::v1::Event;
 use kube::api::PostParams;
 use kube::{Api, Client};
+use sidegate_cluster::events::{warning, About};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -73,7 +72,14 @@ impl Notices for PodEvents {
         let message = "A second key asked to speak for this pod's sidecar and was refused. Expected for some seconds \
                        after the sidecar restarts, until the kubelet reports it; otherwise somebody else has the \
                        pod's token.";
-        let _ = self.waiting.try_send(event(pod, "KeyConflict", message));
+        let about = About {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            uid: pod.uid.clone(),
+        };
+        let _ = self
+            .waiting
+            .try_send(warning("sidegate-broker", &about, "KeyConflict", message));
     }
 }
 
@@ -92,35 +98,5 @@ impl EventWriter {
                 tracing::warn!(%error, "an Event cannot be written");
             }
         }
-    }
-}
-
-fn event(pod: &PodView, reason: &str, message: &str) -> Event {
-    let now = Timestamp::now();
-    Event {
-        metadata: ObjectMeta {
-            generate_name: Some(format!("{}.", pod.name.chars().take(200).collect::<String>())),
-            namespace: Some(pod.namespace.clone()),
-            ..ObjectMeta::default()
-        },
-        involved_object: ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            name: Some(pod.name.clone()),
-            namespace: Some(pod.namespace.clone()),
-            uid: Some(pod.uid.clone()),
-            ..ObjectReference::default()
-        },
-        reason: Some(reason.to_owned()),
-        message: Some(message.to_owned()),
-        type_: Some("Warning".to_owned()),
-        source: Some(EventSource {
-            component: Some("sidegate-broker".to_owned()),
-            host: None,
-        }),
-        first_timestamp: Some(Time(now)),
-        last_timestamp: Some(Time(now)),
-        count: Some(1),
-        ..Event::default()
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{json, Value};
 use sidegate_tests::cluster::User;
 
 use super::{get, Installed};
-use crate::inject::pod;
+use crate::inject::{is_asked, pod};
 use crate::site::until;
 
 fn object(kind: &str, namespace: &str, spec: Value) -> Value {
@@ -99,11 +99,7 @@ pub fn its_numbers_count_what_it_did(installed: &mut Installed) -> Result<()> {
     installed
         .cluster
         .ask(User::Admin, &["create", "-f", "-"], &bad.to_string())?;
-    let mut all = String::new();
-    for replica in &installed.replicas {
-        let health = replica.running.as_ref().and_then(|running| running.health);
-        all.push_str(&get(health.context("no health port")?, "/metrics")?);
-    }
+    let all = numbers(installed)?;
     let count = |line: &str| {
         let values = all
             .lines()
@@ -128,6 +124,76 @@ pub fn its_numbers_count_what_it_did(installed: &mut Installed) -> Result<()> {
     ensure!(
         all.contains(r#"sidegate_injector_cache_age_seconds{kind="targets"} 0"#),
         "{all}"
+    );
+    Ok(())
+}
+
+/// The pages of all replicas, one behind the other.
+fn numbers(installed: &Installed) -> Result<String> {
+    let mut all = String::new();
+    for replica in &installed.replicas {
+        let health = replica.running.as_ref().and_then(|running| running.health);
+        all.push_str(&get(health.context("no health port")?, "/metrics")?);
+    }
+    Ok(all)
+}
+
+/// A pod that is older than its namespace's label is counted until it is gone, by the leader alone, and told once; a pod
+/// with its sidecar is neither.
+pub fn its_leader_counts_pods_without_a_sidecar_and_tells_each_once(installed: &mut Installed) -> Result<()> {
+    let older = r#"sidegate_injector_unprotected_pods{reason="older-than-label"} "#;
+    let counted = |installed: &Installed| -> Result<Vec<u64>> {
+        let all = numbers(installed)?;
+        let told = all.lines().filter_map(|line| line.strip_prefix(older));
+        Ok(told.filter_map(|count| count.parse().ok()).collect())
+    };
+    let is = |installed: &Installed, wanted: u64| {
+        installed
+            .cluster
+            .until("the count", || Ok(counted(installed)? == [wanted]))
+    };
+    installed
+        .cluster
+        .until("a count", || Ok(counted(installed)?.len() == 1))?;
+    let before = counted(installed)?.into_iter().next().context("no count")?;
+    let namespace = installed.cluster.namespace()?;
+    let mut bare = pod(&namespace, json!({}));
+    bare["metadata"]["name"] = json!("before");
+    let bare = installed.cluster.create(&bare)?;
+    installed
+        .cluster
+        .kubectl(&["label", "namespace", &namespace, "sidegate.dev/inject=enabled"], "")?;
+    is(installed, before + 1)?;
+    is_asked(&installed.cluster, &namespace)?;
+    installed.cluster.create(&pod(&namespace, json!({})))?;
+    let events = ["get", "events", "--namespace", &namespace, "-o", "json"];
+    let told = |installed: &Installed| -> Result<Vec<Value>> {
+        let all: Value = serde_json::from_str(&installed.cluster.kubectl(&events, "")?)?;
+        let ours = |event: &&Value| event["reason"] == "Unprotected";
+        Ok(all["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(ours)
+            .cloned()
+            .collect())
+    };
+    installed
+        .cluster
+        .until("the pod is told of", || Ok(!told(installed)?.is_empty()))?;
+    let delete = ["delete", "pod", "before", "--namespace", &namespace];
+    installed
+        .cluster
+        .kubectl(&[&delete[..], &["--grace-period=0", "--force"]].concat(), "")?;
+    is(installed, before)?;
+    let told = told(installed)?;
+    ensure!(told.len() == 1, "{told:?}");
+    let event = told.first().context("no Event")?;
+    ensure!(event["involvedObject"]["uid"] == bare["metadata"]["uid"], "{event}");
+    let message = event["message"].as_str().unwrap_or_default();
+    ensure!(
+        message.contains("older-than-label") && message.contains("rollout restart"),
+        "{message}"
     );
     Ok(())
 }

@@ -1,0 +1,195 @@
+//! The watchdog: while this replica leads, it counts the pods of labelled namespaces that have no valid sidecar, and tells
+//! each of them once by an Event.
+//!
+//! Refuses to guess: where it could not look at everything, nothing is told, and an alert says that nobody counts. The
+//! invariants: no pod is kept in memory longer than its page; a count is of one look, never put together from two.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{ConfigMap, Event};
+use kube::api::{ApiResource, DynamicObject, ListParams, PostParams};
+use kube::core::GroupVersionKind;
+use kube::{Api, Client};
+use serde_json::Value;
+use sidegate_cluster::events::{warning, About};
+use sidegate_cluster::{answered, Failed};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{namespace, Kind, Leader};
+use crate::admit::INJECT;
+use crate::probe::now;
+use crate::standing::{labelled_at, unprotected, Belief, Reason, Unprotected};
+
+/// How often the leader looks.
+pub const EVERY: Duration = Duration::from_secs(60);
+/// Whether it leads is looked at so often: nobody is called for it.
+const NOTICE: Duration = Duration::from_millis(500);
+/// Pods come in pages of so many.
+const PAGE: u32 = 500;
+/// Events of one look. The others come with the next ones.
+const EVENTS: usize = 100;
+/// Where the broker's leader says what a sidecar must show.
+const ADMISSION: &str = "sidegate-admission";
+
+/// Pods without a valid sidecar.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// How many there are, by reason; none: 0.
+    pub pods: BTreeMap<Reason, i64>,
+    /// When, seconds since 1970.
+    pub at: i64,
+}
+
+/// Looks.
+pub struct Watchdog {
+    client: Client,
+    /// The injector's own namespace.
+    home: String,
+    leader: Arc<Leader>,
+    every: Duration,
+    /// UIDs of pods that were told of and still are without.
+    told: HashSet<String>,
+}
+
+/// What one look found.
+#[derive(Default)]
+struct Look {
+    pods: BTreeMap<Reason, i64>,
+    seen: HashSet<String>,
+    news: Vec<(About, Unprotected)>,
+}
+
+/// Why a look ended early.
+#[derive(Debug, thiserror::Error)]
+enum Blind {
+    #[error(transparent)]
+    Failed(#[from] Failed),
+    #[error("ConfigMap {ADMISSION} does not say yet what a sidecar must show; the broker's leader writes it")]
+    Unsaid,
+}
+
+impl Watchdog {
+    /// One that looks `every` so often while this leader leads.
+    pub fn new(client: Client, home: &str, leader: Arc<Leader>, every: Duration) -> Self {
+        Watchdog {
+            client,
+            home: home.to_owned(),
+            leader,
+            every,
+            told: HashSet::new(),
+        }
+    }
+
+    /// Until told to stop. Nothing is counted where this replica does not lead, or could not look.
+    pub async fn run(mut self, counted: watch::Sender<Option<Counted>>, stop: CancellationToken) {
+        let mut looked: Option<Instant> = None;
+        loop {
+            if !self.leader.leads() {
+                looked = None;
+                counted.send_replace(None);
+            } else if looked.is_none_or(|at| at.elapsed() >= self.every) {
+                looked = Some(Instant::now());
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    found = self.look() => drop(counted.send_replace(found)),
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(NOTICE.min(self.every)) => {}
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Option<Counted> {
+        match self.looked().await {
+            Ok(look) => {
+                self.tell(look.news).await;
+                // Who ended, or got a sidecar, is forgotten.
+                self.told.retain(|uid| look.seen.contains(uid));
+                Some(Counted {
+                    pods: look.pods,
+                    at: now(),
+                })
+            }
+            Err(error) => {
+                tracing::warn!(%error, "pods without a valid sidecar cannot be counted now");
+                None
+            }
+        }
+    }
+
+    async fn looked(&self) -> Result<Look, Blind> {
+        let belief = self.belief().await?;
+        let namespaces: Api<DynamicObject> = Api::all_with(self.client.clone(), &Kind::Namespace.resource());
+        let labelled = ListParams::default().labels(&format!("{INJECT}=enabled"));
+        let mut look = Look::default();
+        for stored in answered(namespaces.list(&labelled)).await?.items {
+            let stored = serde_json::to_value(stored).unwrap_or_default();
+            self.pods(&belief, &stored, &mut look).await?;
+        }
+        Ok(look)
+    }
+
+    async fn belief(&self) -> Result<Belief, Blind> {
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.home);
+        let map = answered(maps.get_opt(ADMISSION)).await?;
+        let map = map.and_then(|map| serde_json::to_value(map).ok());
+        let belief = map.as_ref().map(Belief::of);
+        belief.filter(|belief| !belief.audience.is_empty()).ok_or(Blind::Unsaid)
+    }
+
+    /// Looks at the pods of one namespace, page by page.
+    async fn pods(&self, belief: &Belief, stored: &Value, look: &mut Look) -> Result<(), Blind> {
+        let (namespace, since) = (namespace(stored), labelled_at(stored));
+        let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "Pod"), "pods");
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &namespace.name, &resource);
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let list = answered(api.list(&page)).await?;
+            for pod in list.items {
+                let about = About {
+                    namespace: namespace.name.clone(),
+                    name: pod.metadata.name.clone().unwrap_or_default(),
+                    uid: pod.metadata.uid.clone().unwrap_or_default(),
+                };
+                let pod = serde_json::to_value(pod).unwrap_or_default();
+                if let Some(why) = unprotected(belief, &namespace, since, &pod) {
+                    self.found(about, why, look);
+                }
+            }
+            match list.metadata.continue_.filter(|next| !next.is_empty()) {
+                Some(next) => page = ListParams::default().limit(PAGE).continue_token(&next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn found(&self, about: About, why: Unprotected, look: &mut Look) {
+        let count = look.pods.entry(why.reason).or_default();
+        *count = count.saturating_add(1);
+        look.seen.insert(about.uid.clone());
+        if !self.told.contains(&about.uid) && look.news.len() < EVENTS {
+            look.news.push((about, why));
+        }
+    }
+
+    async fn tell(&mut self, news: Vec<(About, Unprotected)>) {
+        for (about, why) in news {
+            let api: Api<Event> = Api::namespaced(self.client.clone(), &about.namespace);
+            let message = why.told();
+            let event = warning("sidegate-injector", &about, "Unprotected", &message);
+            match answered(api.create(&PostParams::default(), &event)).await {
+                Ok(_) => drop(self.told.insert(about.uid)),
+                Err(error) => {
+                    // The same would become of the others.
+                    tracing::warn!(%error, "an Event cannot be written");
+                    return;
+                }
+            }
+        }
+    }
+}
