@@ -310,3 +310,32 @@ pub fn check_names_each_fix_and_status_says_what_became_of_objects(cluster: &Clu
     }
     Ok(())
 }
+
+/// Who may do no more than create pods in a namespace learns whether they get their sidecar; not to know is a failure then.
+pub fn check_injection_asks_one_thing_and_fails_where_nobody_answers(cluster: &Cluster) -> Result<()> {
+    let _site = site(cluster)?;
+    let (labelled, bare) = (labelled(cluster, &[])?, cluster.namespace()?);
+    let ask = |user: User, namespace: &str| run(cluster, user, &["check", "--injection", "-n", namespace]);
+    let (code, out, err) = ask(User::Dev, &labelled)?;
+    ensure!(code == Some(1) && out.contains("unknown"), "{code:?} {out}{err}");
+    let role = ["create", "role", "tester", "--verb=create", "--resource=pods"];
+    let bind = ["create", "rolebinding", "tester", "--role=tester", "--user=dev"];
+    for namespace in [&labelled, &bare] {
+        for make in [&role[..], &bind] {
+            cluster.kubectl(&[make, &["--namespace", namespace]].concat(), "")?;
+        }
+    }
+    let (code, out, err) = ask(User::Dev, &labelled)?;
+    ensure!(
+        code == Some(0) && out.contains("would get its sidecar"),
+        "{code:?} {out}{err}"
+    );
+    let (code, out, err) = ask(User::Dev, &bare)?;
+    ensure!(
+        code == Some(1) && out.contains("without a sidecar"),
+        "{code:?} {out}{err}"
+    );
+    let (code, _, err) = run(cluster, User::Dev, &["check", "--injection"])?;
+    ensure!(code == Some(2) && err.contains("--namespace"), "{code:?} {err}");
+    Ok(())
+}

@@ -222,6 +222,10 @@ const TESTS: &[(&str, Test)] = &[
         looked::check_names_each_fix_and_status_says_what_became_of_objects,
     ),
     (
+        "looked::check_injection_asks_one_thing_and_fails_where_nobody_answers",
+        looked::check_injection_asks_one_thing_and_fails_where_nobody_answers,
+    ),
+    (
         "people::a_certificate_of_the_clusters_clients_is_somebody",
         people::a_certificate_of_the_clusters_clients_is_somebody,
     ),

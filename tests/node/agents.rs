@@ -2,7 +2,7 @@
 
 use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
-use sidegate_tests::cluster::node::site::{Agents, Site, LEDGER, MASKED, READ, SHOP};
+use sidegate_tests::cluster::node::site::{Agents, Site, LEDGER, MASKED, READ, RELEASE, SHOP, SYSTEM};
 use sidegate_tests::shop::PASSWORD;
 
 /// The stock `psql`, without a password, reads masked rows of a database that is entered by a Secret; neither its
@@ -116,4 +116,28 @@ pub fn another_namespace_runs_untouched(site: &Site) -> Result<()> {
         ensure!(!pod.to_string().contains("sidegate.dev"), "{pod}");
     }
     Ok(())
+}
+
+/// `helm test` has a pod with our own image ask for an agent's pod, shows what it said, and leaves nothing of itself.
+pub fn helm_test_says_that_pods_get_their_sidecar_and_leaves_nothing(site: &Site) -> Result<()> {
+    let cluster = &site.node.cluster;
+    let said = cluster.helm(&["test", RELEASE, "--namespace", SYSTEM, "--timeout=60s"])?;
+    let (out, err) = (
+        String::from_utf8_lossy(&said.stdout),
+        String::from_utf8_lossy(&said.stderr),
+    );
+    ensure!(
+        said.status.success() && err.contains("would get its sidecar"),
+        "{out}{err}{}",
+        site.node.trouble(SYSTEM)
+    );
+    let ours = ["--selector=app.kubernetes.io/component=test", "-o", "name"];
+    let left = [
+        "get",
+        "serviceaccounts,roles,rolebindings,pods,namespaces",
+        "--all-namespaces",
+    ];
+    cluster.until("everything of the test is gone", || {
+        Ok(cluster.kubectl(&[&left[..], &ours].concat(), "")?.is_empty())
+    })
 }

@@ -43,6 +43,10 @@ const TESTS: &[(&str, Test)] = &[
         agents::another_namespace_runs_untouched,
     ),
     (
+        "agents::helm_test_says_that_pods_get_their_sidecar_and_leaves_nothing",
+        agents::helm_test_says_that_pods_get_their_sidecar_and_leaves_nothing,
+    ),
+    (
         "guarded::a_running_sidecar_is_left_alone",
         guarded::a_running_sidecar_is_left_alone,
     ),

@@ -114,3 +114,10 @@ service:
   operator: NotIn
   values: [kube-system, kube-public, kube-node-lease, {{ .Release.Namespace }}]
 {{- end -}}
+
+{{/* Annotations of what `helm test` makes, and removes whatever came of it: dict "weight" 1. */}}
+{{- define "sidegate.test" -}}
+helm.sh/hook: test
+helm.sh/hook-weight: {{ .weight | quote }}
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+{{- end -}}

@@ -30,19 +30,23 @@ const FLOOR: (u32, u32) = (1, 33);
   kubectl sidegate check
   kubectl sidegate check --namespace agents
   kubectl sidegate check -o json | jq '.[] | select(.verdict == \"bad\")'
+  kubectl sidegate check --injection --namespace agents
 
 With --namespace the webhook is asked about a pod of that namespace, else about one of the first labelled one. Nothing is
 changed: the pod is a dry run.
 
 Exit codes:
   0  nothing is wrong; warnings and what is unknown are printed
-  1  something is wrong, or the cluster cannot be asked
+  1  something is wrong, or the cluster cannot be asked; with --injection also where the one thing it asks stays unknown
   2  wrong usage")]
 pub struct CheckArgs {
     #[command(flatten)]
     cluster: ClusterArgs,
     #[command(flatten)]
     home: HomeArg,
+    /// Only ask whether a pod of --namespace would get its sidecar. Nothing more may be needed than to create pods there.
+    #[arg(long, requires = "namespace")]
+    injection: bool,
 }
 
 /// How something is.
@@ -128,6 +132,9 @@ pub fn run(args: &CheckArgs, out: &Out) -> Result<ExitCode> {
         home: &args.home.sidegate_namespace,
         namespace: args.cluster.namespace.as_deref(),
     };
+    if args.injection {
+        return injection(&look, out);
+    }
     let mut findings = vec![version(&cluster)?];
     findings.extend(kinds(&cluster, look.home));
     findings.extend(install::findings(&look));
@@ -138,13 +145,24 @@ pub fn run(args: &CheckArgs, out: &Out) -> Result<ExitCode> {
         "whether the network plugin enforces NetworkPolicies cannot be told from the API; no tier that is built rests on it",
         "try one: a pod that a NetworkPolicy cuts off must not reach the outside",
     ));
-    if out.json() {
-        out.document(&findings)?;
-    } else {
-        print(&findings, out)?;
-    }
+    show(&findings, out)?;
     let bad = findings.iter().any(|finding| finding.verdict == Verdict::Bad);
     Ok(ExitCode::from(u8::from(bad)))
+}
+
+/// The one question of `helm test`, which may not pass because nobody could ask it.
+fn injection(look: &Look<'_>, out: &Out) -> Result<ExitCode> {
+    let finding = install::answers(look);
+    let good = finding.verdict == Verdict::Good;
+    show(&[finding], out)?;
+    Ok(ExitCode::from(u8::from(!good)))
+}
+
+fn show(findings: &[Finding], out: &Out) -> Result<()> {
+    match out.json() {
+        true => out.document(&findings),
+        false => print(findings, out),
+    }
 }
 
 fn print(findings: &[Finding], out: &Out) -> Result<()> {

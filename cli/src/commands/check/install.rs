@@ -139,7 +139,7 @@ fn bundle(what: &str, webhook: &Value, name: &str) -> Finding {
 }
 
 /// Asks for a pod, without making it.
-fn answers(look: &Look<'_>) -> Finding {
+pub fn answers(look: &Look<'_>) -> Finding {
     const WHAT: &str = "webhook answers";
     let namespace = match look.namespace {
         Some(namespace) => namespace.to_owned(),

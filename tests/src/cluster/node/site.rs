@@ -20,7 +20,7 @@ use crate::shop::{self, DATABASE, PASSWORD, ROLE};
 /// Where Sidegate runs.
 pub const SYSTEM: &str = "sidegate-system";
 /// The release, and so the beginning of its objects' names.
-const RELEASE: &str = "sidegate";
+pub const RELEASE: &str = "sidegate";
 /// What the database that takes tokens calls itself.
 const AUDIENCE: &str = "postgres://ledger.internal";
 /// Longest wait for something that takes a moment.
@@ -61,7 +61,12 @@ impl Site {
         );
         let psql = node.agent("agent-psql")?;
         let python = node.agent("agent-python")?;
-        for name in ["sidegate-sidecar", "sidegate-broker", "sidegate-injector"] {
+        for name in [
+            "sidegate-sidecar",
+            "sidegate-broker",
+            "sidegate-injector",
+            "sidegate-cli",
+        ] {
             node.import(&images::ours(images, name)?)?;
         }
         step("images are imported", &mut since);
@@ -243,13 +248,14 @@ fn install(node: &mut Node, folder: &Path) -> Result<()> {
     let (kinds, main) = (chart("sidegate-crds"), chart("sidegate"));
     let place = ["--namespace", SYSTEM];
     helm(&[&["install", "sidegate-crds", &kinds.to_string_lossy()][..], &place].concat())?;
-    let [sidecar, broker, webhook] =
-        ["sidegate-sidecar", "sidegate-broker", "sidegate-injector"].map(|name| images::ours(folder, name));
-    let (sidecar, broker, webhook) = (sidecar?, broker?, webhook?);
+    let [sidecar, broker, webhook, line] =
+        ["sidecar", "broker", "injector", "cli"].map(|name| images::ours(folder, &format!("sidegate-{name}")));
+    let (sidecar, broker, webhook, line) = (sidecar?, broker?, webhook?, line?);
     let values = node.run.join("values.json");
     let chosen = json!({
         "image": {"repository": broker.repository(), "digest": broker.digest},
         "sidecar": {"digest": sidecar.digest},
+        "tests": {"image": {"repository": line.repository(), "digest": line.digest}},
         "injector": {
             "replicas": 1, "nameServers": [ADDRESS],
             "image": {"repository": webhook.repository(), "digest": webhook.digest},
