@@ -25,6 +25,8 @@ use crate::standing::{labelled_at, unprotected, Belief, Reason, Unprotected};
 
 /// How often the leader looks.
 pub const EVERY: Duration = Duration::from_secs(60);
+/// After a look that saw not everything, the next one is soon.
+const AGAIN: Duration = Duration::from_secs(5);
 /// Whether it leads is looked at so often: nobody is called for it.
 const NOTICE: Duration = Duration::from_millis(500);
 /// Pods come in pages of so many.
@@ -86,16 +88,22 @@ impl Watchdog {
     /// Until told to stop. Nothing is counted where this replica does not lead, or could not look.
     pub async fn run(mut self, counted: watch::Sender<Option<Counted>>, stop: CancellationToken) {
         let mut looked: Option<Instant> = None;
+        let mut pause = self.every;
         loop {
             if !self.leader.leads() {
                 looked = None;
                 counted.send_replace(None);
-            } else if looked.is_none_or(|at| at.elapsed() >= self.every) {
+            } else if looked.is_none_or(|at| at.elapsed() >= pause) {
                 looked = Some(Instant::now());
-                tokio::select! {
+                let found = tokio::select! {
                     () = stop.cancelled() => return,
-                    found = self.look() => drop(counted.send_replace(found)),
-                }
+                    found = self.look() => found,
+                };
+                pause = match &found {
+                    Some(_) => self.every,
+                    None => AGAIN.min(self.every),
+                };
+                counted.send_replace(found);
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -114,6 +122,10 @@ impl Watchdog {
                     pods: look.pods,
                     at: now(),
                 })
+            }
+            Err(error @ Blind::Unsaid) => {
+                tracing::info!(%error, "pods without a valid sidecar are not counted yet");
+                None
             }
             Err(error) => {
                 tracing::warn!(%error, "pods without a valid sidecar cannot be counted now");
