@@ -49,7 +49,7 @@ pub struct TargetSpec {
     /// Databases the agent may name at login. Empty: any.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub databases: Vec<String>,
-    /// How Sidegate logs in: exactly one of `secret`, `token`, `vault`, `awsIam`, `none`.
+    /// How Sidegate logs in: exactly one of `secret`, `token`, `vault`, `awsIam`, `sshCertificate`, `none`.
     pub credential: Credential,
     /// Where the target appears in the agent's network.
     pub listen: Listen,
