@@ -7,6 +7,7 @@ mod admission;
 mod applied;
 mod canary;
 mod charts;
+mod drawn;
 mod identity;
 mod inject;
 mod installed;
@@ -98,6 +99,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "inject::what_is_no_review_is_answered_with_no_review",
         inject::what_is_no_review_is_answered_with_no_review,
+    ),
+    (
+        "drawn::a_deleted_pods_user_is_taken_back",
+        drawn::a_deleted_pods_user_is_taken_back,
     ),
     (
         "identity::its_effective_rights_are_the_golden_ones",

@@ -117,6 +117,8 @@ fn configuration(folder: &Path, ports: [u16; 2]) -> BrokerConfig {
     config.listen.set_port(front);
     config.issuer_listen.set_port(issuer);
     config.health_listen = Some((std::net::Ipv4Addr::LOCALHOST, 0).into());
+    // The Vault beside the test.
+    config.loopback_providers = true;
     config
 }
 

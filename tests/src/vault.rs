@@ -113,6 +113,12 @@ impl Vault {
     }
 }
 
+/// Users of a server that a Vault made for the role `support`, separated by spaces.
+pub fn users(server: &Postgres) -> Result<String> {
+    let sql = "SELECT string_agg(rolname, ' ') FROM pg_roles WHERE rolname LIKE 'v-support-%'";
+    server.sql("postgres", sql)
+}
+
 fn locked(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -10,7 +10,7 @@ use sidegate_tests::postgres::{Major, Options, Postgres};
 use sidegate_tests::psql::psql_async;
 use sidegate_tests::shop::{self, DATABASE};
 use sidegate_tests::told::{events, values};
-use sidegate_tests::vault::Vault;
+use sidegate_tests::vault::{self, Vault};
 use sidegate_tests::wire::{query, state, Wire};
 use sidegate_tests::world::{Setup, World};
 
@@ -39,10 +39,8 @@ async fn site(user_life: Duration) -> Site {
     }
 }
 
-/// Users of the server that the Vault made.
 fn users(server: &Postgres) -> String {
-    let sql = "SELECT string_agg(rolname, ' ') FROM pg_roles WHERE rolname LIKE 'v-support-%'";
-    server.sql("postgres", sql).unwrap()
+    vault::users(server).unwrap()
 }
 
 async fn gone(server: &Arc<Postgres>) {
