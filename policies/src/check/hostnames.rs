@@ -63,8 +63,7 @@ fn wrong(name: &str) -> Option<String> {
     if OWN.contains(&plain.as_str()) || plain.ends_with(".localhost") {
         return Some(format!("`{name}` is the pod itself; write the name of the target"));
     }
-    let api = |own: &&str| plain == **own || plain.starts_with("kubernetes.default.svc.");
-    if API.iter().any(|own| api(&own)) {
+    if API.contains(&plain.as_str()) || plain.starts_with("kubernetes.default.svc.") {
         return Some(format!("`{name}` is the cluster's own API, and never a Target"));
     }
     if !is_subdomain(name) {
