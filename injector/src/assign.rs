@@ -10,6 +10,7 @@ use serde_json::{json, Value};
 use sidegate_policies::api::Target;
 
 use crate::form::{containers, items, others, text};
+use crate::names::Names;
 use crate::refusal::Refusal;
 
 /// More Targets than this are not announced to one pod.
@@ -39,6 +40,8 @@ pub struct Assigned {
     pub own: Vec<(String, String)>,
     /// What the Targets themselves set.
     pub env: Vec<(String, String)>,
+    /// By which names they are found besides.
+    pub names: Names,
 }
 
 /// Assigns the granted Targets, or those of them that are asked for.
@@ -136,24 +139,36 @@ fn narrowed<'a>(granted: &[&'a Target], asked: Option<&[String]>) -> Result<Vec<
 
 /// What the pod itself says about a port.
 fn declared(spec: &Value, target: &str, port: u16, warnings: &mut Vec<String>) -> Result<(), Refusal> {
+    if let Some(name) = owner(spec, port) {
+        let message = format!(
+            "Target {target} listens on port {port}, which {name} uses itself; change listen.port of the Target"
+        );
+        return Err(Refusal::forbidden("port", message));
+    }
+    clashes(spec, target, port, warnings);
+    Ok(())
+}
+
+/// The proxy in the pod that uses a port itself.
+pub fn owner(spec: &Value, port: u16) -> Option<&str> {
+    let mut names = containers(spec).map(|container| text(container, "name"));
+    names.find(|name| {
+        let uses = |(owner, from, to): &(&str, u16, u16)| name.starts_with(owner) && (*from..=*to).contains(&port);
+        OWNED.iter().any(uses)
+    })
+}
+
+/// Warns of containers that say they listen on a port themselves.
+pub fn clashes(spec: &Value, target: &str, port: u16, warnings: &mut Vec<String>) {
     for container in containers(spec) {
-        let name = text(container, "name");
-        for (owner, from, to) in OWNED {
-            if name.starts_with(owner) && (from..=to).contains(&port) {
-                let message = format!(
-                    "Target {target} listens on port {port}, which {name} uses itself; change listen.port of the Target"
-                );
-                return Err(Refusal::forbidden("port", message));
-            }
-        }
         let same = |declared: &Value| declared.get("containerPort") == Some(&port.into());
         if items(container, "ports").any(same) {
+            let name = text(container, "name");
             warnings.push(format!(
                 "container {name} declares port {port}, where Target {target} listens"
             ));
         }
     }
-    Ok(())
 }
 
 /// A Target's name as a part of variables' names; another Target's word gets a number.

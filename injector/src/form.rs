@@ -33,6 +33,14 @@ pub fn checked(pod: &Value) -> Result<(), Refusal> {
     objects(spec, "spec.", &["securityContext"])?;
     let context = spec.get("securityContext").unwrap_or(&Value::Null);
     lists(context, "spec.securityContext.", &["sysctls"])?;
+    lists(spec, "spec.", &["hostAliases"])?;
+    for (at, alias) in items(spec, "hostAliases").enumerate() {
+        let names = alias.get("hostnames").unwrap_or(&Value::Null);
+        let of_texts = names.as_array().is_some_and(|all| all.iter().all(Value::is_string));
+        if !names.is_null() && !of_texts {
+            return wrong(&format!("spec.hostAliases[{at}].hostnames"), "is not a list of texts");
+        }
+    }
     for name in OF_SPEC.into_iter().filter(|name| *name != "volumes") {
         for (at, container) in items(spec, name).enumerate() {
             let path = format!("spec.{name}[{at}].");

@@ -19,6 +19,7 @@ pub mod install;
 mod kubernetes;
 mod metrics;
 mod mutate;
+mod names;
 mod ops;
 pub mod patch;
 mod policies;

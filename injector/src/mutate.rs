@@ -6,7 +6,7 @@
 //! that the broker demands of a pod.
 
 use serde_json::{json, Map, Value};
-use sidegate_policies::api::injection_profile::InjectionProfileSpec;
+use sidegate_policies::api::injection_profile::{InjectionProfileSpec, Reach};
 use sidegate_policies::api::Target;
 use sidegate_policies::engine::Subject;
 use sidegate_policies::objects::{Namespace, Objects};
@@ -19,6 +19,7 @@ use crate::annotations::{self, Asked, STATUS};
 use crate::assign::{self, Assigned, EPHEMERAL};
 use crate::form::{self, containers, items, list, object, others, set, text};
 use crate::install::Install;
+use crate::names;
 use crate::refusal::Refusal;
 use crate::sidecar::Sidecar;
 
@@ -106,7 +107,10 @@ pub fn mutate(
     let mut warnings: Vec<String> = weak.iter().map(|weak| format!("not safe: {}", weak.message)).collect();
     let uid = user(spec, settings)?;
     let granted = targets.of(namespace, pod);
-    let assigned = assign::assign(&granted, asked.targets.as_deref(), spec, &mut warnings)?;
+    let mut assigned = assign::assign(&granted, asked.targets.as_deref(), spec, &mut warnings)?;
+    if settings.reach == Reach::Hostnames {
+        names::assign(&mut assigned, &granted, spec, &mut warnings)?;
+    }
     let guaranteed = is_guaranteed(spec);
     fits(&asked, settings, guaranteed, &mut warnings)?;
 
@@ -132,6 +136,7 @@ pub fn mutate(
         for volume in sidecar.volumes() {
             put(spec, volume);
         }
+        names::place(spec, &assigned.names, &mut warnings);
         sysctls(spec, &assigned)?;
     }
     annotate(&mut injected, profile, &rules, &assigned, &weak);
@@ -242,9 +247,9 @@ fn put(spec: &mut Value, volume: Value) {
 fn sysctls(spec: &mut Value, assigned: &Assigned) -> Result<(), Refusal> {
     const START: &str = "net.ipv4.ip_unprivileged_port_start";
     const RESERVED: &str = "net.ipv4.ip_local_reserved_ports";
-    let lowest = assigned.ports.values().min().copied().filter(|port| *port < 1_024);
-    let mut reserved: Vec<u16> = assigned.ports.values().copied().collect();
-    reserved.retain(|port| EPHEMERAL.contains(port));
+    let ports = names::ports(assigned);
+    let lowest = ports.first().copied().filter(|port| *port < 1_024);
+    let reserved: Vec<u16> = ports.into_iter().filter(|port| EPHEMERAL.contains(port)).collect();
     if lowest.is_none() && reserved.is_empty() {
         return Ok(());
     }
@@ -289,6 +294,9 @@ fn annotate(pod: &mut Value, profile: &Profile<'_>, rules: &Rules<'_>, assigned:
     status.insert("profile".to_owned(), profile.said().into());
     status.insert("tier".to_owned(), "Cooperative".into());
     status.insert("ports".to_owned(), json!(assigned.ports));
+    if profile.spec.reach == Reach::Hostnames {
+        status.insert("names".to_owned(), assigned.names.told());
+    }
     let exempt: Vec<&str> = containers(spec)
         .filter(|container| rules.is_exempt(container))
         .map(|container| text(container, "name"))
@@ -310,8 +318,10 @@ fn annotate(pod: &mut Value, profile: &Profile<'_>, rules: &Rules<'_>, assigned:
         }
     }
     let mut said = Value::Object(status);
-    if said.to_string().len() > MAX_STATUS {
-        set(&mut said, "ports", json!(assigned.ports.len()));
+    for (field, count) in [("names", assigned.names.listens.len()), ("ports", assigned.ports.len())] {
+        if said.to_string().len() > MAX_STATUS && said.get(field).is_some() {
+            set(&mut said, field, json!(count));
+        }
     }
     let first = items(spec, "containers").find(|container| !rules.is_exempt(container));
     let first = first.map(|container| text(container, "name").to_owned());

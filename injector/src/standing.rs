@@ -4,8 +4,11 @@
 //! The command line tells people, and the watchdog counts. Refuses nothing: it looks. The invariants: what counts is the spec that the server stored, never an annotation; a pod for which no reason is known
 //! is counted under the worst that fits, never left out.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use sidegate_policies::objects::Namespace;
+use sidegate_policies::pod::aliases;
 use sidegate_policies::pod::rules::is_windows;
 use sidegate_policies::pod::shape::{text, Shape, SIDECAR};
 
@@ -223,6 +226,13 @@ pub fn outdated(known: &Snapshot, namespace: &Namespace, pod: &Value) -> Vec<Str
     for target in had.iter().filter(|target| !has.contains(target)) {
         told.push(format!("Target {target} is granted no more, or moved its port"));
     }
+    let (named, now) = (names(pod), names(&anew));
+    for target in had.iter().filter(|target| has.contains(target)) {
+        let full = target.split(' ').next().unwrap_or_default();
+        if named.get(full) != now.get(full) {
+            told.push(format!("Target {full} is found by other names now"));
+        }
+    }
     let was = made_by(pod);
     if was.as_deref() != made_by(&anew).as_deref() {
         let now = made_by(&anew).unwrap_or(profile);
@@ -269,10 +279,8 @@ fn announced(sidecar: &Value) -> Vec<String> {
 }
 
 /// Ports by Target that a pod's sidecar was told of when it was made; nothing where it has no sidecar.
-pub fn ports(pod: &Value) -> Option<std::collections::BTreeMap<String, u16>> {
-    let spec = pod.get("spec").unwrap_or(&Value::Null);
-    let sidecar = items(spec, "initContainers").find(|found| text(found, "name") == SIDECAR)?;
-    let told: Value = serde_json::from_str(variable(sidecar, "SIDEGATE_PORTS")?).ok()?;
+pub fn ports(pod: &Value) -> Option<BTreeMap<String, u16>> {
+    let told = told(pod)?;
     let targets = told.as_object().into_iter().flatten();
     let port = |listens: &Value| u16::try_from(listens.get("port")?.as_u64()?).ok();
     Some(
@@ -280,6 +288,39 @@ pub fn ports(pod: &Value) -> Option<std::collections::BTreeMap<String, u16>> {
             .filter_map(|(target, listens)| Some((target.clone(), port(listens)?)))
             .collect(),
     )
+}
+
+/// What a pod's sidecar was told to listen for.
+fn told(pod: &Value) -> Option<Value> {
+    let spec = pod.get("spec").unwrap_or(&Value::Null);
+    let sidecar = items(spec, "initContainers").find(|found| text(found, "name") == SIDECAR)?;
+    serde_json::from_str(variable(sidecar, "SIDEGATE_PORTS")?).ok()
+}
+
+/// By which names a Target is found in a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Where they lead.
+    pub at: std::net::SocketAddrV4,
+    /// The names, by the pod's host aliases.
+    pub names: Vec<String>,
+}
+
+/// Names by Target that lead to a pod's sidecar; none where agents use ports alone.
+pub fn names(pod: &Value) -> BTreeMap<String, Named> {
+    let told = told(pod).unwrap_or_default();
+    let spec = pod.get("spec").unwrap_or(&Value::Null);
+    let named = |listens: &Value| -> Option<Named> {
+        let at: std::net::SocketAddrV4 = text(listens, "named").parse().ok()?;
+        let ip = at.ip().to_string();
+        let ours = items(spec, "hostAliases").filter(|alias| text(alias, "ip") == ip);
+        let names = ours.flat_map(aliases::names).map(str::to_owned).collect();
+        Some(Named { at, names })
+    };
+    let targets = told.as_object().into_iter().flatten();
+    targets
+        .filter_map(|(target, listens)| Some((target.clone(), named(listens)?)))
+        .collect()
 }
 
 /// Containers of a pod that are not the sidecar.

@@ -4,6 +4,7 @@
 //! conditions, terms of an Ask) is added with its place, so that one call tells everything. Refuses nothing by
 //! itself: it lists. Invariant: a configuration without problems compiles, and what compiles can be enforced.
 
+pub mod hostnames;
 pub(crate) mod hosts;
 mod injection_profiles;
 mod lockdowns;

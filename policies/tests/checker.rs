@@ -10,7 +10,7 @@
 
 use std::path::Path;
 
-use sidegate_policies::check::{check, Checked};
+use sidegate_policies::check::{check, hostnames, Checked};
 use sidegate_policies::yaml::{load, Source};
 
 fn root() -> &'static Path {
@@ -79,6 +79,22 @@ fn places_that_cannot_be_are_refused() {
     changed(POSTGRES, "db.data.svc", "0177.0.0.1", "spec.address.host");
     changed(POSTGRES, "db.data.svc", "'127.1'", "spec.address.host");
     changed(POSTGRES, "db.data.svc", "169.254.169.254", "spec.address.host");
+}
+
+#[test]
+fn names_that_no_hosts_file_may_lead_to_a_sidecar_are_refused() {
+    let named = |names: &str| target(&POSTGRES.replace("15432}", &format!("15432, hostnames: [{names}]}}")));
+    for wrong in hostnames::WRONG {
+        one(&named(&format!("db.data.svc, '{wrong}'")), "spec.listen.hostnames[1]");
+    }
+    one(&named("db.data, db, db.data"), "spec.listen.hostnames[2]");
+    let many = |count: usize| (0..count).map(|at| format!("db-{at}, ")).collect::<String>();
+    one(&named(&many(hostnames::MAX + 1)), "spec.listen.hostnames");
+    let right = checked(&named(&format!("{}kubernetes.example, localhost.example", many(14))));
+    assert_eq!(right.problems, []);
+    // The checker of one machine says that there they mean nothing.
+    let fields: Vec<_> = right.warnings.iter().map(|warning| warning.field.as_str()).collect();
+    assert_eq!(fields, ["spec.listen.hostnames"]);
 }
 
 #[test]
@@ -218,8 +234,8 @@ fn nothing_the_design_names_is_ignored() {
     for (text, field) in [
         (target(&POSTGRES.replace("Postgres", "MySQL")), "spec.protocol"),
         (
-            target(&POSTGRES.replace("15432", "15432, hostnames: [a.b]")),
-            "spec.listen.hostnames",
+            target(&POSTGRES.replace("protocol: Postgres", "protocol: Postgres\nopenapi: x")),
+            "spec.openapi",
         ),
         (
             target(&format!("{POSTGRES}\nrecording: {{durability: Synced}}")),

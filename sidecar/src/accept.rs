@@ -1,6 +1,7 @@
 //! Listeners: one port per target on every loopback family, budgets, and the owner of each connection.
 //!
-//! A port that cannot be held on all families is not held at all, and another process's listener is never shared.
+//! Where the pod's hosts file leads a target's own names to an address of its own, that address is held too, on the port
+//! the environment names: as the hosts file, it stays what it was when the pod was made. A port that cannot be held on all families is not held at all, and another process's listener is never shared.
 //! Accepting never waits for a session. Refuses, before a byte, connections of other users where one is named.
 //! Invariant: the address a connection arrived on names its target; there is no pass-through.
 
@@ -8,12 +9,13 @@ mod owner;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use sidegate_policies::engine::{Subject, TargetId};
+use sidegate_policies::pod::aliases;
 use sidegate_policies::reason::Reason;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -44,7 +46,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ListenError {
     /// Somebody has the port.
-    #[error("port {port} on {address} is taken by another program; free it or change listen.port")]
+    #[error("port {port} on {address} is taken by another program; {}", remedy(*address))]
     Taken {
         /// The port.
         port: u16,
@@ -66,21 +68,48 @@ pub enum ListenError {
     NoPort,
 }
 
+fn remedy(address: IpAddr) -> &'static str {
+    match address {
+        IpAddr::V4(address) if address.octets().starts_with(&aliases::OURS) => {
+            "free it, or let the Target answer for no hostnames"
+        }
+        _ => "free it or change listen.port",
+    }
+}
+
 /// One target's open listeners.
 struct Listening {
     port: u16,
     target: Arc<ArcSwap<TargetState>>,
+    per_target: Arc<Semaphore>,
+    /// On its port.
+    local: Doors,
+    /// On the address of its names: stays where it is when the port moves.
+    named: Doors,
+}
+
+/// Addresses that are listened on, until they are stopped together.
+#[derive(Default)]
+struct Doors {
     addresses: Vec<SocketAddr>,
     stop: CancellationToken,
 }
 
-/// A port held on every loopback family: the kernel takes connections, nobody has looked at them yet.
-pub struct HeldPort(Vec<(SocketAddr, TcpListener)>);
+/// Addresses held: the kernel takes connections, nobody has looked at them yet.
+type Held = Vec<(SocketAddr, TcpListener)>;
+
+/// A port held on every loopback family, and the address of its target's names, if it has one.
+pub struct HeldPort {
+    local: Held,
+    named: Held,
+}
 
 impl HeldPort {
     /// Holds a port. This needs neither keys nor a broker, so that clients which start beside us find it at once.
-    pub fn bind(port: u16) -> Result<HeldPort, ListenError> {
-        bind(port).map(HeldPort)
+    pub fn bind(port: u16, named: Option<SocketAddrV4>) -> Result<HeldPort, ListenError> {
+        let local = bind(port)?;
+        let named = named.map_or(Ok(Vec::new()), |at| bind_all(at.port(), &[IpAddr::V4(*at.ip())]))?;
+        Ok(HeldPort { local, named })
     }
 }
 
@@ -89,6 +118,8 @@ pub struct Listeners {
     authority: Arc<Authority>,
     context: RoomContext,
     agent_uid: Option<u32>,
+    /// Where names lead, as the environment says.
+    named: BTreeMap<TargetId, SocketAddrV4>,
     in_all: Arc<Semaphore>,
     before_login: Arc<Semaphore>,
     open: Mutex<BTreeMap<TargetId, Listening>>,
@@ -110,11 +141,19 @@ impl Listeners {
             authority,
             context,
             agent_uid,
+            named: BTreeMap::new(),
             in_all: Arc::new(Semaphore::new(IN_ALL)),
             before_login: Arc::new(Semaphore::new(BEFORE_LOGIN)),
             open: Mutex::default(),
             problems: Mutex::default(),
         }
+    }
+
+    /// The same, which also answers for names at these addresses.
+    #[must_use]
+    pub fn named(mut self, named: BTreeMap<TargetId, SocketAddrV4>) -> Self {
+        self.named = named;
+        self
     }
 
     /// Listens for a target, or hands new connections of an open port to its newer form.
@@ -137,42 +176,60 @@ impl Listeners {
     fn open_port(self: &Arc<Self>, target: Arc<TargetState>, held: Option<HeldPort>) -> Result<(), ListenError> {
         let port = target.listen_port().ok_or(ListenError::NoPort)?;
         let mut open = lock(&self.open);
-        if let Some(listening) = open.get(&target.id) {
+        if let Some(listening) = open.get_mut(&target.id) {
             if listening.port == port {
                 listening.target.store(target);
                 return Ok(());
             }
-            self.shut(listening);
-            open.remove(&target.id);
+            self.shut(&listening.local);
+            return match bind(port) {
+                Ok(local) => {
+                    listening.port = port;
+                    listening.target.store(target);
+                    listening.local = self.doors(local, &listening.target, &listening.per_target);
+                    Ok(())
+                }
+                // Held as a whole or not at all.
+                Err(error) => {
+                    self.shut(&listening.named);
+                    open.remove(&target.id);
+                    Err(error)
+                }
+            };
         }
-        let HeldPort(sockets) = match held {
+        let HeldPort { local, named } = match held {
             Some(held) => held,
-            None => HeldPort::bind(port)?,
+            None => HeldPort::bind(port, self.named.get(&target.id).copied())?,
         };
         let id = target.id.clone();
         let slot = Arc::new(ArcSwap::new(target));
-        let stop = CancellationToken::new();
         let per_target = Arc::new(Semaphore::new(PER_TARGET));
-        let mut addresses = Vec::new();
-        for (address, listener) in sockets {
-            self.context.dial.own_listener(address);
-            addresses.push(address);
-            let door = Door {
-                listeners: self.clone(),
-                target: slot.clone(),
-                per_target: per_target.clone(),
-                stop: stop.clone(),
-            };
-            self.context.tasks.spawn("listener", door.accept(listener));
-        }
         let listening = Listening {
             port,
+            local: self.doors(local, &slot, &per_target),
+            named: self.doors(named, &slot, &per_target),
             target: slot,
-            addresses,
-            stop,
+            per_target,
         };
         open.insert(id, listening);
         Ok(())
+    }
+
+    /// Begins to accept on what is held.
+    fn doors(self: &Arc<Self>, held: Held, target: &Arc<ArcSwap<TargetState>>, per_target: &Arc<Semaphore>) -> Doors {
+        let mut doors = Doors::default();
+        for (address, listener) in held {
+            self.context.dial.own_listener(address);
+            doors.addresses.push(address);
+            let door = Door {
+                listeners: self.clone(),
+                target: target.clone(),
+                per_target: per_target.clone(),
+                stop: doors.stop.clone(),
+            };
+            self.context.tasks.spawn("listener", door.accept(listener));
+        }
+        doors
     }
 
     /// Listens for these targets and no others. Ports of targets that are gone are closed first, so that another
@@ -183,7 +240,7 @@ impl Listeners {
             let gone: Vec<TargetId> = open.keys().filter(|id| !targets.contains_key(*id)).cloned().collect();
             for id in gone {
                 if let Some(listening) = open.remove(&id) {
-                    self.shut(&listening);
+                    self.shut_all(&listening);
                 }
             }
         }
@@ -199,7 +256,7 @@ impl Listeners {
     pub fn close(&self) {
         let mut open = lock(&self.open);
         for listening in open.values() {
-            self.shut(listening);
+            self.shut_all(listening);
         }
         open.clear();
     }
@@ -208,7 +265,7 @@ impl Listeners {
     pub fn addresses(&self, target: &TargetId) -> Vec<SocketAddr> {
         lock(&self.open)
             .get(target)
-            .map(|listening| listening.addresses.clone())
+            .map(|listening| [&*listening.local.addresses, &*listening.named.addresses].concat())
             .unwrap_or_default()
     }
 
@@ -217,9 +274,14 @@ impl Listeners {
         lock(&self.problems).get(target).cloned()
     }
 
-    fn shut(&self, listening: &Listening) {
-        listening.stop.cancel();
-        for address in &listening.addresses {
+    fn shut_all(&self, listening: &Listening) {
+        self.shut(&listening.local);
+        self.shut(&listening.named);
+    }
+
+    fn shut(&self, doors: &Doors) {
+        doors.stop.cancel();
+        for address in &doors.addresses {
             self.context.dial.forget_listener(address);
         }
     }
@@ -365,9 +427,17 @@ fn nobody() -> Subject {
 }
 
 /// Binds a port on every loopback family, or on none.
-fn bind(port: u16) -> Result<Vec<(SocketAddr, TcpListener)>, ListenError> {
+fn bind(port: u16) -> Result<Held, ListenError> {
+    bind_all(
+        port,
+        &[IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)],
+    )
+}
+
+/// Binds a port on each of these addresses that exists, and at least on one, or on none.
+fn bind_all(port: u16, ips: &[IpAddr]) -> Result<Held, ListenError> {
     let mut sockets = Vec::new();
-    for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+    for ip in ips.iter().copied() {
         let address = SocketAddr::new(ip, port);
         match bind_one(address) {
             Ok(listener) => sockets.push((address, listener)),
@@ -389,7 +459,7 @@ fn bind(port: u16) -> Result<Vec<(SocketAddr, TcpListener)>, ListenError> {
     }
     if sockets.is_empty() {
         let error = "no loopback address".to_owned();
-        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let address = ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         return Err(ListenError::System { port, address, error });
     }
     Ok(sockets)

@@ -112,7 +112,11 @@ impl Sidecar {
             broker: broker.clone(),
         });
         authority.leases_known_to(context.credentials.clone());
-        let listeners = Listeners::new(authority.clone(), context, config.agent_uid);
+        let named = config
+            .ports
+            .iter()
+            .filter_map(|port| Some((port.target.clone(), port.named?)));
+        let listeners = Listeners::new(authority.clone(), context, config.agent_uid).named(named.collect());
         let listeners = Arc::new(listeners);
         announce(held, &listeners)?;
         let volume = volume(&config)?;
@@ -192,7 +196,7 @@ fn context(
 /// The ports that the environment names, with what will listen there.
 fn hold(config: &SidecarConfig) -> Result<Vec<(TargetState, HeldPort)>, StartError> {
     let hold = |port: &Announced| {
-        let held = HeldPort::bind(port.port).map_err(|error| StartError::Listen {
+        let held = HeldPort::bind(port.port, port.named).map_err(|error| StartError::Listen {
             target: port.target.to_string(),
             error,
         })?;

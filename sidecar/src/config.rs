@@ -4,12 +4,13 @@
 //! runs beside its broker on one machine may set it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 
 use serde::Deserialize;
 use sidegate_policies::api::target::TargetProtocol;
 use sidegate_policies::engine::TargetId;
+use sidegate_policies::pod::aliases;
 use sidegate_policies::quantity::ByteSize;
 
 use crate::authority::Separation;
@@ -82,6 +83,8 @@ pub struct Announced {
     pub protocol: TargetProtocol,
     /// Its port.
     pub port: u16,
+    /// Where the pod's hosts file leads the Target's own names, if it does.
+    pub named: Option<SocketAddrV4>,
 }
 
 /// One thing wrong with the environment.
@@ -103,6 +106,8 @@ struct PortEntry {
     #[serde(default)]
     #[allow(dead_code)]
     addresses: Vec<String>,
+    #[serde(default)]
+    named: Option<SocketAddrV4>,
 }
 
 impl SidecarConfig {
@@ -223,13 +228,21 @@ fn ports(text: &str) -> Result<Vec<Announced>, String> {
         let (namespace, target) = name
             .split_once('/')
             .ok_or_else(|| format!("`{name}` is not of the form namespace/name"))?;
-        if entry.port == 0 {
+        if entry.port == 0 || entry.named.is_some_and(|named| named.port() == 0) {
             return Err(format!("`{name}`: the port must be 1 to 65535"));
+        }
+        // Loopback, and no other pod's: nobody outside is ever listened for.
+        if let Some(named) = entry
+            .named
+            .filter(|named| !named.ip().octets().starts_with(&aliases::OURS))
+        {
+            return Err(format!("`{name}`: {named} is not an address of 127.71.0.0/16"));
         }
         ports.push(Announced {
             target: TargetId::new(namespace, target),
             protocol: entry.protocol,
             port: entry.port,
+            named: entry.named,
         });
     }
     Ok(ports)
@@ -302,7 +315,7 @@ mod tests {
             CA,
             (
                 "SIDEGATE_PORTS",
-                r#"{"data/shop": {"protocol": "Postgres", "port": 15432}}"#,
+                r#"{"data/shop": {"protocol": "Postgres", "port": 15432, "named": "127.71.3.4:5432"}}"#,
             ),
             ("SIDEGATE_NAME_SERVERS", "10.0.0.10,10.0.0.11:5353"),
             ("SIDEGATE_AGENT_UID", "1000"),
@@ -324,11 +337,27 @@ mod tests {
         );
         assert_eq!(config.broker.to_string(), "https://127.0.0.1:8443");
         assert_eq!(config.ports.len(), 1);
+        assert_eq!(config.ports[0].named, Some("127.71.3.4:5432".parse().unwrap()));
         assert_eq!(config.name_servers.len(), 2);
         assert_eq!(config.agent_uid, Some(1000));
         let scraped: Vec<String> = config.metrics.iter().map(ToString::to_string).collect();
         assert_eq!(scraped, ["10.0.0.7:9464", "[fd00::7]:9464"]);
         assert!(!config.allow_loopback_literals, "no variable turns it on");
+    }
+
+    #[test]
+    fn a_name_is_listened_for_on_an_address_of_ours_alone() {
+        for named in [
+            "0.0.0.0:5432",
+            "10.1.2.3:5432",
+            "127.0.0.1:5432",
+            "127.71.3.4:0",
+            "127.71.3.4",
+            "[::1]:5432",
+        ] {
+            let text = format!(r#"{{"data/shop": {{"protocol": "Postgres", "port": 15432, "named": "{named}"}}}}"#);
+            assert!(ports(&text).is_err(), "{named}");
+        }
     }
 
     #[test]

@@ -76,7 +76,10 @@ impl TargetState {
                 weak_login: WeakLogin::Refuse,
                 databases: Vec::new(),
                 credential: Credential::None(NoCredential::default()),
-                listen: Listen { port: i32::from(port) },
+                listen: Listen {
+                    port: i32::from(port),
+                    hostnames: Vec::new(),
+                },
                 env: Vec::new(),
                 allowed_namespaces: None,
                 recording: Recording::default(),

@@ -9,6 +9,8 @@
     clippy::indexing_slicing
 )]
 
+use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use futures_util::future::BoxFuture;
 use futures_util::FutureExt;
 use serde_json::json;
 use sidegate_policies::api::access_request::RequestState;
+use sidegate_policies::engine::TargetId;
 use sidegate_policies::record::{stream, Kind};
 use sidegate_policies::wire::{
     ApprovalAsk, ApprovalClaim, ApprovalOutcome, ApprovalState, Lease, LeaseMaterial, LeaseRequest, RecordAck,
@@ -231,7 +234,16 @@ impl Bench {
         Bench::with(None, limits)
     }
 
+    /// The same, for a pod whose hosts file leads names to these addresses.
+    pub fn named(named: BTreeMap<TargetId, SocketAddrV4>) -> Bench {
+        Bench::made(None, Limits::default(), named)
+    }
+
     fn with(agent_uid: Option<u32>, limits: Limits) -> Bench {
+        Bench::made(agent_uid, limits, BTreeMap::new())
+    }
+
+    fn made(agent_uid: Option<u32>, limits: Limits, named: BTreeMap<TargetId, SocketAddrV4>) -> Bench {
         let (people, tasks, stop) = (Arc::new(People::new()), Tasks::default(), CancellationToken::new());
         let approver: Arc<dyn Approver> = Arc::new(people.clone());
         let authority = Authority::new(approver, tasks.clone(), Separation::None);
@@ -263,7 +275,7 @@ impl Bench {
             metrics: authority.metrics.clone(),
             shared: Arc::default(),
         };
-        let listeners = Listeners::new(authority.clone(), context.clone(), agent_uid);
+        let listeners = Listeners::new(authority.clone(), context.clone(), agent_uid).named(named);
         let enforcer = Enforcer {
             authority: authority.clone(),
             listeners: Arc::new(listeners),

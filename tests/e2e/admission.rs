@@ -287,7 +287,7 @@ fn apply(cluster: &Cluster, world: &str) -> Result<()> {
     let sandbox =
         json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "gvisor"}, "handler": "x"});
     cluster.create(&sandbox)?;
-    for namespace in ["agents", "lenient", "audited", "disabled", "unlabelled"] {
+    for namespace in ["agents", "lenient", "named", "audited", "disabled", "unlabelled"] {
         cluster.until("the namespace has its service account", || {
             let account = ["get", "serviceaccount", "default", "--namespace", namespace];
             Ok(cluster.ask(User::Admin, &account, "")?.status.success())

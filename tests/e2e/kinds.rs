@@ -1,6 +1,7 @@
 //! Our kinds on a real API server: their CRDs install, read well, take the examples and refuse what is wrong.
 
 use anyhow::{ensure, Result};
+use sidegate_policies::check::hostnames::{MAX, WRONG};
 use sidegate_tests::cluster::{Cluster, User};
 
 /// Our kinds by their plural names.
@@ -55,6 +56,32 @@ pub fn explain_reads_as_documented(cluster: &Cluster) -> Result<()> {
 /// A Target with this specification.
 fn target(spec: &str) -> String {
     format!("{{apiVersion: sidegate.dev/v1alpha1, kind: Target, metadata: {{name: wrong, namespace: default}}, spec: {{{spec}}}}}")
+}
+
+/// Host names that the checker refuses are refused by the definition itself, and what it takes is taken.
+pub fn a_name_that_is_no_targets_is_refused(cluster: &Cluster) -> Result<()> {
+    let named = |names: &str| {
+        let spec = "protocol: TCP, address: {host: db.data, port: 5432}, credential: {none: {}}, listen: {port: 15432, hostnames:";
+        target(&format!("{spec} [{names}]}}"))
+    };
+    let tried = |names: &str| -> Result<String> {
+        let create = ["create", "--dry-run=server", "-f", "-"];
+        let output = cluster.ask(User::Admin, &create, &named(names))?;
+        ensure!(output.status.success() == output.stderr.is_empty(), "{output:?}");
+        Ok(String::from_utf8(output.stderr)?)
+    };
+    for wrong in WRONG {
+        let said = tried(&format!("db.data.svc, '{wrong}'"))?;
+        ensure!(said.contains("spec.listen.hostnames"), "`{wrong}`: {said}");
+    }
+    let twice = tried("db, db")?;
+    ensure!(twice.contains("Duplicate value"), "{twice}");
+    let many: Vec<String> = (0..=MAX).map(|at| format!("db-{at}")).collect();
+    let said = tried(&many.join(", "))?;
+    ensure!(said.contains("must have at most 16 items"), "{said}");
+    let right = format!("{}, kubernetes.example, localhost.example", many[..14].join(", "));
+    ensure!(tried(&right)?.is_empty(), "{}", tried(&right)?);
+    Ok(())
 }
 
 /// The server itself refuses what the schema can tell, and names the field.

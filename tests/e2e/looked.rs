@@ -10,7 +10,7 @@ use sidegate_tests::cluster::{Cluster, User};
 use crate::inject::{is_asked, labelled, pod, site, AUDIENCE};
 
 /// `kubectl sidegate`, as a user: exit code, what it prints, what it complains of.
-fn run(cluster: &Cluster, user: User, arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
+pub fn run(cluster: &Cluster, user: User, arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
     let home = tempfile::tempdir()?;
     let config = cluster.kubeconfig(user);
     let config = config.to_string_lossy();
@@ -22,7 +22,7 @@ fn run(cluster: &Cluster, user: User, arguments: &[&str]) -> Result<(Option<i32>
 }
 
 /// A namespace in which a broker would have said what a sidecar must show.
-fn installed(cluster: &Cluster) -> Result<String> {
+pub fn installed(cluster: &Cluster) -> Result<String> {
     let namespace = cluster.namespace()?;
     cluster.create(&json!({
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "sidegate-admission", "namespace": namespace},

@@ -15,6 +15,7 @@ mod kept;
 mod kinds;
 mod looked;
 mod moved;
+mod names;
 mod numbers;
 mod outage;
 mod pages;
@@ -44,6 +45,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "kinds::what_is_wrong_is_refused_by_its_field",
         kinds::what_is_wrong_is_refused_by_its_field,
+    ),
+    (
+        "kinds::a_name_that_is_no_targets_is_refused",
+        kinds::a_name_that_is_no_targets_is_refused,
     ),
     ("plane::a_user_may_what_was_granted", plane::a_user_may_what_was_granted),
     ("plane::helm_speaks_to_it", plane::helm_speaks_to_it),
@@ -221,6 +226,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "looked::explain_tells_a_pod_and_a_statement_by_the_clusters_policies",
         looked::explain_tells_a_pod_and_a_statement_by_the_clusters_policies,
+    ),
+    (
+        "names::names_lead_to_the_sidecar_in_what_the_server_stores",
+        names::names_lead_to_the_sidecar_in_what_the_server_stores,
     ),
     (
         "looked::check_names_each_fix_and_status_says_what_became_of_objects",

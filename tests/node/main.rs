@@ -8,6 +8,7 @@ mod agents;
 mod guarded;
 mod lifecycle;
 mod live;
+mod names;
 mod numbers;
 
 use std::path::{Path, PathBuf};
@@ -77,6 +78,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "live::an_authority_is_replaced_under_load",
         live::an_authority_is_replaced_under_load,
+    ),
+    (
+        "names::a_client_that_nobody_changed_reads_masked_rows",
+        names::a_client_that_nobody_changed_reads_masked_rows,
     ),
     (
         "numbers::from_label_to_first_masked_row",

@@ -85,6 +85,7 @@ async fn a_sidecar_whose_broker_is_away_serves_once_it_is_back() -> Result<()> {
         target: TargetId::new("data", "shop"),
         protocol: TargetProtocol::Postgres,
         port: local,
+        named: None,
     });
     let (place, broker) = setup.place().await?;
     broker.shutdown().await;

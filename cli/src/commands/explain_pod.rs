@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use serde_json::{json, Value};
 use sidegate_broker::control::SidecarReport;
-use sidegate_injector::standing::{agents, labelled_at, made_by, outdated, ports, unprotected};
+use sidegate_injector::standing::{agents, labelled_at, made_by, names, outdated, ports, unprotected, Named};
 use sidegate_policies::api::Target;
 use sidegate_policies::engine::Subject;
 
@@ -48,6 +48,7 @@ enum Sidecar {
 struct Listener {
     target: String,
     local: String,
+    named: Option<Named>,
     notes: Vec<String>,
 }
 
@@ -112,12 +113,14 @@ impl Told {
 
     fn listeners(&self, world: &World<'_>) -> Vec<Listener> {
         let announced = ports(&self.pod);
+        let mut named = names(&self.pod);
         let mut listeners: Vec<Listener> = world
             .served()
             .iter()
             .map(|target| Listener {
                 target: target.full_name(),
                 local: format!("127.0.0.1:{}", target.spec.listen.port),
+                named: named.remove(&target.full_name()),
                 notes: self.notes(target, announced.as_ref()),
             })
             .collect();
@@ -126,6 +129,7 @@ impl Told {
                 listeners.push(Listener {
                     target,
                     local: format!("127.0.0.1:{port}"),
+                    named: None,
                     notes: vec!["granted no more: what connects there is refused".to_owned()],
                 });
             }
@@ -176,8 +180,11 @@ impl Told {
 
     /// For programs.
     pub fn document(&self, world: &World<'_>) -> Value {
-        let listener =
-            |listener: &Listener| json!({"target": listener.target, "local": listener.local, "notes": listener.notes});
+        let listener = |listener: &Listener| {
+            let named = listener.named.as_ref();
+            let named = named.map(|named| json!({"at": named.at.to_string(), "names": named.names}));
+            json!({"target": listener.target, "local": listener.local, "named": named, "notes": listener.notes})
+        };
         let mut document = json!({
             "namespace": self.subject.namespace, "name": self.subject.pod, "uid": self.subject.pod_uid,
             "serviceAccount": self.subject.service_account, "labels": self.subject.labels,
@@ -242,22 +249,35 @@ impl Told {
         }
         out.line(format!("\n{}", out.tone(Tone::Bold, "Where it finds its Targets")))?;
         let row = |listener: &Listener| {
+            let mut notes = listener.notes.clone();
+            notes.extend(listener.named.as_ref().map(said));
             vec![
                 format!("  {}", visible(&listener.target)),
                 listener.local.clone(),
-                visible(&listener.notes.join("; ")),
+                visible(&notes.join("; ")),
             ]
         };
         out.table(
             &["  TARGET", "LOCAL", "NOTE"],
             &listeners.iter().map(row).collect::<Vec<_>>(),
         )?;
-        out.line(
-            "  On these ports alone: a Target's own host name leads past the gate. The line to them never leaves the pod, so \
-             clients need neither TLS nor an authority there.",
-        )?;
+        let past = match listeners.iter().any(|listener| listener.named.is_some()) {
+            true => {
+                "On these ports, and by these names on theirs: an address, and every other name, leads past the gate."
+            }
+            false => "On these ports alone: a Target's own host name leads past the gate.",
+        };
+        out.line(format!(
+            "  {past} The line to them never leaves the pod, so clients need neither TLS nor an authority there."
+        ))?;
         Ok(())
     }
+}
+
+/// By which names a Target is found, in a sentence.
+fn said(named: &Named) -> String {
+    let (port, ip) = (named.at.port(), named.at.ip());
+    format!("also as {} on port {port} ({ip})", named.names.join(", "))
 }
 
 fn subject(pod: &Value, namespace: &str) -> Subject {

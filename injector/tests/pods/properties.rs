@@ -105,42 +105,59 @@ fn volume() -> impl Strategy<Value = Value> {
     })
 }
 
+fn alias() -> impl Strategy<Value = Value> {
+    let ip = prop_oneof![
+        Just("10.1.2.3"),
+        Just("127.71.226.197"),
+        Just("127.071.9.9"),
+        Just("::1")
+    ];
+    let name = prop_oneof![4 => "[a-c]", 1 => Just("db.data.svc".to_owned())];
+    (ip, proptest::collection::vec(name, 0..3)).prop_map(|(ip, names)| json!({"ip": ip, "hostnames": names}))
+}
+
 fn pod() -> impl Strategy<Value = Value> {
-    let namespace = prop_oneof![Just("agents"), Just("lenient"), Just("audited")];
+    let namespace = prop_oneof![Just("agents"), Just("lenient"), Just("audited"), Just("named")];
     let sysctl = (
         "net.ipv4.(ip_unprivileged_port_start|ip_local_reserved_ports|tcp_syncookies)",
         "[0-9]{1,2}",
     );
     (
         namespace,
-        proptest::collection::btree_map("agent|queue|mesh", "support|yes", 0..3),
+        proptest::collection::btree_map("agent|queue|mesh|copies|pool|web", "support|yes", 0..4),
         proptest::collection::vec(container("agent"), 1..4),
         proptest::option::of(proptest::collection::vec(container("setup"), 0..4)),
         proptest::option::of(proptest::collection::vec(volume(), 0..4)),
         proptest::collection::vec(sysctl, 0..3),
         prop_oneof![Just("keeper"), Just("other")],
+        proptest::option::of(proptest::collection::vec(alias(), 0..4)),
     )
-        .prop_map(|(namespace, labels, containers, init, volumes, sysctls, account)| {
-            let sysctls: Vec<Value> = sysctls
-                .into_iter()
-                .map(|(name, value)| json!({"name": name, "value": value}))
-                .collect();
-            let mut pod = json!({
-                "metadata": {"namespace": namespace, "labels": labels, "managedFields": [{"manager": "x"}]},
-                "spec": {
-                    "serviceAccountName": account, "containers": containers, "newField": {"kept": null},
-                    "securityContext": {"sysctls": sysctls},
-                },
-                "newField": 1,
-            });
-            if let Some(init) = init {
-                pod["spec"]["initContainers"] = init.into();
-            }
-            if let Some(volumes) = volumes {
-                pod["spec"]["volumes"] = volumes.into();
-            }
-            pod
-        })
+        .prop_map(
+            |(namespace, labels, containers, init, volumes, sysctls, account, aliases)| {
+                let sysctls: Vec<Value> = sysctls
+                    .into_iter()
+                    .map(|(name, value)| json!({"name": name, "value": value}))
+                    .collect();
+                let mut pod = json!({
+                    "metadata": {"namespace": namespace, "labels": labels, "managedFields": [{"manager": "x"}]},
+                    "spec": {
+                        "serviceAccountName": account, "containers": containers, "newField": {"kept": null},
+                        "securityContext": {"sysctls": sysctls},
+                    },
+                    "newField": 1,
+                });
+                if let Some(init) = init {
+                    pod["spec"]["initContainers"] = init.into();
+                }
+                if let Some(volumes) = volumes {
+                    pod["spec"]["volumes"] = volumes.into();
+                }
+                if let Some(aliases) = aliases {
+                    pod["spec"]["hostAliases"] = aliases.into();
+                }
+                pod
+            },
+        )
 }
 
 proptest! {
@@ -152,6 +169,9 @@ proptest! {
             return Ok(());
         };
         prop_assert_eq!(Shape::of(&injected.pod["spec"], AUDIENCE).wrong(), None);
+        let aliases = injected.pod["spec"]["hostAliases"].as_array().cloned().unwrap_or_default();
+        let ours = aliases.iter().filter(|alias| alias["ip"].as_str().unwrap().contains("71."));
+        prop_assert!(pod["metadata"]["namespace"] == "named" || ours.count() == 0);
         prop_assert_eq!(&injected.pod["newField"], &json!(1));
         prop_assert_eq!(&injected.pod["spec"]["newField"], &json!({"kept": null}));
         for container in injected.pod["spec"]["containers"].as_array().unwrap() {

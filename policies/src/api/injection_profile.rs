@@ -30,6 +30,10 @@ pub type InjectionProfile = Object<InjectionProfileSpec>;
 pub struct InjectionProfileSpec {
     /// The sidecar's image. It is named by digest, so that what runs is what was chosen.
     pub image: SidecarImage,
+    /// How agents find their Targets. Ports (default): on 127.0.0.1, at each Target's `listen.port`. Hostnames: also by
+    /// each Target's `listen.hostnames` and its real port, which the pod's hosts file leads to the sidecar.
+    #[serde(default)]
+    pub reach: Reach,
     /// What the sidecar asks for. A field that is not written keeps its default.
     #[serde(default)]
     pub resources: SidecarResources,
@@ -51,6 +55,17 @@ pub struct InjectionProfileSpec {
     /// How long the broker may be silent before a sidecar stops trusting what it knows.
     #[serde(default)]
     pub staleness: Staleness,
+}
+
+/// How agents find their Targets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum Reach {
+    /// On ports of 127.0.0.1.
+    #[default]
+    Ports,
+    /// Also by the Targets' usual names.
+    Hostnames,
 }
 
 /// An image of the sidecar.

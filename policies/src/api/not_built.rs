@@ -19,10 +19,6 @@ pub struct NotBuilt {
 /// Everything that is refused as "not built yet".
 pub const NOT_BUILT: &[NotBuilt] = &[
     entry(
-        "InjectionProfile.spec.reach",
-        "targets under their own host names; agents use localhost ports",
-    ),
-    entry(
         "InjectionProfile.spec.tier",
         "egress that is enforced; every pod is Cooperative",
     ),
@@ -66,10 +62,6 @@ pub const NOT_BUILT: &[NotBuilt] = &[
         "installation tokens of a GitHub App",
     ),
     entry("TokenIssuer.spec.preset=OpenRouter", "OpenRouter's keys by exchange"),
-    entry(
-        "Target.spec.listen.hostnames",
-        "answering for the target's own names, by hosts file",
-    ),
     entry(
         "Target.spec.impersonate",
         "naming the agent in a cluster's own audit log",

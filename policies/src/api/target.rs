@@ -333,6 +333,11 @@ pub struct Listen {
     /// Port on the loopback addresses of the agent's pod, 1 to 65535.
     #[cfg_attr(feature = "crd", schemars(range(min = 1, max = 65535)))]
     pub port: i32,
+    /// Names by which agents' clients know the target. In pods whose InjectionProfile says `reach: Hostnames` they lead,
+    /// by the pod's hosts file, to the sidecar, on the port of `address`. At most 16; lower case, no IP address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "crd", schemars(length(max = 16), inner(length(min = 1, max = 253))))]
+    pub hostnames: Vec<String>,
 }
 
 /// One environment variable for agent containers.

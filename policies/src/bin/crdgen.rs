@@ -248,6 +248,9 @@ fn finish(plural: &str, definition: &mut Value, columns: &[Column]) -> Result<()
     if plural == "accessrequests" {
         only_forward(schema);
     }
+    if plural == "targets" {
+        names(schema);
+    }
     if plural == "lockdowns" {
         let status = schema.get_mut("status").and_then(|status| status.get_mut("properties"));
         if let Some(properties) = status.and_then(Value::as_object_mut) {
@@ -367,6 +370,36 @@ fn only_forward(schema: &mut Map<String, Value>) {
         ),
     ];
     status.insert("x-kubernetes-validations".to_owned(), rules.into_iter().collect());
+}
+
+/// What may be a Target's host name, as `policies/src/check/hostnames.rs` says it too.
+fn names(schema: &mut Map<String, Value>) {
+    let rule = |rule: &str, message: &str| json!({"rule": rule, "message": message});
+    let spec = schema.get_mut("spec");
+    let found = spec.and_then(|spec| spec.pointer_mut("/properties/listen/properties/hostnames"));
+    if let Some(field) = found.and_then(Value::as_object_mut) {
+        let rules = [
+            rule(
+                "self.all(name, name.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$'))",
+                "a host name has lower-case letters, digits, dashes and dots, and no dot at its end",
+            ),
+            rule(
+                "!self.exists(name, name.matches('(^|[.])([0-9]+|0x[0-9a-f]*)$'))",
+                "an address is no host name, and no hosts file leads it elsewhere; write a name",
+            ),
+            rule(
+                "!self.exists(name, name.matches('(^|[.])localhost$') || name in ['localhost.localdomain', 'ip6-localhost', 'ip6-loopback'])",
+                "that name is the pod itself; write the name of the target",
+            ),
+            rule(
+                "!self.exists(name, name.matches('^kubernetes([.]default([.]svc([.].*)?)?)?$'))",
+                "that name is the cluster's own API, and never a Target",
+            ),
+        ];
+        field.insert("x-kubernetes-validations".to_owned(), rules.into_iter().collect());
+        // Each at most once.
+        field.insert("x-kubernetes-list-type".to_owned(), "set".into());
+    }
 }
 
 /// What a Lockdown's status says besides.

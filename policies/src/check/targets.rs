@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{holds_certificate, hosts, Checked, Report, OWN};
+use super::{holds_certificate, hostnames, hosts, Checked, Report, OWN};
 use crate::api::target::{AwsIamCredential, AwsService, CaBundle, Credential, TargetProtocol, TlsMode, WeakLogin};
 use crate::api::{Target, TargetSpec};
 use crate::credential_kinds::{self, MinimumTls};
@@ -23,6 +23,7 @@ pub(super) fn check(objects: &Objects, checked: &mut Checked) {
         report.metadata(&target.metadata);
         let spec = &target.spec;
         place(spec, &mut report);
+        hostnames::check(spec, &mut report);
         login(spec, &mut report);
         match spec.protocol {
             TargetProtocol::Postgres => postgres(spec, &mut report),
@@ -56,6 +57,13 @@ pub(super) fn together(objects: &Objects, checked: &mut Checked) {
             );
         } else {
             ports.insert(port, target.full_name());
+        }
+        if !target.spec.listen.hostnames.is_empty() {
+            let message = format!(
+                "names lead to it in pods of a cluster, by their hosts file; on one machine it is found on \
+                 127.0.0.1:{port} alone"
+            );
+            report.warning("spec.listen.hostnames", message);
         }
         environment(target, &mut variables, &mut report);
     }

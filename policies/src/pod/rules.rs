@@ -85,6 +85,7 @@ impl Rules<'_> {
         namespaces(spec)?;
         names(spec)?;
         volumes(spec)?;
+        super::aliases::judge(spec)?;
         self.token(spec)?;
         let mut weak = Vec::new();
         let mut found = |weakening: Weakening, found: Vec<Wrong>| {

@@ -105,8 +105,8 @@ fn grafted(guarded: &Guarded, pod: &Value) -> Result<Value> {
 /// asked, by a rule of the same name.
 pub fn a_shape_the_injector_refuses_is_refused_by_the_same_rule(guarded: &Guarded) -> Result<()> {
     // The injector's alone: what it says of labels, annotations, ports and sysctls has nothing to do with the sidecar's
-    // guarantee, and Windows pods are spared or have no sidecar.
-    let others = ["opt-out", "windows", "port", "sysctl"];
+    // guarantee, and Windows pods are spared or have no sidecar. Which names are a Target's is nothing that policies know.
+    let others = ["opt-out", "windows", "port", "sysctl", "hostname"];
     let mut tried = Vec::new();
     let mut rules = std::collections::BTreeMap::new();
     for (name, pod) in pods()? {

@@ -228,6 +228,15 @@ pub const ATTEMPTS: &[Attempt] = &[
         change: |pod| agent(pod)["ports"] = json!([{"name": "sg-metrics", "containerPort": 15_390}]),
     },
     Attempt {
+        says: "hostAliases: ",
+        what: "a name of the sidecar's that leads elsewhere too",
+        change: |pod| {
+            pod["spec"]["hostAliases"] = json!([
+                {"ip": "127.71.3.4", "hostnames": ["db"]}, {"ip": "10.1.2.3", "hostnames": ["x", "db"]},
+            ]);
+        },
+    },
+    Attempt {
         says: "reserved: a volume sidegate- is mounted",
         what: "the sidecar's token in the agent",
         change: |pod| agent(pod)["volumeMounts"] = json!([{"name": "sidegate-token", "mountPath": "/t"}]),

@@ -106,6 +106,16 @@ impl Site {
         self.labelled(namespace)
     }
 
+    /// The same by an InjectionProfile of its own.
+    pub fn agents_by(&self, profile: &str) -> Result<Agents<'_>> {
+        let namespace = self.node.cluster.namespace()?;
+        let label = format!("sidegate.dev/profile={profile}");
+        self.node
+            .cluster
+            .kubectl(&["label", "namespace", &namespace, &label], "")?;
+        self.labelled(namespace)
+    }
+
     /// The same of this name.
     pub fn agents_named(&self, name: &str) -> Result<Agents<'_>> {
         self.node.cluster.kubectl(&["create", "namespace", name], "")?;
@@ -169,7 +179,7 @@ spec:
   tls: {{caBundle: {{inline: {shop}}}}}
   databases: [{DATABASE}]
   credential: {{secret: {{name: shop-agent}}}}
-  listen: {{port: {SHOP}}}
+  listen: {{port: {SHOP}, hostnames: [shop.internal]}}
 ---
 apiVersion: sidegate.dev/v1alpha1
 kind: Target
@@ -180,7 +190,7 @@ spec:
   tls: {{caBundle: {{inline: {ledger}}}}}
   databases: [{DATABASE}]
   credential: {{token: {{audience: "{AUDIENCE}", scopes: [db], username: {ROLE}}}}}
-  listen: {{port: {LEDGER}}}
+  listen: {{port: {LEDGER}, hostnames: [ledger.internal]}}
 ---
 apiVersion: sidegate.dev/v1alpha1
 kind: AccessPolicy
