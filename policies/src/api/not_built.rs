@@ -23,12 +23,8 @@ pub const NOT_BUILT: &[NotBuilt] = &[
         "targets under their own host names; agents use localhost ports",
     ),
     entry(
-        "InjectionProfile.spec.tier",
-        "egress that is enforced; every pod is Cooperative",
-    ),
-    entry(
-        "InjectionProfile.spec.fence",
-        "users that the egress fence lets through",
+        "InjectionProfile.spec.tier=Separate",
+        "the sidecar in a pod of its own, apart from the agent's",
     ),
     entry(
         "InjectionProfile.spec.networkPolicy",

@@ -3,5 +3,6 @@
 //! Refuses nothing by itself: it answers what is wrong. The invariant: only the spec is read, never an annotation
 //! and never the status, for those are words of whoever may write them.
 
+pub mod fence;
 pub mod rules;
 pub mod shape;
