@@ -229,7 +229,7 @@ pub fn explain_tells_a_pod_and_a_statement_by_the_clusters_policies(cluster: &Cl
     let (code, out, _) = explain(&["pod/agent", "-o", "json"])?;
     let told: Value = serde_json::from_str(&out)?;
     ensure!(
-        code == Some(0) && told["pod"]["egressEnforced"] == false && told["pod"]["valid"] == true,
+        code == Some(0) && told["pod"]["egressEnforced"] == "False" && told["pod"]["valid"] == true,
         "{out}"
     );
     Ok(())
