@@ -238,7 +238,7 @@ fn nothing_the_design_names_is_ignored() {
             policy("rules: [{name: a, effect: Ask, ask: {approvers: [{user: a}], grant: {shape: {maxUses: 2}}}}]"),
             "spec.rules[0].ask.grant",
         ),
-        (format!("{}  tier: Enforced\n", profile("")), "spec.tier"),
+        (profile("  tier: Separate\n"), "spec.tier"),
         (token_issuer("users: {}"), "spec.users"),
     ] {
         let problems = loaded(&text);
