@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use sidegate_policies::engine::Subject;
+use sidegate_policies::pod::fence::{Demands, Fenced};
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
@@ -78,6 +79,8 @@ pub struct PodView {
     pub instance: Instance,
     /// What the spec says about our token.
     pub shape: Shape,
+    /// What it says about a fence.
+    pub fenced: Fenced,
 }
 
 /// Finds live pods: the API server, or the local double.
@@ -88,6 +91,11 @@ pub trait Pods: Send + Sync {
     /// The same as it was last heard of: asked every second per stream, where a moment's delay does no harm.
     fn known<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<PodView>, Unavailable>> {
         self.pod(namespace, name)
+    }
+
+    /// What the profile of a namespace demands of its pods' fence; nothing where it demands none, and on one machine.
+    fn demanded(&self, _namespace: &str) -> Result<Option<Demands>, Unavailable> {
+        Ok(None)
     }
 }
 
@@ -191,6 +199,9 @@ pub enum NotAttested {
     /// The sidecar's image.
     #[error("image: {0}")]
     Image(String),
+    /// The fence around the pod.
+    #[error("fence: {0}")]
+    Fence(String),
     /// Another key is pinned and no newer instance is seen: a clone, or a restart the cluster does not show yet.
     #[error("another key is pinned for this instance (RestartNotSeen)")]
     RestartNotSeen,
@@ -352,6 +363,11 @@ impl Attestor {
             return Err(NotAttested::Shape(wrong));
         }
         self.images.allowed(&pod.shape.image).map_err(NotAttested::Image)?;
+        // Admission is prevention, not proof: what was made around it, or before its profile was Enforced, gets nothing
+        // (test `step_4_a_pod_whose_profile_demands_a_fence_gets_nothing_without_it`).
+        if let Some(wrong) = pod.fenced.wrong(self.pods.demanded(&pod.namespace)?.as_ref()) {
+            return Err(NotAttested::Fence(wrong));
+        }
         // A pod that is ending gets no new key, but the one it has goes on: agents need their database until they end.
         let pins = &self.pins;
         let thumbprint = key.thumbprint();

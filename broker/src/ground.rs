@@ -24,9 +24,9 @@ use crate::index::Withheld;
 use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
-    connect, findings, own_name, reading, Admission, At, Authorities, ClusterIssuers, ClusterMaps, ClusterOptions,
-    ClusterPeople, ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader,
-    PinLeases, PinSweeper, PodEvents, PublishedMaps, RequestObjects, RevokedLeases, TlsSecret, LEADER,
+    connect, findings, heard, own_name, reading, Admission, At, Authorities, ClusterIssuers, ClusterMaps,
+    ClusterOptions, ClusterPeople, ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret,
+    Kinds, Leader, PinLeases, PinSweeper, PublishedMaps, RequestObjects, RevokedLeases, TlsSecret, LEADER,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
@@ -110,6 +110,8 @@ pub enum Follow {
         secrets: ClusterSecrets,
         /// ConfigMaps that Targets name.
         maps: Arc<ClusterMaps>,
+        /// Live pods.
+        pods: Arc<ClusterPods>,
         /// Whether this replica leads.
         leader: Arc<Leader>,
     },
@@ -289,17 +291,16 @@ pub(crate) async fn cluster(
     let client = connect(options).await?;
     let own_name = own_name(&client).await?;
     let secrets = ClusterSecrets::new(client.clone(), own_name.clone());
-    let time = Arc::clone(&clock);
-    let maps = Arc::new(ClusterMaps::new(client.clone(), own_name, &options.namespace, time));
+    let maps = ClusterMaps::new(client.clone(), own_name, &options.namespace, Arc::clone(&clock));
+    let maps = Arc::new(maps);
     let issuers = Arc::new(ClusterIssuers::open(client.clone(), Arc::clone(&clock)).await?);
     tasks.spawn("issuers", Arc::clone(&issuers).run(tasks.stopping()));
-    let pods = Arc::new(ClusterPods::new(client.clone(), issuer_url.to_owned()));
-    tasks.spawn("pods", Arc::clone(&pods).run(tasks.stopping()));
+    let pods = ClusterPods::follow(client.clone(), issuer_url.to_owned(), tasks);
     let replica = random_id().map_err(|error| StartError::crypto("a name of this replica", error))?;
     let leader = Arc::new(Leader::new(client.clone(), &options.namespace, LEADER, replica));
     tasks.spawn("leader", Arc::clone(&leader).run(tasks.stopping()));
-    let (led, now) = (Arc::clone(&leader), clock.now());
-    let keys = KeySecret::open(client.clone(), options, led, &base.state, now, tasks).await?;
+    let led = Arc::clone(&leader);
+    let keys = KeySecret::open(client.clone(), options, led, &base.state, clock.now(), tasks).await?;
     let (led, time) = (Arc::clone(&leader), Arc::clone(&clock));
     let tls = TlsSecret::open(client.clone(), options, led, &base.names, time, tasks).await?;
     let (led, time) = (Arc::clone(&leader), Arc::clone(&clock));
@@ -308,13 +309,14 @@ pub(crate) async fn cluster(
     let sweeper = PinSweeper::new(client.clone(), &options.namespace, Arc::clone(&clock));
     tasks.spawn("pins", sweeper.run(Arc::clone(&leader), tasks.stopping()));
     let admission = Admission::open(&client, options, issuer_url, pinned(&tls, &clock)).await;
-    let kept = Arc::clone(&admission).run(Arc::clone(&leader), tasks.stopping());
-    tasks.spawn("admission", kept);
-    let (events, writer) = PodEvents::new(client.clone(), Arc::clone(&clock));
-    tasks.spawn("events", writer.run(tasks.stopping()));
-    let people = Arc::new(ClusterPeople::new(client.clone()));
-    tasks.spawn("authorities", Arc::clone(&people).run(tasks.stopping()));
+    let (events, people) = heard(&client, &clock, tasks);
     let kinds = Kinds::follow(client.clone(), tasks).await?;
+    pods.judged_by(&kinds);
+    let led = Arc::clone(&leader);
+    tasks.spawn(
+        "admission",
+        Arc::clone(&admission).run(led, kinds.rest(), tasks.stopping()),
+    );
     let (stored, at) = kinds.read();
     maps.refresh(&stored).await;
     let mut read = reading::read(&stored, &maps.known());
@@ -325,7 +327,7 @@ pub(crate) async fn cluster(
             audience: issuer_url.to_owned(),
             issuers,
             reviewer: Arc::new(ClusterReviewer::new(client.clone(), Arc::clone(&clock))),
-            pods,
+            pods: pods.clone(),
             pins: Arc::new(PinLeases::new(client, &options.namespace)),
             notices: Arc::new(events),
             images: admission,
@@ -347,6 +349,7 @@ pub(crate) async fn cluster(
             locked,
             secrets,
             maps,
+            pods,
             leader,
         },
         shared: Some(Shared {
@@ -391,6 +394,7 @@ pub fn follow(follow: Follow, in_force: InForce, reporter: &Arc<Reporter>) -> Op
             locked,
             secrets,
             maps,
+            pods,
             leader,
         } => {
             let tasks = &reporter.front.tasks;
@@ -409,6 +413,7 @@ pub fn follow(follow: Follow, in_force: InForce, reporter: &Arc<Reporter>) -> Op
                 locked: follower.locked.subscribe(),
                 secrets,
                 maps,
+                pods,
                 leader,
                 asked: Default::default(),
             };

@@ -5,6 +5,7 @@
 //! Secrets by name only, its own and those whose owner granted it, and lists none but its own by their names.
 
 mod admission;
+mod egress;
 mod events;
 mod follow;
 mod issuers;
@@ -26,6 +27,7 @@ mod sweep;
 mod tls;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::api::PostParams;
@@ -52,7 +54,9 @@ pub use status::Conditions;
 pub use sweep::PinSweeper;
 pub use tls::TlsSecret;
 
+use crate::clock::Clock;
 use crate::config::StartError;
+use crate::task::Tasks;
 
 /// How the API server is found.
 #[derive(Debug, Clone)]
@@ -84,6 +88,15 @@ pub async fn own_name(client: &Client) -> Result<String, StartError> {
         .and_then(|status| status.user_info);
     let name = user.and_then(|user| user.username);
     name.ok_or_else(|| StartError::cluster("the API server does not say who we are"))
+}
+
+/// Who tells people of what should not happen, and who knows them; with their tasks.
+pub fn heard(client: &Client, clock: &Arc<dyn Clock>, tasks: &Tasks) -> (PodEvents, Arc<ClusterPeople>) {
+    let (events, writer) = PodEvents::new(client.clone(), Arc::clone(clock));
+    tasks.spawn("events", writer.run(tasks.stopping()));
+    let people = Arc::new(ClusterPeople::new(client.clone()));
+    tasks.spawn("authorities", Arc::clone(&people).run(tasks.stopping()));
+    (events, people)
 }
 
 /// A client of the API server.

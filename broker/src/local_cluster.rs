@@ -183,6 +183,7 @@ impl LocalCluster {
                 intruders: Vec::new(),
                 image: String::new(),
             },
+            fenced: Default::default(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 use sidegate_cluster::numbers::Numbers;
 use sidegate_policies::credential_kinds::KINDS;
-use sidegate_policies::wire::NackClass;
+use sidegate_policies::wire::{Enforced, NackClass};
 
 use crate::attest::{NotAttested, Step, Timed};
 use crate::front::Front;
@@ -35,6 +35,7 @@ pub struct Metrics {
     tls_not_after: IntGauge,
     over_budget: IntCounter,
     streams: IntGauge,
+    egress: IntGaugeVec,
     classes: IntGauge,
     pinned: IntGauge,
     active: IntGaugeVec,
@@ -89,6 +90,11 @@ impl Metrics {
                 "Calls turned away because somebody called too often.",
             )?,
             streams: own.gauge("streams", "Sidecars connected now.")?,
+            egress: own.gauges(
+                "egress_enforced",
+                "Pods of tier Enforced connected now, by what their sidecars measured of their fence.",
+                &["state"],
+            )?,
             pinned: own.gauge(
                 "images_pinned",
                 "1: a sidecar's image must be one of the allowed digests; 0: any image is taken.",
@@ -116,6 +122,7 @@ impl Metrics {
             Err(NotAttested::Pod(_)) => ("refused", "pod"),
             Err(NotAttested::Shape(_)) => ("refused", "shape"),
             Err(NotAttested::Image(_)) => ("refused", "image"),
+            Err(NotAttested::Fence(_)) => ("refused", "fence"),
             Err(NotAttested::RestartNotSeen) => ("refused", "restart_not_seen"),
             Err(NotAttested::TooMany) => ("later", "too_many"),
             Err(NotAttested::Unavailable(_)) => ("later", "unavailable"),
@@ -161,7 +168,14 @@ impl Metrics {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let index = front.index();
         self.tls_not_after.set(front.authority.not_after());
-        self.streams.set(number(front.streams.list().len()));
+        let connected = front.streams.list();
+        self.streams.set(number(connected.len()));
+        for state in Enforced::ALL {
+            let measured = connected.iter().filter(|report| report.egress(now_ms) == Some(state));
+            self.egress
+                .with_label_values(&[state.label()])
+                .set(number(measured.count()));
+        }
         self.pinned.set(i64::from(front.attestor.images.pinned()));
         self.classes.set(number(index.classes()));
         for kind in KINDS {

@@ -72,6 +72,11 @@ struct Says {
     only_audit: bool,
 }
 
+/// The name of the profile that a namespace's pods are made by.
+pub fn profile_of(namespace: &Namespace) -> &str {
+    namespace.labels.get(PROFILE).map_or(DEFAULT, String::as_str)
+}
+
 /// A namespace with no other label than the one that puts sidecars into its pods.
 pub fn enabled(name: &str) -> Namespace {
     Namespace {

@@ -1,17 +1,18 @@
 //! What becomes of agents' own containers: they get the variables of their Targets and lose other ways to credentials.
 //!
-//! Owns the token of the cluster's API, identities of clouds, NET_RAW and variables. Refuses nothing; what it takes is
-//! told in warnings. Invariant: containers that are exempt, and ours, are not touched.
+//! Owns the token of the cluster's API, identities of clouds, NET_RAW and variables, and what a fence demands of them.
+//! Refuses nothing; what it takes is told in warnings. Invariant: containers that are exempt, and ours, are not touched; of
+//! well-known proxies only what a fence demands.
 
 use std::collections::BTreeSet;
 
 use serde_json::{json, Value};
 use sidegate_policies::api::injection_profile::{AgentContainers, ConflictingEnv, Taken};
+use sidegate_policies::pod::fence::{plain, DROPPED};
 use sidegate_policies::pod::rules::Rules;
-use sidegate_policies::pod::shape::SIDECAR;
 
 use crate::assign::Assigned;
-use crate::form::{items, list, object, others, present, set, text};
+use crate::form::{is_ours, items, list, object, others, present, set, text};
 
 /// Audiences that API servers have by default.
 const API_AUDIENCES: [&str; 3] = ["", "https://kubernetes.default.svc", "kubernetes.default.svc"];
@@ -72,25 +73,33 @@ impl Change<'_> {
                 });
             }
             if self.agents.drop_net_raw {
-                drop_raw(container);
+                // Many runtimes grant it, and with it the pod's traffic can be read.
+                dropped(container, &["NET_RAW"]);
             }
             self.variables(container, warnings);
+        }
+        self.bind(spec);
+    }
+
+    /// Containers that a fence is to hold gain no privileges and drop what they would get around it with. What they say
+    /// themselves was judged before.
+    fn bind(&self, spec: &mut Value) {
+        let Some(demands) = self.rules.fence else { return };
+        let bound = |container: &Value| {
+            !is_ours(container) && !demands.exempts(text(container, "name"), text(container, "image"))
+        };
+        for container in those(spec, bound) {
+            dropped(container, &DROPPED);
+            if let Some(context) = object(container, "securityContext") {
+                set(context, "allowPrivilegeEscalation", Value::Bool(false));
+            }
         }
     }
 
     /// The agents' containers.
     fn of<'s>(&self, spec: &'s mut Value) -> Vec<&'s mut Value> {
         let rules = self.rules;
-        let Some(spec) = spec.as_object_mut() else {
-            return Vec::new();
-        };
-        let lists = spec
-            .iter_mut()
-            .filter(|(name, _)| matches!(name.as_str(), "initContainers" | "containers"));
-        let containers = lists.flat_map(|(_, list)| list.as_array_mut().into_iter().flatten());
-        containers
-            .filter(|container| text(container, "name") != SIDECAR && !rules.is_exempt(container))
-            .collect()
+        those(spec, |container| !is_ours(container) && !rules.is_exempt(container))
     }
 
     fn volumes(&self, spec: &Value, is: impl Fn(&Value) -> bool) -> BTreeSet<String> {
@@ -234,23 +243,38 @@ fn unset(container: &mut Value, what: &str, warnings: &mut Vec<String>, is: impl
     }
 }
 
-/// Many runtimes grant NET_RAW, with which the pod's traffic can be read.
-fn drop_raw(container: &mut Value) {
-    let plain = |capability: &Value| {
-        let text = capability.as_str().unwrap_or_default().to_ascii_uppercase();
-        text.strip_prefix("CAP_").unwrap_or(&text).to_owned()
+/// Containers of a spec, to be changed.
+fn those(spec: &mut Value, which: impl Fn(&Value) -> bool) -> Vec<&mut Value> {
+    let Some(spec) = spec.as_object_mut() else {
+        return Vec::new();
     };
+    let lists = spec
+        .iter_mut()
+        .filter(|(name, _)| matches!(name.as_str(), "initContainers" | "containers"));
+    let containers = lists.flat_map(|(_, list)| list.as_array_mut().into_iter().flatten());
+    containers.filter(|container| which(container)).collect()
+}
+
+/// Has a container drop capabilities that it does not drop yet.
+fn dropped(container: &mut Value, wanted: &[&str]) {
     let capabilities = container
         .pointer("/securityContext/capabilities")
         .unwrap_or(&Value::Null);
-    let dropped = items(capabilities, "drop").any(|one| matches!(plain(one).as_str(), "ALL" | "NET_RAW"));
-    // Where the profile lets it be added, dropping it as well would contradict.
-    let added = items(capabilities, "add").any(|one| matches!(plain(one).as_str(), "ALL" | "NET_RAW"));
-    if dropped || added {
+    let said = |field: &str| {
+        let said = items(capabilities, field).filter_map(Value::as_str).map(plain);
+        said.collect::<Vec<String>>()
+    };
+    // Where the profile lets one be added, dropping it as well would contradict.
+    let said = [said("drop"), said("add")].concat();
+    let missing = wanted
+        .iter()
+        .filter(|one| !said.iter().any(|said| said == "ALL" || said == *one));
+    let missing: Vec<Value> = missing.map(|one| Value::from(*one)).collect();
+    if missing.is_empty() {
         return;
     }
     let capabilities = object(container, "securityContext").and_then(|context| object(context, "capabilities"));
     if let Some(drop) = capabilities.and_then(|capabilities| list(capabilities, "drop")) {
-        drop.push(Value::from("NET_RAW"));
+        drop.extend(missing);
     }
 }

@@ -4,6 +4,7 @@
 //! that walks it. Invariant: after [`checked`] each list that is read is a list of objects, or absent.
 
 use serde_json::{Map, Value};
+use sidegate_policies::pod::fence::FENCE;
 use sidegate_policies::pod::shape::SIDECAR;
 pub use sidegate_policies::pod::shape::{list as items, text};
 
@@ -97,7 +98,12 @@ pub fn containers(spec: &Value) -> impl Iterator<Item = &Value> {
 
 /// The same without ours.
 pub fn others(spec: &Value) -> impl Iterator<Item = &Value> {
-    containers(spec).filter(|container| text(container, "name") != SIDECAR)
+    containers(spec).filter(|container| !is_ours(container))
+}
+
+/// Whether a container is one we make.
+pub fn is_ours(container: &Value) -> bool {
+    [SIDECAR, FENCE].contains(&text(container, "name"))
 }
 
 /// A list that is there already, to be changed.

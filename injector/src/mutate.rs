@@ -10,14 +10,14 @@ use sidegate_policies::api::injection_profile::{InjectionProfileSpec, Reach};
 use sidegate_policies::api::Target;
 use sidegate_policies::engine::Subject;
 use sidegate_policies::objects::{Namespace, Objects};
+use sidegate_policies::pod::fence::Demands;
 use sidegate_policies::pod::rules::{is_proxy, Rules, Wrong};
-use sidegate_policies::pod::shape::SIDECAR;
 use sidegate_policies::quantity::{ByteSize, CpuShare};
 
 use crate::agents::Change;
 use crate::annotations::{self, Asked, STATUS};
 use crate::assign::{self, Assigned, EPHEMERAL};
-use crate::form::{self, containers, items, list, object, others, set, text};
+use crate::form::{self, containers, is_ours, items, list, object, others, set, text};
 use crate::install::Install;
 use crate::names;
 use crate::refusal::Refusal;
@@ -97,10 +97,12 @@ pub fn mutate(
     form::checked(pod)?;
     let settings = profile.spec;
     let asked = annotations::read(pod, profile.name, settings)?;
+    let demands = Demands::of(settings);
     let rules = Rules {
         audience: &install.audience,
         shapes: settings.shapes,
         exempt: &settings.agents.exempt_containers,
+        fence: demands.as_ref(),
     };
     let spec = pod.get("spec").unwrap_or(&Value::Null);
     let weak = rules.judge(spec)?;
@@ -132,7 +134,7 @@ pub fn mutate(
             skip: &asked.skip,
         }
         .apply(spec, &mut warnings);
-        place(spec, sidecar.container());
+        place(spec, sidecar.fence().into_iter().chain([sidecar.container()]));
         for volume in sidecar.volumes() {
             put(spec, volume);
         }
@@ -220,15 +222,16 @@ fn quantity(resource: &str, value: &Value) -> Option<u64> {
     }
 }
 
-/// First in line, so that later init containers have their targets too. A mesh's proxies that went first stay there.
-fn place(spec: &mut Value, container: Value) {
+/// First in line, so that later init containers have their targets too, and none begins before the fence. A mesh's proxies
+/// that went first stay there.
+fn place(spec: &mut Value, ours: impl Iterator<Item = Value>) {
     let Some(all) = list(spec, "initContainers") else {
         return;
     };
     // Counted before what is called like ours goes: a proxy behind that is not in front.
     let leading = all.iter().take_while(|found| is_proxy(found)).count();
-    all.retain(|found| text(found, "name") != SIDECAR);
-    all.insert(leading, container);
+    all.retain(|found| !is_ours(found));
+    all.splice(leading..leading, ours);
 }
 
 /// A volume of ours, in its place if it has one.
@@ -292,7 +295,10 @@ fn annotate(pod: &mut Value, profile: &Profile<'_>, rules: &Rules<'_>, assigned:
     let spec = pod.get("spec").unwrap_or(&Value::Null);
     let mut status = Map::new();
     status.insert("profile".to_owned(), profile.said().into());
-    status.insert("tier".to_owned(), "Cooperative".into());
+    status.insert("tier".to_owned(), profile.spec.tier.as_str().into());
+    if !profile.spec.fence.allow_uids.is_empty() {
+        status.insert("allowUids".to_owned(), json!(profile.spec.fence.allow_uids));
+    }
     status.insert("ports".to_owned(), json!(assigned.ports));
     if profile.spec.reach == Reach::Hostnames {
         status.insert("names".to_owned(), assigned.names.told());

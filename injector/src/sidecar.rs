@@ -1,11 +1,12 @@
-//! The sidecar's container and its volumes, as the API server would store them.
+//! The sidecar's container and its volumes, and the fence before it, as the API server would store them.
 //!
 //! Every field that the server would fill in is written, so that injecting a stored pod again changes nothing. Refuses
 //! nothing. Invariants: the container meets the restricted Pod Security Standard by itself; the token for the broker is
 //! mounted here and nowhere else, where admission would otherwise mount the one for the cluster's API.
 
 use serde_json::{json, Value};
-use sidegate_policies::api::injection_profile::InjectionProfileSpec;
+use sidegate_policies::api::injection_profile::{InjectionProfileSpec, Tier};
+use sidegate_policies::pod::fence::{rights, FENCE, PROGRAM, UIDS};
 use sidegate_policies::pod::rules::VOLUMES;
 use sidegate_policies::pod::shape::SIDECAR;
 
@@ -14,8 +15,6 @@ use crate::assign::Assigned;
 use crate::form::set;
 use crate::install::Install;
 
-/// The program within the image.
-const PROGRAM: &str = "/sidegate-sidecar";
 /// Where admission mounts the token for the cluster's API, unless something is mounted there.
 const TOKEN_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Volumes are open to everybody in their container: the sidecar keeps to folders it makes itself within them.
@@ -45,10 +44,9 @@ pub struct Sidecar<'a> {
 impl Sidecar<'_> {
     /// The container.
     pub fn container(&self) -> Value {
-        let image = &self.profile.image;
         json!({
             "name": SIDECAR,
-            "image": format!("{}@{}", image.repository, image.digest),
+            "image": self.image(),
             "imagePullPolicy": "IfNotPresent",
             "restartPolicy": "Always",
             "command": [PROGRAM],
@@ -77,6 +75,39 @@ impl Sidecar<'_> {
                 {"name": VOLUMES[2], "mountPath": JOURNAL_VOLUME},
             ],
         })
+    }
+
+    /// The init container that puts a fence around the pod before anything of the agent's begins, where the profile says
+    /// so. It ends at once, so that it takes nothing beside the sidecar's own share.
+    pub fn fence(&self) -> Option<Value> {
+        if self.profile.tier != Tier::Enforced {
+            return None;
+        }
+        let through: Vec<String> = std::iter::once(&self.uid)
+            .chain(&self.profile.fence.allow_uids)
+            .map(i64::to_string)
+            .collect();
+        let mut resources = self.resources();
+        if let Some(requests) = resources.pointer_mut("/requests").and_then(Value::as_object_mut) {
+            requests.remove("ephemeral-storage");
+        }
+        Some(json!({
+            "name": FENCE,
+            "image": self.image(),
+            "imagePullPolicy": "IfNotPresent",
+            "command": [PROGRAM],
+            "args": ["fence"],
+            "env": [{"name": UIDS, "value": through.join(",")}],
+            "resources": resources,
+            "securityContext": rights(),
+            "terminationMessagePath": "/dev/termination-log",
+            "terminationMessagePolicy": "FallbackToLogsOnError",
+        }))
+    }
+
+    fn image(&self) -> String {
+        let image = &self.profile.image;
+        format!("{}@{}", image.repository, image.digest)
     }
 
     /// Its volumes.
@@ -108,6 +139,10 @@ impl Sidecar<'_> {
             plain("SIDEGATE_STALENESS", self.profile.staleness.as_str()),
             plain("SIDEGATE_METRICS_PORT", &self.assigned.metrics.to_string()),
         ];
+        if self.profile.tier == Tier::Enforced {
+            // It looks whether the fence stands.
+            all.push(plain("SIDEGATE_TIER", self.profile.tier.as_str()));
+        }
         if !install.name_servers.is_empty() {
             all.push(plain("SIDEGATE_NAME_SERVERS", &install.name_servers.join(",")));
         }

@@ -7,12 +7,14 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use sidegate_policies::api::injection_profile::ExemptContainer;
 use sidegate_policies::objects::Namespace;
 use sidegate_policies::pod::aliases;
+use sidegate_policies::pod::fence::{Demands, Fenced};
 use sidegate_policies::pod::rules::is_windows;
 use sidegate_policies::pod::shape::{text, Shape, SIDECAR};
 
-use crate::admit::{admit, Verdict, INJECT};
+use crate::admit::{admit, profile_of, Verdict, INJECT};
 use crate::annotations::{opts_out, texts, STATUS};
 use crate::form::{items, others};
 use crate::install::Install;
@@ -41,6 +43,8 @@ pub enum Reason {
     Audit,
     /// It has something called a sidecar, which the broker would not believe.
     Tampered,
+    /// Its profile is Enforced, and it has no fence that would hold.
+    Unfenced,
 }
 
 impl Reason {
@@ -65,6 +69,7 @@ impl Reason {
             Reason::OptedOut => "opted-out",
             Reason::Audit => "audit",
             Reason::Tampered => "tampered",
+            Reason::Unfenced => "unfenced",
         }
     }
 
@@ -80,6 +85,7 @@ impl Reason {
                 "change its shape as the warning says, then label the namespace sidegate.dev/admission=enforce"
             }
             Reason::Tampered => "delete it, and look at who changed it",
+            Reason::Unfenced => "make it anew: its profile was Cooperative when it was made, or it was changed since",
         }
     }
 }
@@ -111,6 +117,8 @@ pub struct Belief {
     pub audience: String,
     /// Digests of images; none: images are not pinned.
     pub digests: Vec<String>,
+    /// Profiles that demand a fence, and what they demand of it.
+    pub fences: BTreeMap<String, Demands>,
 }
 
 impl Belief {
@@ -121,6 +129,7 @@ impl Belief {
         Belief {
             audience: text(data, "audience").to_owned(),
             digests: digests.filter(|line| !line.is_empty()).map(str::to_owned).collect(),
+            fences: data.as_object().into_iter().flatten().filter_map(demanded).collect(),
         }
     }
 
@@ -134,6 +143,24 @@ impl Belief {
         let pinned = self.digests.is_empty() || self.digests.iter().any(|known| known == digest);
         (!pinned).then(|| format!("its image {} is none of ConfigMap sidegate-admission", shape.image))
     }
+}
+
+/// What an entry of the map says of a profile's fence, if it demands one.
+fn demanded((key, lines): (&String, &Value)) -> Option<(String, Demands)> {
+    let (profile, lines) = (key.strip_prefix("profile.")?, lines.as_str()?);
+    let mut demands = Demands::default();
+    for line in lines.lines() {
+        match line.split(' ').collect::<Vec<_>>().as_slice() {
+            ["allowUid", uid] => demands.allowed.extend(uid.parse::<i64>()),
+            ["exempt", name, prefix] => demands.exempt.push(ExemptContainer {
+                name: (*name).to_owned(),
+                image_prefix: (*prefix).to_owned(),
+            }),
+            _ => {}
+        }
+    }
+    let enforced = lines.lines().any(|line| line == "tier Enforced");
+    enforced.then(|| (profile.to_owned(), demands))
 }
 
 /// Whether a namespace is labelled, whatever its other labels say.
@@ -167,8 +194,13 @@ pub fn unprotected(belief: &Belief, namespace: &Namespace, since: Option<&str>, 
         return None;
     }
     let spec = pod.get("spec").unwrap_or(&Value::Null);
-    let doubt = belief.doubts(spec)?;
     let told = |reason, detail: String| Some(Unprotected { reason, detail });
+    let Some(doubt) = belief.doubts(spec) else {
+        let demands = belief.fences.get(profile_of(namespace));
+        return Fenced::of(spec)
+            .wrong(demands)
+            .and_then(|why| told(Reason::Unfenced, why));
+    };
     if texts(pod, "annotations").any(|(key, _)| key == MIRROR) {
         return told(Reason::Static, String::new());
     }

@@ -68,6 +68,7 @@ fn belief() -> Belief {
     Belief {
         audience: AUDIENCE.to_owned(),
         digests: vec![format!("sha256:{}", "a".repeat(64))],
+        ..Belief::default()
     }
 }
 
@@ -108,6 +109,29 @@ fn an_injected_pod_is_protected_and_what_the_broker_would_not_believe_is_tampere
         reason(&namespace, None, &forged),
         Some(Reason::Outage),
         "an annotation is no sidecar"
+    );
+}
+
+#[test]
+fn a_pod_without_the_fence_that_its_profile_demands_is_unfenced() {
+    let map = json!({"data": {
+        "audience": AUDIENCE, "digests": "",
+        "profile.strict": "dropNetRaw true\ntier Enforced\nallowUid 1337\nexempt mesh r/mesh",
+        "profile.default": "dropNetRaw true",
+    }});
+    let belief = Belief::of(&map);
+    let demands = &belief.fences["strict"];
+    assert_eq!(
+        (demands.allowed.as_slice(), demands.exempts("mesh", "r/mesh:1")),
+        (&[1_337][..], true)
+    );
+    assert_eq!(belief.fences.len(), 1);
+    let pod = injected(&objects("a", false), 1);
+    let told = |namespace: &Namespace| unprotected(&belief, namespace, None, &pod).map(|told| told.reason);
+    assert_eq!(told(&labelled(&[])), None, "its profile demands none");
+    assert_eq!(
+        told(&labelled(&[("sidegate.dev/profile", "strict")])),
+        Some(Reason::Unfenced)
     );
 }
 

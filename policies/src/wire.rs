@@ -197,7 +197,59 @@ pub struct SidecarStatus {
     pub held: u64,
     /// Panics caught: must stay 0.
     pub panics: u64,
+    /// Whether the fence around the pod stands, in tier Enforced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Egress>,
 }
+
+/// What a sidecar measured of its pod's fence.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Egress {
+    /// What it found last.
+    pub state: Enforced,
+    /// How often it looked since it started: each look is told at once.
+    pub looks: u64,
+}
+
+/// Whether agents are kept in their pod: what was measured, never what was configured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Enforced {
+    /// The fence gave its agreed refusals.
+    True,
+    /// It did not: it is gone, or another.
+    False,
+    /// Nobody looked lately, or this release does not know the word.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+impl Enforced {
+    /// Every state.
+    pub const ALL: [Enforced; 3] = [Enforced::True, Enforced::False, Enforced::Unknown];
+
+    /// As conditions have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Enforced::True => "True",
+            Enforced::False => "False",
+            Enforced::Unknown => "Unknown",
+        }
+    }
+
+    /// Its word in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Enforced::True => "true",
+            Enforced::False => "false",
+            Enforced::Unknown => "unknown",
+        }
+    }
+}
+
+/// A measurement older than this counts for nothing.
+pub const EGRESS_COUNTS: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// The word for a target that a sidecar denies because it is older than what is said about it.
 pub const NOT_UNDERSTOOD: &str = "PolicyNotUnderstood";

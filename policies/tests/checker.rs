@@ -254,7 +254,7 @@ fn nothing_the_design_names_is_ignored() {
             policy("rules: [{name: a, effect: Ask, ask: {approvers: [{user: a}], grant: {shape: {maxUses: 2}}}}]"),
             "spec.rules[0].ask.grant",
         ),
-        (format!("{}  tier: Enforced\n", profile("")), "spec.tier"),
+        (profile("  tier: Separate\n"), "spec.tier"),
         (token_issuer("users: {}"), "spec.users"),
     ] {
         let problems = loaded(&text);
@@ -291,6 +291,33 @@ fn a_profile_is_read_with_its_defaults() {
         "one field keeps the others"
     );
     assert_eq!(spec.run_as.uid, 61_937);
+}
+
+#[test]
+fn a_profile_cannot_ask_for_a_fence_with_a_gap() {
+    let enforced = |more: &str| check_one(&profile(&format!("  tier: Enforced\n{more}")));
+    let good = "  fence: {allowUids: [1337, 2102]}\n  shapes: {windows: Deny}\n";
+    assert_eq!(enforced(good), Vec::<(String, String)>::new());
+    for (more, field) in [
+        ("  shapes: {privileged: Warn}\n", "spec.shapes.privileged"),
+        ("  shapes: {hostPath: Warn}\n", "spec.shapes.hostPath"),
+        ("  agents: {dropNetRaw: false}\n", "spec.agents.dropNetRaw"),
+        ("  runAs: {uid: 65533}\n", "spec.runAs.uid"),
+        ("  fence: {allowUids: [0]}\n", "spec.fence.allowUids[0]"),
+        ("  fence: {allowUids: [1337, 65533]}\n", "spec.fence.allowUids[1]"),
+        ("  fence: {allowUids: [61938]}\n", "spec.fence.allowUids[0]"),
+        ("  fence: {allowUids: [1337, 1337]}\n", "spec.fence.allowUids[1]"),
+    ] {
+        let found = enforced(more);
+        assert!(found.iter().any(|(at, _)| at == field), "{more}: {found:?}");
+    }
+    let found = check_one(&profile("  fence: {allowUids: [1337]}\n"));
+    assert_eq!(found.len(), 1, "{found:?}");
+    let found = check_one(&profile("  tier: Separate\n"));
+    assert!(
+        found.iter().any(|(_, message)| message.contains("not built yet")),
+        "{found:?}"
+    );
 }
 
 #[test]

@@ -21,6 +21,7 @@ use crate::config::{Announced, SidecarConfig};
 use crate::credentials::Credentials;
 use crate::dial::names::Names;
 use crate::dial::DialContext;
+use crate::fence::canary;
 use crate::identity::{Identity, IdentityError};
 use crate::memory;
 use crate::protocols::RoomContext;
@@ -151,6 +152,9 @@ impl Sidecar {
         tasks.spawn("status", told);
         tasks.spawn("memory", memory::watch(authority.clone(), stop.clone()));
         tasks.spawn("staleness", staleness::watch(authority.clone(), stop.clone()));
+        if config.fenced {
+            tasks.spawn("canary", canary::watch(authority.clone(), stop.clone()));
+        }
         Ok(Running {
             authority,
             listeners,
@@ -353,6 +357,7 @@ pub(crate) fn status(authority: &Authority, listeners: &Listeners) -> SidecarSta
         denied: metrics.denied.get(),
         held: metrics.held.get(),
         panics: authority.tasks.panics(),
+        egress: authority.canary.told(),
     }
 }
 

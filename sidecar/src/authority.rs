@@ -16,6 +16,7 @@ use sidegate_policies::reason::Reason;
 use sidegate_policies::seal::Revisions;
 
 use crate::approvals::Approver;
+use crate::fence::canary::Canary;
 use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::rate::Rates;
@@ -107,6 +108,8 @@ pub struct Authority {
     pub tasks: Tasks,
     /// How the agent is kept apart.
     pub separation: Separation,
+    /// Whether a fence around the pod stands.
+    pub canary: Canary,
     /// How long the broker may be silent, where the bundle does not say.
     staleness: Limits,
 }
@@ -135,6 +138,7 @@ impl Authority {
             approver,
             tasks,
             separation,
+            canary: Canary::default(),
             staleness: Limits::default(),
         }
     }

@@ -8,6 +8,7 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use sidegate_policies::api::injection_profile::Tier;
 use sidegate_policies::api::target::TargetProtocol;
 use sidegate_policies::engine::TargetId;
 use sidegate_policies::pod::aliases;
@@ -58,6 +59,8 @@ pub struct SidecarConfig {
     pub metrics: Vec<SocketAddr>,
     /// How a silent broker is met, where the bundle does not say: what the pod's profile says.
     pub staleness: Limits,
+    /// Whether there is a fence around the pod to look for.
+    pub fenced: bool,
     /// Which pod this is, as the kubelet says. For logs, and for what an earlier start kept: who we are is the broker's
     /// word.
     pub pod: PodFacts,
@@ -128,6 +131,7 @@ impl SidecarConfig {
         let staleness = problems.may("SIDEGATE_STALENESS", get("SIDEGATE_STALENESS"), |text| {
             text.parse().map(Limits::of)
         });
+        let tier = problems.may("SIDEGATE_TIER", get("SIDEGATE_TIER"), tier);
         let said = |name: &str| get(name).unwrap_or_default();
         let ips = said("SIDEGATE_POD_IPS");
         let metrics = problems.may("SIDEGATE_METRICS_PORT", get("SIDEGATE_METRICS_PORT"), |text| {
@@ -151,6 +155,7 @@ impl SidecarConfig {
                 memory_limit,
                 metrics: metrics.unwrap_or_default(),
                 staleness: staleness.unwrap_or_default(),
+                fenced: tier == Some(Tier::Enforced),
                 pod: PodFacts {
                     name: said("SIDEGATE_POD_NAME"),
                     uid: said("SIDEGATE_POD_UID"),
@@ -160,6 +165,12 @@ impl SidecarConfig {
             _ => Err(problems.0),
         }
     }
+}
+
+fn tier(text: &str) -> Result<Tier, String> {
+    let mut known = [Tier::Cooperative, Tier::Enforced].into_iter();
+    let found = known.find(|tier| tier.as_str() == text);
+    found.ok_or_else(|| format!("`{text}` is none of Cooperative, Enforced"))
 }
 
 /// A port on each of the pod's addresses.
@@ -323,6 +334,7 @@ mod tests {
             ("SIDEGATE_MEMORY_LIMIT", "134217728"),
             ("SIDEGATE_METRICS_PORT", "9464"),
             ("SIDEGATE_STALENESS", "Strict"),
+            ("SIDEGATE_TIER", "Enforced"),
             ("SIDEGATE_POD_NAME", "support-1"),
             ("SIDEGATE_POD_UID", "7a1b9c52"),
             ("SIDEGATE_POD_IPS", "10.0.0.7,fd00::7"),
@@ -331,6 +343,7 @@ mod tests {
         assert_eq!(config.cluster_domain.as_deref(), Some("cluster.local"));
         assert_eq!(config.memory_limit, Some(128 << 20));
         assert_eq!(config.staleness, Limits::of(Staleness::Strict));
+        assert!(config.fenced);
         assert_eq!(
             (&*config.pod.name, &*config.pod.uid, &*config.pod.ips),
             ("support-1", "7a1b9c52", "10.0.0.7,fd00::7")
@@ -370,6 +383,7 @@ mod tests {
             ("SIDEGATE_MEMORY_LIMIT", "much"),
             ("SIDEGATE_METRICS_PORT", "9464"),
             ("SIDEGATE_STALENESS", "strict"),
+            ("SIDEGATE_TIER", "enforced"),
         ])
         .unwrap_err();
         let names: Vec<&str> = problems.iter().map(|problem| problem.variable).collect();
@@ -383,6 +397,7 @@ mod tests {
                 "SIDEGATE_CLUSTER_DOMAIN",
                 "SIDEGATE_MEMORY_LIMIT",
                 "SIDEGATE_STALENESS",
+                "SIDEGATE_TIER",
                 "SIDEGATE_METRICS_PORT"
             ]
         );

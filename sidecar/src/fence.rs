@@ -4,12 +4,14 @@
 //! who may not leave, and tries to. Refuses, by failing the pod, a kernel that does not take the table and a table that
 //! lets anybody out. The invariant: the pod's agents begin only behind a fence that was just seen to hold.
 
+pub mod canary;
 mod table;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::unistd::{setgroups, setresgid, setresuid, Gid, Uid};
 
 pub use table::Table;
@@ -19,6 +21,7 @@ const NOWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 90);
 /// Its two ports are refused in two ways, which no network would do by chance.
 const RESET: u16 = 15_391;
 const UNREACHABLE: u16 = 15_392;
+const AGREED: [(u16, Errno); 2] = [(RESET, Errno::ECONNREFUSED), (UNREACHABLE, Errno::EHOSTUNREACH)];
 /// The table answers at once, and without asking the network.
 const AT_ONCE: Duration = Duration::from_millis(500);
 /// Who tries to get out: nobody in the pod is this user.
@@ -35,7 +38,7 @@ pub enum Unfenced {
     Table(io::Error),
     /// It cannot become somebody else.
     #[error("it cannot become user {STRANGER}: {0}; the container needs SETUID and SETGID")]
-    Stranger(nix::errno::Errno),
+    Stranger(Errno),
     /// Somebody got out.
     #[error("user {STRANGER} was not stopped on its way to {0}: {1}")]
     Open(String, String),
@@ -124,7 +127,6 @@ fn shut(how: &str, to: SocketAddr, tried: io::Result<()>) -> Result<(), Unfenced
 }
 
 fn is_refusal(error: &io::Error) -> bool {
-    use nix::errno::Errno;
     let known = [
         Errno::EPERM,
         Errno::EACCES,
@@ -143,16 +145,11 @@ fn is_refusal(error: &io::Error) -> bool {
 /// Whether the table stands: it answers for a place where nobody is, in two ways that were agreed on. Whoever asks needs
 /// no right, and reads no rule.
 pub fn stands() -> bool {
-    let answer = |port: u16| {
-        let to = SocketAddr::from((NOWHERE, port));
-        let tried = TcpStream::connect_timeout(&to, AT_ONCE);
-        tried
-            .err()
-            .and_then(|error| error.raw_os_error())
-            .map(nix::errno::Errno::from_raw)
-    };
-    answer(RESET) == Some(nix::errno::Errno::ECONNREFUSED)
-        && answer(UNREACHABLE) == Some(nix::errno::Errno::EHOSTUNREACH)
+    AGREED.iter().all(|(port, agreed)| {
+        let tried = TcpStream::connect_timeout(&SocketAddr::from((NOWHERE, *port)), AT_ONCE);
+        let answer = tried.err().and_then(|error| error.raw_os_error());
+        answer.map(Errno::from_raw) == Some(*agreed)
+    })
 }
 
 #[cfg(test)]
@@ -181,7 +178,7 @@ mod tests {
         let to: SocketAddr = "1.1.1.1:443".parse().unwrap();
         assert!(shut("TCP", to, Err(io::ErrorKind::TimedOut.into())).is_err());
         assert!(shut("TCP", to, Ok(())).is_err());
-        let refused = io::Error::from_raw_os_error(nix::errno::Errno::EPERM as i32);
+        let refused = io::Error::from_raw_os_error(Errno::EPERM as i32);
         assert!(shut("UDP", to, Err(refused)).is_ok());
     }
 }

@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use sidegate_policies::wire::Enforced;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -120,6 +121,7 @@ impl Scraped {
         self.counters(&mut page);
         self.leases(&mut page);
         self.ages(&mut page);
+        self.egress(&mut page);
         page.0
     }
 
@@ -218,6 +220,20 @@ impl Scraped {
         }
         let waiters = self.credentials.meter().waiters.get();
         page.one("lease_waiters", "gauge", "Sessions that wait for a lease.", waiters);
+    }
+
+    fn egress(&self, page: &mut Page) {
+        let name = "egress_enforced";
+        page.head(
+            name,
+            "gauge",
+            "1: what was measured last of the fence around the pod; without one, no line.",
+        );
+        let found = self.authority.canary.told();
+        for state in found.iter().flat_map(|_| Enforced::ALL) {
+            let is = found.is_some_and(|egress| egress.state == state);
+            page.line(name, &[("state", state.label())], u8::from(is));
+        }
     }
 
     fn ages(&self, page: &mut Page) {

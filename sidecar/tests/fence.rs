@@ -19,6 +19,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use nix::sched::{unshare, CloneFlags};
+use sidegate_policies::wire::Enforced;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_sidegate-sidecar");
 /// The pod, and somebody in the world.
@@ -184,6 +185,25 @@ fn only_the_sidecars_user_has_a_way_out_of_a_fenced_pod() {
         caller.read_exact(&mut said).unwrap();
         assert_eq!(&said, b"from outside\n");
         caller.write_all(b"an answer").unwrap();
+    });
+}
+
+/// What the canary says, asked in this network as the sidecar asks.
+fn canary() -> Enforced {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(sidegate_sidecar::fence::canary::look())
+}
+
+/// One that is taken down later, the suite of nodes shows.
+#[test]
+fn the_canary_knows_a_fence_that_stands_from_none() {
+    fenced("the_canary_knows_a_fence_that_stands_from_none", || {
+        assert_eq!(canary(), Enforced::False, "before there is one");
+        assert!(raise(&SIDECAR.to_string()).status.success());
+        assert_eq!(canary(), Enforced::True);
     });
 }
 

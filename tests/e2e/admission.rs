@@ -157,7 +157,7 @@ impl Guarded {
             objects: loaded.objects,
             install: Install::read(&install).map_err(|problems| anyhow::anyhow!(problems.join("; ")))?,
         };
-        for namespace in ["agents", "lenient"] {
+        for namespace in ["agents", "lenient", "fenced"] {
             guarded.admin_of(namespace)?;
         }
         guarded.in_force()?;
@@ -174,6 +174,8 @@ impl Guarded {
             |said| says(said, "sidecar:"),
         )?;
         until("an injected pod passes", || last(&made), String::is_empty)?;
+        let fenced = self.injected(&golden_pod("enforced")?)?;
+        until("one with a fence passes", || last(&fenced), String::is_empty)?;
         let port = ["get", "--raw", "/api/v1/namespaces/agents/pods/x/proxy/"];
         until(
             "proxies are refused",
@@ -287,7 +289,15 @@ fn apply(cluster: &Cluster, world: &str) -> Result<()> {
     let sandbox =
         json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "gvisor"}, "handler": "x"});
     cluster.create(&sandbox)?;
-    for namespace in ["agents", "lenient", "named", "audited", "disabled", "unlabelled"] {
+    for namespace in [
+        "agents",
+        "lenient",
+        "named",
+        "fenced",
+        "audited",
+        "disabled",
+        "unlabelled",
+    ] {
         cluster.until("the namespace has its service account", || {
             let account = ["get", "serviceaccount", "default", "--namespace", namespace];
             Ok(cluster.ask(User::Admin, &account, "")?.status.success())

@@ -37,7 +37,7 @@ brokerCaPem: |
   MIIB
   -----END CERTIFICATE-----
 ";
-const PROFILE: &str = "apiVersion: sidegate.dev/v1alpha1
+pub const PROFILE: &str = "apiVersion: sidegate.dev/v1alpha1
 kind: InjectionProfile
 metadata: {name: default}
 spec:
@@ -281,11 +281,16 @@ fn again(pod: &Value) -> Result<Verdict> {
 
 /// The same for a broker of this audience.
 fn judged(audience: &str, pod: &Value) -> Result<Verdict> {
+    judged_by(PROFILE, audience, pod)
+}
+
+/// The same by a profile `default` that says this.
+pub fn judged_by(profile: &str, audience: &str, pod: &Value) -> Result<Verdict> {
     let install = INSTALL.replace(AUDIENCE, audience);
     let install = Install::read(&install).map_err(|problems| anyhow::anyhow!(problems.join("; ")))?;
     let loaded = load(&[Source {
         name: "profile".to_owned(),
-        text: PROFILE.to_owned(),
+        text: profile.to_owned(),
     }]);
     let objects: Objects = loaded.objects;
     let namespace = enabled("any");

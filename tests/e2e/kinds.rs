@@ -84,6 +84,17 @@ pub fn a_name_that_is_no_targets_is_refused(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// What the server says to a profile that says this.
+fn profile(cluster: &Cluster, more: &str) -> Result<String> {
+    let image = format!("{{repository: r/s, digest: 'sha256:{}'}}", "a".repeat(64));
+    let text = format!(
+        "{{apiVersion: sidegate.dev/v1alpha1, kind: InjectionProfile, metadata: {{name: wrong}}, spec: {{image: {image}, {more}}}}}"
+    );
+    let create = ["create", "--dry-run=server", "--validate=strict", "-f", "-"];
+    let answer = cluster.ask(User::Admin, &create, &text)?;
+    Ok(String::from_utf8_lossy(&answer.stderr).into_owned())
+}
+
 /// The server itself refuses what the schema can tell, and names the field.
 pub fn what_is_wrong_is_refused_by_its_field(cluster: &Cluster) -> Result<()> {
     let good = "protocol: Postgres, address: {host: db.data, port: 5432}, credential: {secret: {name: db}}, listen: {port: 15432}";
@@ -116,6 +127,22 @@ pub fn what_is_wrong_is_refused_by_its_field(cluster: &Cluster) -> Result<()> {
         let said = String::from_utf8_lossy(&refused.stderr);
         ensure!(!refused.status.success(), "taken: {wrong}");
         ensure!(said.contains(field), "{field} is not named for {to}: {said}");
+    }
+    for (more, field) in [
+        ("tier: Enforced, fence: {allowUids: [1337]}", ""),
+        ("tier: Separate", "spec.tier"),
+        ("fence: {allowUids: [1337]}", "spec.fence.allowUids"),
+        ("tier: Enforced, fence: {allowUids: [0]}", "spec.fence.allowUids[0]"),
+        ("tier: Enforced, fence: {allowUids: [61937]}", "spec.fence.allowUids"),
+        ("tier: Enforced, shapes: {privileged: Warn}", "spec.shapes"),
+        ("tier: Enforced, agents: {dropNetRaw: false}", "spec.agents.dropNetRaw"),
+    ] {
+        let said = profile(cluster, more)?;
+        let right = match field {
+            "" => said.is_empty(),
+            field => said.contains(field),
+        };
+        ensure!(right, "{more}: {said}");
     }
     Ok(())
 }

@@ -229,7 +229,24 @@ pub fn explain_tells_a_pod_and_a_statement_by_the_clusters_policies(cluster: &Cl
     let (code, out, _) = explain(&["pod/agent", "-o", "json"])?;
     let told: Value = serde_json::from_str(&out)?;
     ensure!(
-        code == Some(0) && told["pod"]["egressEnforced"] == false && told["pod"]["valid"] == true,
+        code == Some(0) && told["pod"]["egressEnforced"] == "False" && told["pod"]["valid"] == true,
+        "{out}"
+    );
+    // A profile that asks for a fence is no fence.
+    let profile = format!("enforced-{namespace}");
+    cluster.create(&json!({
+        "apiVersion": "sidegate.dev/v1alpha1", "kind": "InjectionProfile", "metadata": {"name": profile},
+        "spec": {
+            "image": {"repository": "example.invalid/sidecar", "digest": format!("sha256:{}", "b".repeat(64))},
+            "tier": "Enforced",
+        },
+    }))?;
+    let label = format!("sidegate.dev/profile={profile}");
+    kubectl(cluster, &format!("label namespace {namespace} {label}"))?;
+    let (_, out, _) = explain(&["pod/agent"])?;
+    let tier = out.lines().find(|line| line.starts_with("  tier ")).unwrap_or_default();
+    ensure!(
+        tier.contains("Enforced, egress enforced: ") && !tier.contains("True"),
         "{out}"
     );
     Ok(())
@@ -304,6 +321,7 @@ pub fn check_names_each_fix_and_status_says_what_became_of_objects(cluster: &Clu
         format!("{namespace}/orders-db"),
         format!("{namespace}/triage"),
         "NAMESPACE".to_owned(),
+        "EGRESS-ENFORCED".to_owned(),
         "no pod in namespace".to_owned(),
     ] {
         ensure!(out.contains(&words), "`{words}` is not in:\n{out}");

@@ -8,6 +8,7 @@ mod applied;
 mod canary;
 mod charts;
 mod drawn;
+mod fenced;
 mod identity;
 mod inject;
 mod installed;
@@ -96,6 +97,14 @@ const TESTS: &[(&str, Test)] = &[
     (
         "inject::the_broker_attests_an_injected_pod",
         inject::the_broker_attests_an_injected_pod,
+    ),
+    (
+        "fenced::a_pod_without_its_fence_is_nobody_and_its_profile_says_so",
+        fenced::a_pod_without_its_fence_is_nobody_and_its_profile_says_so,
+    ),
+    (
+        "fenced::a_fence_is_believed_when_it_was_measured_and_cooperative_never",
+        fenced::a_fence_is_believed_when_it_was_measured_and_cooperative_never,
     ),
     (
         "inject::a_container_that_is_added_later_is_an_agents_too",

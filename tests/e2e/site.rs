@@ -344,6 +344,11 @@ impl<'a> Agent<'a> {
 
     /// Starts the pod's sidecar with a fresh token, and waits for its first bundle.
     pub fn sidecar(&self) -> Result<sidegate_sidecar::app::Running> {
+        self.sidecar_of(false)
+    }
+
+    /// The same, told whether its pod has a fence.
+    pub fn sidecar_of(&self, fenced: bool) -> Result<sidegate_sidecar::app::Running> {
         let token = self.folder.path().join("token");
         private(&token, &self.token()?)?;
         let config = SidecarConfig {
@@ -362,6 +367,7 @@ impl<'a> Agent<'a> {
             memory_limit: None,
             metrics: vec![(std::net::Ipv4Addr::LOCALHOST, 0).into()],
             staleness: Default::default(),
+            fenced,
             pod: PodFacts::default(),
         };
         self.site.runtime.block_on(async {

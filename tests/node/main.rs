@@ -5,6 +5,7 @@
 //! `target/skipped.txt`; with `SIDEGATE_TEST_REQUIRE=node` that is a failure.
 
 mod agents;
+mod fenced;
 mod guarded;
 mod lifecycle;
 mod live;
@@ -46,6 +47,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "agents::helm_test_says_that_pods_get_their_sidecar_and_leaves_nothing",
         agents::helm_test_says_that_pods_get_their_sidecar_and_leaves_nothing,
+    ),
+    (
+        "fenced::an_agent_gets_out_by_its_sidecar_alone_and_a_fence_that_is_gone_is_told",
+        fenced::an_agent_gets_out_by_its_sidecar_alone_and_a_fence_that_is_gone_is_told,
     ),
     (
         "guarded::a_running_sidecar_is_left_alone",

@@ -150,6 +150,7 @@ impl Setup {
             memory_limit: self.memory_limit,
             metrics: vec![(std::net::Ipv4Addr::LOCALHOST, 0).into()],
             staleness: self.staleness,
+            fenced: false,
             pod: PodFacts {
                 uid: local.pod_uid().to_owned(),
                 ..PodFacts::default()

@@ -413,6 +413,7 @@ impl Sidecars {
                 pod: PodFacts::default(),
                 metrics: Vec::new(),
                 staleness: Default::default(),
+                fenced: false,
             })
             .await?;
             ensure!(sidecar.ready(PATIENCE).await, "no bundle came into force");

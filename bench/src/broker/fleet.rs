@@ -95,6 +95,7 @@ impl Fleet {
                 intruders: Vec::new(),
                 image: String::new(),
             },
+            fenced: Default::default(),
         })
     }
 }

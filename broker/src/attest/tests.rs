@@ -241,6 +241,72 @@ async fn step_4_a_pod_whose_token_others_can_read_is_refused() {
     }
 }
 
+/// Pods of a profile that demands a fence, or of one that cannot be read.
+struct Demanding(Arc<LocalCluster>, Fenced, Result<Option<Demands>, Unavailable>);
+
+impl Pods for Demanding {
+    fn pod<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<PodView>, Unavailable>> {
+        let fenced = self.1.clone();
+        Box::pin(async move {
+            let pod = self.0.pod(namespace, name).await?;
+            Ok(pod.map(|pod| PodView { fenced, ..pod }))
+        })
+    }
+
+    fn demanded(&self, _: &str) -> Result<Option<Demands>, Unavailable> {
+        self.2.clone()
+    }
+}
+
+#[tokio::test]
+async fn step_4_a_pod_whose_profile_demands_a_fence_gets_nothing_without_it() {
+    use sidegate_policies::pod::fence::rights;
+    let bench = Bench::new();
+    let token = bench.cluster.issue().unwrap();
+    let spec = |image: &str| {
+        serde_json::json!({
+            "initContainers": [
+                {"name": "sidegate-fence", "image": image, "command": ["/sidegate-sidecar"], "args": ["fence"],
+                 "env": [{"name": "SIDEGATE_FENCE_UIDS", "value": "61937"}], "securityContext": rights()},
+                {"name": "sidegate", "image": "ours", "restartPolicy": "Always", "securityContext": {"runAsUser": 61937}},
+            ],
+            "containers": [{"name": "agent", "securityContext": {
+                "runAsUser": 1000, "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
+            }}],
+        })
+    };
+    let (good, other) = (Fenced::of(&spec("ours")), Fenced::of(&spec("theirs")));
+    let demanded = || Ok(Some(Demands::default()));
+    let cases = [
+        (good.clone(), demanded(), None),
+        (good.clone(), Ok(None), None),
+        (Fenced::default(), Ok(None), None),
+        (
+            Fenced::default(),
+            demanded(),
+            Some("fence: the profile demands a fence, and there is none"),
+        ),
+        (
+            other.clone(),
+            demanded(),
+            Some("fence: sidegate-fence is not the fence"),
+        ),
+        // What is called so has rights that nobody else may have, in every tier.
+        (other, Ok(None), Some("fence: sidegate-fence is not the fence")),
+        (good, Err(Unavailable), Some("unavailable")),
+    ];
+    for (fenced, demands, said) in cases {
+        let mut attestor = bench.honest();
+        attestor.pods = Arc::new(Demanding(bench.cluster.clone(), fenced, demands));
+        let answer = outcome(&attestor, &token, &key()).await;
+        match (answer, said) {
+            (Ok(_), None) => drop(bench.cluster.restarted().unwrap()),
+            (Err(refused), Some(said)) => assert!(refused.to_string().starts_with(said), "{refused}"),
+            (answer, said) => panic!("{said:?}: {answer:?}"),
+        };
+    }
+}
+
 #[tokio::test]
 async fn step_5_a_second_key_for_a_running_instance_is_refused_and_a_newer_instance_accepted() {
     let bench = Bench::new();

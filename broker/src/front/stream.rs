@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use sidegate_policies::engine::Subject;
 use sidegate_policies::record::Kind;
 use sidegate_policies::seal::{Revisions, Seal};
-use sidegate_policies::wire::{DenySet, NackClass, SidecarStatus, ToBroker, ToSidecar};
+use sidegate_policies::wire::{DenySet, Enforced, NackClass, SidecarStatus, ToBroker, ToSidecar, EGRESS_COUNTS};
 use tokio::sync::{mpsc, watch};
 
 use super::caller::{session, Caller};
@@ -71,6 +71,21 @@ pub struct SidecarReport {
     pub nack: Option<String>,
     /// Its own counters and listeners.
     pub status: SidecarStatus,
+    /// When it told what it measured of its pod's fence last, milliseconds since 1970 by the broker's clock.
+    #[serde(default)]
+    pub egress_ms: i64,
+}
+
+impl SidecarReport {
+    /// Whether the fence around its pod stands, by a measurement that still counts; nothing where it measures none.
+    pub fn egress(&self, now_ms: i64) -> Option<Enforced> {
+        let egress = self.status.egress?;
+        let counts = i64::try_from(EGRESS_COUNTS.as_millis()).unwrap_or(i64::MAX);
+        Some(match now_ms.saturating_sub(self.egress_ms) <= counts {
+            true => egress.state,
+            false => Enforced::Unknown,
+        })
+    }
 }
 
 /// One stream: whose it is, and what it told.
@@ -218,6 +233,8 @@ struct Pump {
     held: Option<Held>,
     /// Heartbeats without its saying so.
     mute: u32,
+    /// What it said of its fence last.
+    egress: Option<Enforced>,
     /// It holds something newer than what could be offered.
     behind: bool,
     /// The deny set changed under the seal sent last.
@@ -268,6 +285,7 @@ impl Pump {
             denied: DenySet::default(),
             held: None,
             mute: 0,
+            egress: None,
             behind: false,
             unsealed: false,
             ends_ms: since_ms.saturating_add(age_ms),
@@ -532,10 +550,26 @@ impl Pump {
                 class,
                 message,
             } => self.refused_bundle(&version, class, message).await?,
-            ToBroker::Status(status) => self.front.streams.update(self.id, |report| report.status = status),
+            ToBroker::Status(status) => self.told(status),
             ToBroker::Reauth { token } => self.reauth(&token).await?,
         }
         Ok(())
+    }
+
+    /// The sidecar's own state; what it says of its fence counts from now on, and is on record where it changed.
+    fn told(&mut self, status: SidecarStatus) {
+        let now_ms = self.front.clock.now_ms();
+        let state = status.egress.map(|egress| egress.state);
+        if state != self.egress {
+            self.egress = state;
+            self.note("egress.measured", "", state.map_or("none", Enforced::as_str));
+        }
+        self.front.streams.update(self.id, |report| {
+            if report.status.egress != status.egress {
+                report.egress_ms = now_ms;
+            }
+            report.status = status;
+        });
     }
 
     /// The sidecar enforces this deny set now, and the sessions it ends are gone.

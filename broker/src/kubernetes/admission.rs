@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use sidegate_policies::check::is_digest;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::leader::Leader;
@@ -23,8 +24,9 @@ use crate::attest::Images;
 
 /// Its name in the broker's namespace.
 const NAME: &str = "sidegate-admission";
-/// Read again so often.
+/// Read again so often, and so soon after people applied something.
 const EVERY: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_millis(500);
 /// Releases whose sidecars are taken: this one and those before it.
 const RELEASES: usize = 3;
 
@@ -90,8 +92,8 @@ impl Admission {
         Arc::new(admission)
     }
 
-    /// Reads, and writes while this replica leads, until told to stop.
-    pub async fn run(self: Arc<Self>, leader: Arc<Leader>, stop: CancellationToken) {
+    /// Reads, and writes while this replica leads, until told to stop; `applied` tells that there may be other profiles.
+    pub async fn run(self: Arc<Self>, leader: Arc<Leader>, mut applied: watch::Receiver<u64>, stop: CancellationToken) {
         let mut silent = false;
         loop {
             let round = tokio::select! {
@@ -110,6 +112,7 @@ impl Admission {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(EVERY) => {}
+                () = soon(&mut applied) => {}
             }
         }
     }
@@ -175,6 +178,15 @@ impl Admission {
         ]);
         map
     }
+}
+
+/// A moment after something was applied, and what comes within it is one with it.
+async fn soon(applied: &mut watch::Receiver<u64>) {
+    if applied.changed().await.is_err() {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep(SOON).await;
+    applied.mark_unchanged();
 }
 
 impl Images for Admission {

@@ -122,7 +122,9 @@ impl Kinds {
     /// The same, with the version of the store that was consumed of each kind.
     pub fn read(&self) -> (Stored, At) {
         let seen = self.seen();
-        let rest = seen.versions.iter().filter(|(kind, _)| **kind != Kind::Lockdown);
+        // No bundle is made of profiles, so none waits for them.
+        let bundled = |kind: &Kind| !matches!(kind, Kind::Lockdown | Kind::InjectionProfile);
+        let rest = seen.versions.iter().filter(|(kind, _)| bundled(kind));
         let rest = rest.map(|(kind, version)| (kind.as_str().to_owned(), *version));
         let at = At {
             lockdowns: seen.versions.get(&Kind::Lockdown).copied().unwrap_or(0),
@@ -132,6 +134,11 @@ impl Kinds {
             },
         };
         (seen.stored.clone(), at)
+    }
+
+    /// One object as last heard of.
+    pub fn one_of(&self, key: &Key) -> Option<Arc<Value>> {
+        self.seen().stored.get(key).cloned()
     }
 
     /// Somebody has seen Lockdowns up to this version: if that is more than was seen here, they are listed anew.

@@ -4,19 +4,23 @@
 //! of a watched pod only what attestation reads is kept.
 
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher;
 use kube::{Api, Client};
-use sidegate_policies::pod::shape::{Shape, SIDECAR};
+use sidegate_policies::pod::fence::{Demands, Fenced};
+use sidegate_policies::pod::shape::{list, text, Shape, SIDECAR};
 use tokio_util::sync::CancellationToken;
 
 use super::answered;
+use super::egress;
+use super::kinds::Kinds;
 use super::watch::{follow, Change};
 use crate::attest::{PodView, Pods, Unavailable};
 use crate::pins::Instance;
+use crate::task::Tasks;
 
 /// Namespace and name.
 type Name = (String, String);
@@ -27,6 +31,8 @@ pub struct ClusterPods {
     audience: String,
     /// As last heard of; nothing until the first list was whole.
     known: RwLock<Option<HashMap<Name, PodView>>>,
+    /// Namespaces and profiles, once they are followed.
+    kinds: OnceLock<Arc<Kinds>>,
 }
 
 impl ClusterPods {
@@ -36,7 +42,26 @@ impl ClusterPods {
             client,
             audience,
             known: RwLock::new(None),
+            kinds: OnceLock::new(),
         }
+    }
+
+    /// From now on these say what a pod's fence must be; before, nobody is attested.
+    pub fn judged_by(&self, kinds: &Arc<Kinds>) {
+        let _ = self.kinds.set(Arc::clone(kinds));
+    }
+
+    /// Looks at every pod that was last heard of.
+    pub fn each(&self, look: impl FnMut(&PodView)) {
+        let known = self.known.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        known.iter().flat_map(HashMap::values).for_each(look);
+    }
+
+    /// The same, followed from now on by a task.
+    pub fn follow(client: Client, audience: String, tasks: &Tasks) -> Arc<Self> {
+        let pods = Arc::new(ClusterPods::new(client, audience));
+        tasks.spawn("pods", Arc::clone(&pods).run(tasks.stopping()));
+        pods
     }
 
     /// Follows every pod until told to stop.
@@ -97,6 +122,14 @@ impl Pods for ClusterPods {
             None => self.pod(namespace, name),
         }
     }
+
+    fn demanded(&self, namespace: &str) -> Result<Option<Demands>, Unavailable> {
+        let kinds = self.kinds.get().ok_or(Unavailable)?;
+        egress::demanded(namespace, |key| kinds.one_of(key)).map_err(|why| {
+            tracing::warn!(namespace, why, "whether a fence is demanded is not known");
+            Unavailable
+        })
+    }
 }
 
 /// What attestation reads of a pod.
@@ -128,7 +161,17 @@ fn view(pod: Pod, audience: &str) -> PodView {
         deleting: metadata.deletion_timestamp.is_some(),
         alive: matches!(status.phase.as_deref(), Some("Pending" | "Running")),
         instance,
+        fenced: fenced(&plain),
         shape: Shape::of(&plain, audience),
+    }
+}
+
+/// Of a pod without a sidecar nothing is kept: nobody is attested in it.
+fn fenced(spec: &serde_json::Value) -> Fenced {
+    let sidecar = list(spec, "initContainers").any(|container| text(container, "name") == SIDECAR);
+    match sidecar {
+        true => Fenced::of(spec),
+        false => Fenced::default(),
     }
 }
 

@@ -10,7 +10,7 @@ use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::core::GroupVersionKind;
 use kube::{Api, Client};
 use serde_json::Value;
-use sidegate_policies::api::injection_profile::{InjectionProfileSpec, RunAs, Taken, Weakening, Windows};
+use sidegate_policies::api::injection_profile::{InjectionProfileSpec, RunAs, Taken, Tier, Weakening, Windows};
 use sidegate_policies::api::{GROUP, VERSION};
 use sidegate_policies::check::usable_profile;
 
@@ -101,6 +101,10 @@ fn lines(spec: &InjectionProfileSpec) -> String {
         format!("cloudIdentity {}", taken(agents.cloud_identity)),
         format!("dropNetRaw {}", agents.drop_net_raw),
     ];
+    if spec.tier == Tier::Enforced {
+        lines.push(format!("tier {}", spec.tier.as_str()));
+        lines.extend(spec.fence.allow_uids.iter().map(|uid| format!("allowUid {uid}")));
+    }
     for exempt in &agents.exempt_containers {
         let (name, prefix) = (&exempt.name, &exempt.image_prefix);
         // With a space or a line's end in it, it could say anything; no container and no image has one.
@@ -156,6 +160,10 @@ mod tests {
             ]
         );
         assert_eq!(found.uids.into_iter().collect::<Vec<_>>(), [7, 8, 61_937, 61_938]);
+        let fenced = json!({"tier": "Enforced", "fence": {"allowUids": [1337, 2000]}});
+        let found = relaxed([of("fenced", fenced)].into_iter());
+        let lines = format!("{strict}\ntier Enforced\nallowUid 1337\nallowUid 2000");
+        assert_eq!(found.entries["profile.fenced"], lines);
     }
 
     #[test]

@@ -42,17 +42,20 @@ pub enum Kind {
     Lockdown,
     /// `TokenIssuer`.
     TokenIssuer,
+    /// `InjectionProfile`, for its tier: no bundle is made of it.
+    InjectionProfile,
 }
 
 impl Kind {
     /// Every kind that is followed.
-    pub const ALL: [Kind; 6] = [
+    pub const ALL: [Kind; 7] = [
         Kind::Namespace,
         Kind::Target,
         Kind::AccessPolicy,
         Kind::ClusterAccessPolicy,
         Kind::Lockdown,
         Kind::TokenIssuer,
+        Kind::InjectionProfile,
     ];
 
     /// As in `kind:`.
@@ -65,6 +68,7 @@ impl Kind {
             Kind::ClusterAccessPolicy => "ClusterAccessPolicy",
             Kind::Lockdown => "Lockdown",
             Kind::TokenIssuer => "TokenIssuer",
+            Kind::InjectionProfile => "InjectionProfile",
         }
     }
 
@@ -78,6 +82,7 @@ impl Kind {
             Kind::ClusterAccessPolicy => "clusteraccesspolicies",
             Kind::Lockdown => "lockdowns",
             Kind::TokenIssuer => "tokenissuers",
+            Kind::InjectionProfile => "injectionprofiles",
         }
     }
 
@@ -247,8 +252,9 @@ fn nothing(mut reading: Reading, why: &Problem) -> Reading {
 fn withhold(withheld: &mut Withheld, key: &Key, object: &Value, why: &str) {
     match (key.kind, references(object)) {
         // A Target that is left out is offered to nobody, one whose TokenIssuer is left out too, and what only observes
-        // restricts nothing.
+        // restricts nothing. A profile that is left out attests nobody (see [`super::egress`]).
         (Kind::Target | Kind::Namespace | Kind::ConfigMap | Kind::Lockdown | Kind::TokenIssuer, _) => {}
+        (Kind::InjectionProfile, _) => {}
         _ if observes(object) => {}
         (Kind::AccessPolicy, references) => {
             let namespace = key.namespace.as_deref().unwrap_or_default();

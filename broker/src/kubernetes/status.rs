@@ -20,9 +20,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::answered;
+use super::egress::{self, Tallies};
 use super::kinds::{api_of, Kinds};
 use super::leader::Leader;
 use super::maps::{named_by, ClusterMaps, MapRead};
+use super::pods::ClusterPods;
 use super::reading::{About, Found, Key, Kind};
 use super::secrets::ClusterSecrets;
 use crate::clock::rfc3339;
@@ -60,6 +62,8 @@ pub struct Conditions {
     pub secrets: ClusterSecrets,
     /// Whether ConfigMaps could be read.
     pub maps: Arc<ClusterMaps>,
+    /// Live pods.
+    pub pods: Arc<ClusterPods>,
     /// Whether this replica writes.
     pub leader: Arc<Leader>,
     /// What is known of Secrets.
@@ -160,12 +164,17 @@ impl Conditions {
         let index = self.front.index();
         let reach = self.reach(&index);
         let stored = self.kinds.stored();
+        let (streams, now_ms) = (self.front.streams.open(), self.front.clock.now_ms());
+        let tallies = egress::tallies(&self.pods, &stored, &streams, now_ms);
         for (key, found) in found.iter().chain(locked.iter()) {
             // What was deleted meanwhile, or applied anew, has its turn with the next reading.
             let Some(object) = stored.get(key).filter(|_| key.kind != Kind::Namespace) else {
                 continue;
             };
-            let wanted = self.wanted((key, object), found, &index, &reach).await;
+            let wanted = match key.kind {
+                Kind::InjectionProfile => of_profile((key, object), found, &tallies),
+                _ => self.wanted((key, object), found, &index, &reach).await,
+            };
             let now = rfc3339(self.front.clock.now_ms());
             let mut more = self.counts(key, object, &reach).unwrap_or_default();
             more.extend(summary(key, object, reach.get(key)));
@@ -286,7 +295,11 @@ impl Conditions {
                 });
                 wanted.extend(insecure(target));
             }
-            Kind::Namespace | Kind::ConfigMap | Kind::AccessPolicy | Kind::ClusterAccessPolicy => {
+            Kind::Namespace
+            | Kind::ConfigMap
+            | Kind::AccessPolicy
+            | Kind::ClusterAccessPolicy
+            | Kind::InjectionProfile => {
                 wanted.push(resolved(found));
                 wanted.push(reach.condition());
             }
@@ -390,6 +403,18 @@ impl Conditions {
     fn asked(&self) -> std::sync::MutexGuard<'_, Asked> {
         self.asked.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
+}
+
+/// Of a profile: whether it can be used, and whether its pods are fenced.
+fn of_profile((key, object): (&Key, &Value), found: &Found, tallies: &Tallies) -> Vec<Condition> {
+    let (holds, reason, message) = egress::condition(object, tallies, &key.name);
+    let egress = Condition {
+        kind: "EgressEnforced",
+        holds,
+        reason,
+        message,
+    };
+    vec![accepted(key, found), egress]
 }
 
 /// Why a sidecar did not take its bundle: after three times it is not offered again.

@@ -2,23 +2,26 @@
 //! each Target is found in it, what it lacks, and in plain words how far its gate holds.
 //!
 //! Judged on what the API server stored; with `--live` the sidecar's own word is shown beside it. Invariant: nothing
-//! here ever reads as enforced that is not.
+//! here ever reads as enforced that was not measured so.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use serde_json::{json, Value};
 use sidegate_broker::control::SidecarReport;
+use sidegate_injector::admit::profile_of;
 use sidegate_injector::standing::{agents, labelled_at, made_by, names, outdated, ports, unprotected, Named};
+use sidegate_policies::api::injection_profile::Tier;
 use sidegate_policies::api::Target;
 use sidegate_policies::engine::Subject;
+use sidegate_policies::wire::Enforced;
 
 use super::offline::World;
 use super::seen::{self, list, text, Seen};
 use crate::cluster::{Cluster, Where};
 use crate::out::{visible, Out, Tone};
 
-/// What every pod's gate holds, and what not.
+/// What the gate of a Cooperative pod holds, and what not.
 const COOPERATIVE: &str =
     "Cooperative: it holds no credential of a Target, and may still dial elsewhere with credentials \
                            it got elsewhere; nothing keeps it from that";
@@ -29,6 +32,8 @@ pub struct Told {
     pub subject: Subject,
     pod: Value,
     sidecar: Sidecar,
+    /// The profile of its namespace, where there is one.
+    profile: Option<Value>,
     outdated: Vec<String>,
     live: Option<Result<Vec<SidecarReport>, String>>,
 }
@@ -85,12 +90,15 @@ impl Told {
             Ok(None) => Sidecar::Unknown(format!("ConfigMap {home}/sidegate-admission says nothing")),
             Err(error) => Sidecar::Unknown(format!("{error:#}")),
         };
+        let named = |profile: &&Value| text(profile, "/metadata/name") == profile_of(&labels);
+        let profile = seen.profiles.iter().find(named).cloned();
         let outdated = outdated(&seen.injecting(), &labels, &pod);
         let live = live.then(|| sidecars(cluster, home, namespace, name).map_err(|error| format!("{error:#}")));
         Ok(Told {
             subject: subject(&pod, namespace),
             pod,
             sidecar,
+            profile,
             outdated,
             live,
         })
@@ -109,6 +117,32 @@ impl Told {
             }
             Sidecar::Unknown(why) => (Tone::Warn, format!("it cannot be told whether it is valid: {why}")),
         }
+    }
+
+    /// Its tier, whether its egress was measured as enforced, and how that is said.
+    fn tier(&self) -> (&str, Enforced, String) {
+        let profile = self
+            .profile
+            .as_ref()
+            .filter(|_| !matches!(self.sidecar, Sidecar::NotAsked));
+        let Some(profile) = profile.filter(|profile| seen::tier(profile) != Tier::Cooperative.as_str()) else {
+            return (Tier::Cooperative.as_str(), Enforced::False, COOPERATIVE.to_owned());
+        };
+        let (word, message) = seen::egress(profile);
+        let of_all = Enforced::ALL.into_iter().find(|state| state.as_str() == word);
+        let (state, why) = match (&self.sidecar, &self.live) {
+            (Sidecar::Invalid(_), _) => (Enforced::False, "its fence is not what it must be".to_owned()),
+            (_, Some(Ok(reports))) => {
+                let measured = reports.iter().max_by_key(|report| report.egress_ms);
+                let egress = measured.and_then(|report| report.status.egress);
+                let told = egress.map_or(Enforced::Unknown, |egress| egress.state);
+                (told, "by its sidecar's last look".to_owned())
+            }
+            _ => (of_all.unwrap_or_default(), format!("of its profile: {message}")),
+        };
+        let tier = seen::tier(profile);
+        let said = format!("{tier}, egress enforced: {} ({why})", state.as_str());
+        (tier, state, said)
     }
 
     fn listeners(&self, world: &World<'_>) -> Vec<Listener> {
@@ -185,11 +219,12 @@ impl Told {
             let named = named.map(|named| json!({"at": named.at.to_string(), "names": named.names}));
             json!({"target": listener.target, "local": listener.local, "named": named, "notes": listener.notes})
         };
+        let (tier, egress, _) = self.tier();
         let mut document = json!({
             "namespace": self.subject.namespace, "name": self.subject.pod, "uid": self.subject.pod_uid,
             "serviceAccount": self.subject.service_account, "labels": self.subject.labels,
             "sidecar": self.sidecar().1, "valid": matches!(self.sidecar, Sidecar::Valid),
-            "tier": "Cooperative", "egressEnforced": false, "madeBy": made_by(&self.pod), "outdated": self.outdated,
+            "tier": tier, "egressEnforced": egress.as_str(), "madeBy": made_by(&self.pod), "outdated": self.outdated,
             "listeners": self.listeners(world).iter().map(listener).collect::<Vec<Value>>(),
         });
         if let (Some(live), Some(document)) = (&self.live, document.as_object_mut()) {
@@ -225,7 +260,7 @@ impl Told {
         if let Some(made_by) = made_by(&self.pod) {
             out.line(format!("  made by    profile {}", visible(&made_by)))?;
         }
-        out.line(format!("  tier       {COOPERATIVE}"))?;
+        out.line(format!("  tier       {}", visible(&self.tier().2)))?;
         for differs in &self.outdated {
             out.line(format!("  outdated   {}", visible(differs)))?;
         }

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::{json, Value};
 use sidegate_broker::kubernetes::reading::Kind as Read;
+use sidegate_injector::admit::profile_of;
 use sidegate_injector::standing::{has_ended, is_labelled};
 
 use super::certificate::{self, Life};
@@ -38,6 +39,7 @@ pub fn run(cluster: &Cluster, home: &str, out: &Out) -> Result<ExitCode> {
 struct Told {
     parts: Vec<(String, Result<String, String>)>,
     namespaces: Vec<Value>,
+    profiles: Vec<Value>,
     objects: Vec<Object>,
     waiting: Result<usize, String>,
 }
@@ -64,6 +66,7 @@ impl Told {
                 .filter(|stored| is_labelled(&labels(stored)))
                 .map(|stored| namespace(stored, &pods, &unprotected))
                 .collect(),
+            profiles: seen.profiles.iter().map(profile).collect(),
             objects: objects(seen),
             waiting: waiting(cluster).map_err(|error| error.to_string()),
         }
@@ -83,7 +86,8 @@ impl Told {
             .collect();
         let object = |object: &Object| json!({"kind": object.kind, "name": object.name, "conditions": object.shown, "note": object.note});
         json!({
-            "installation": parts, "namespaces": self.namespaces, "objects": self.objects.iter().map(object).collect::<Vec<Value>>(),
+            "installation": parts, "namespaces": self.namespaces, "profiles": self.profiles,
+            "objects": self.objects.iter().map(object).collect::<Vec<Value>>(),
             "requestsWaiting": self.waiting.as_ref().ok(),
         })
     }
@@ -123,6 +127,17 @@ impl Told {
             out.table(
                 &["NAMESPACE", "PROFILE", "PODS", "UNPROTECTED"],
                 &self.namespaces.iter().map(row).collect::<Vec<_>>(),
+            )?;
+        }
+        if !self.profiles.is_empty() {
+            let row = |entry: &Value| {
+                let field = |name: &str| visible(text(entry, &format!("/{name}")));
+                ["profile", "tier", "egressEnforced", "note"].map(field).to_vec()
+            };
+            out.line("")?;
+            out.table(
+                &["PROFILE", "TIER", "EGRESS-ENFORCED", "NOTE"],
+                &self.profiles.iter().map(row).collect::<Vec<_>>(),
             )?;
         }
         out.line("")?;
@@ -223,7 +238,7 @@ fn namespace(
     let here = |pod: &&Value| text(pod, "/metadata/namespace") == namespace.name;
     let mut entry = json!({
         "namespace": namespace.name,
-        "profile": namespace.labels.get("sidegate.dev/profile").map_or("default", String::as_str),
+        "profile": profile_of(&namespace),
     });
     if let (Some(entry), Ok(pods), Ok(unprotected)) = (entry.as_object_mut(), pods, unprotected) {
         entry.insert("pods".to_owned(), pods.iter().filter(here).filter(live).count().into());
@@ -231,6 +246,14 @@ fn namespace(
         entry.insert("unprotected".to_owned(), found.count().into());
     }
     entry
+}
+
+/// An InjectionProfile with what was measured of the pods made by it.
+fn profile(stored: &Value) -> Value {
+    let (egress, note) = seen::egress(stored);
+    json!({
+        "profile": text(stored, "/metadata/name"), "tier": seen::tier(stored), "egressEnforced": egress, "note": note,
+    })
 }
 
 fn objects(seen: &Seen) -> Vec<Object> {

@@ -11,8 +11,10 @@ use serde_json::Value;
 use sidegate_broker::kubernetes::reading::{self, Key, Kind as Read, Stored};
 use sidegate_injector::standing::{is_labelled, Belief};
 use sidegate_injector::Snapshot;
+use sidegate_policies::api::injection_profile::Tier;
 use sidegate_policies::api::Lockdown;
 use sidegate_policies::objects::Namespace;
+use sidegate_policies::wire::Enforced;
 
 use super::offline::Offline;
 use crate::cluster::{Cluster, Kind, Where, LOCKDOWNS};
@@ -81,6 +83,21 @@ pub fn list<'a>(object: &'a Value, path: &str) -> impl Iterator<Item = &'a Value
 /// An object's condition of a kind, if it has one.
 pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
     list(object, "/status/conditions").find(|condition| text(condition, "/type") == kind)
+}
+
+/// The tier that an InjectionProfile says.
+pub fn tier(profile: &Value) -> &str {
+    match text(profile, "/spec/tier") {
+        "" => Tier::default().as_str(),
+        tier => tier,
+    }
+}
+
+/// Whether the fences of a profile's pods stand, in the broker's own word, and why: nobody's word is Unknown.
+pub fn egress(profile: &Value) -> (&str, &str) {
+    condition(profile, "EgressEnforced").map_or((Enforced::Unknown.as_str(), "no broker has said so yet"), |found| {
+        (text(found, "/status"), text(found, "/message"))
+    })
 }
 
 /// Whether a pod is ready.

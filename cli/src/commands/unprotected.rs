@@ -31,6 +31,7 @@ Reasons:
   opted-out         its label asks for it, and its namespace lets it
   audit             its namespace only audits, and its shape would have been refused
   tampered          it has something called a sidecar, which the broker would not believe
+  unfenced          its profile is Enforced, and it has no fence that would hold
 A pod without a valid sidecar gets no credential of Sidegate's, whatever the reason.
 
 Exit codes:

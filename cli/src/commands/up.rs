@@ -230,6 +230,7 @@ fn sidecar_config(
         memory_limit: None,
         metrics: Vec::new(),
         staleness: Default::default(),
+        fenced: false,
         pod: PodFacts::default(),
         agent_uid: Some(run_as.map_or_else(Uid::effective, |user| user.uid).as_raw()),
     })

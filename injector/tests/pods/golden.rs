@@ -1,13 +1,14 @@
 //! The golden files: each `NAME.yaml` is a pod, `NAME.txt` what becomes of it.
 //!
-//! What is the same in every pod is told once: `plain.full.yaml` is a whole pod, and elsewhere `<sidecar>` and
-//! `<volume>` stand for what is in it, with the differences beneath. SIDEGATE_WRITE_GOLDEN=1 writes them anew.
+//! What is the same in every pod is told once: `plain.full.yaml` and, with a fence, `enforced.full.yaml` are whole pods, and
+//! elsewhere `<sidecar>`, `<fence>` and `<volume>` stand for what is in them, with the differences beneath. SIDEGATE_WRITE_GOLDEN=1 writes them anew.
 
 use std::fmt::Write as _;
 
 use serde_json::{json, Value};
 use sidegate_injector::admit::Verdict;
 use sidegate_injector::patch;
+use sidegate_policies::pod::fence::Fenced;
 use sidegate_policies::pod::shape::Shape;
 use sidegate_policies::yaml;
 
@@ -32,15 +33,25 @@ pub fn pods() -> Vec<(String, Value)> {
     pods
 }
 
-fn sidecar(pod: &Value) -> Option<Value> {
+/// A container of ours.
+fn ours(pod: &Value, name: &str) -> Option<Value> {
     let all = pod["spec"]["initContainers"].as_array()?;
-    all.iter().find(|container| container["name"] == "sidegate").cloned()
+    all.iter().find(|container| container["name"] == name).cloned()
+}
+
+/// The whole pods: without a fence, and with one.
+struct Usual {
+    plain: Value,
+    enforced: Value,
 }
 
 /// What is in every pod, by a short name.
 fn shortened(value: &Value, volumes: &[Value]) -> Value {
     if value["name"] == "sidegate" && value["image"].is_string() {
         return json!("<sidecar>");
+    }
+    if value["name"] == "sidegate-fence" && value["args"].is_array() {
+        return json!("<fence>");
     }
     if volumes.contains(value) {
         return json!(format!("<volume {}>", value["name"].as_str().unwrap()));
@@ -59,7 +70,7 @@ fn operation(operation: &Value, volumes: &[Value]) -> String {
     }
 }
 
-fn told(pod: &Value, verdict: &Verdict, plain: &Value) -> String {
+fn told(pod: &Value, verdict: &Verdict, usual: &Usual) -> String {
     let mut text = String::new();
     match verdict {
         Verdict::Refused(refusal) => {
@@ -82,16 +93,24 @@ fn told(pod: &Value, verdict: &Verdict, plain: &Value) -> String {
             for warning in &injected.warnings {
                 writeln!(text, "warning: {warning}").unwrap();
             }
-            let volumes = plain["spec"]["volumes"].as_array().unwrap();
+            let volumes = usual.plain["spec"]["volumes"].as_array().unwrap();
             for change in patch::between(pod, &injected.pod) {
                 text.push_str(&operation(&change, volumes));
             }
-            let (ours, usual) = (sidecar(&injected.pod).unwrap(), sidecar(plain).unwrap());
-            let differing = patch::between(&usual, &ours);
-            if !differing.is_empty() {
-                writeln!(text, "the sidecar differs:").unwrap();
-                for change in differing {
-                    text.push_str(&operation(&change, volumes));
+            for (name, called) in [("sidegate", "sidecar"), ("sidegate-fence", "fence")] {
+                let whole = match ours(&injected.pod, "sidegate-fence") {
+                    Some(_) => &usual.enforced,
+                    None => &usual.plain,
+                };
+                let Some(made) = ours(&injected.pod, name) else {
+                    continue;
+                };
+                let differing = patch::between(&ours(whole, name).unwrap(), &made);
+                if !differing.is_empty() {
+                    writeln!(text, "the {called} differs:").unwrap();
+                    for change in differing {
+                        text.push_str(&operation(&change, volumes));
+                    }
                 }
             }
         }
@@ -116,15 +135,49 @@ fn each_golden_pod_becomes_what_its_file_says() {
     let known = Known::read();
     let pods = pods();
     assert!(pods.len() >= 60, "{} shapes", pods.len());
-    let plain = pods.iter().find(|(name, _)| name == "plain").unwrap();
-    let Verdict::Injected { injected, .. } = known.verdict(&plain.1) else {
-        panic!("the plain pod is not injected");
+    let whole = |wanted: &str| {
+        let (_, pod) = pods.iter().find(|(name, _)| name == wanted).unwrap();
+        let Verdict::Injected { injected, .. } = known.verdict(pod) else {
+            panic!("{wanted} is not injected: {:?}", known.verdict(pod));
+        };
+        kept(&format!("{wanted}.full.yaml"), &yaml::print(&injected.pod).unwrap());
+        injected.pod
     };
-    kept("plain.full.yaml", &yaml::print(&injected.pod).unwrap());
+    let usual = Usual {
+        plain: whole("plain"),
+        enforced: whole("enforced"),
+    };
     for (name, pod) in &pods {
         let verdict = known.verdict(pod);
-        kept(&format!("{name}.txt"), &told(pod, &verdict, &injected.pod));
+        kept(&format!("{name}.txt"), &told(pod, &verdict, &usual));
     }
+}
+
+/// What the injector puts into a pod of a profile that demands a fence is what the broker takes for one; the pod as it
+/// was is nothing of the sort, and in another namespace none is demanded.
+#[test]
+fn each_pod_that_must_have_a_fence_has_the_one_the_broker_demands() {
+    let known = Known::read();
+    let demands = known.demands();
+    let mut fenced = 0;
+    for (name, pod) in pods() {
+        let Verdict::Injected { injected, .. } = known.verdict(&pod) else {
+            continue;
+        };
+        let made = Fenced::of(&injected.pod["spec"]);
+        assert_eq!(made.wrong(None), None, "{name}");
+        if pod["metadata"]["namespace"] == "fenced" {
+            fenced += 1;
+            assert_eq!(made.wrong(Some(&demands)), None, "{name}");
+            assert!(
+                Fenced::of(&pod["spec"]).wrong(Some(&demands)).is_some(),
+                "{name}, as it was"
+            );
+        } else {
+            assert!(ours(&injected.pod, "sidegate-fence").is_none(), "{name}");
+        }
+    }
+    assert!(fenced >= 10, "{fenced} of them have a fence");
 }
 
 /// Decision 7: what the injector makes is what the broker takes, by the very code the broker asks.

@@ -21,6 +21,7 @@ use sidegate_injector::admit::{admit, Verdict, World};
 use sidegate_injector::install::Install;
 use sidegate_policies::check::check_apart;
 use sidegate_policies::objects::Objects;
+use sidegate_policies::pod::fence::Demands;
 use sidegate_policies::yaml::{self, Source};
 
 /// The audience of tokens for the broker.
@@ -61,6 +62,13 @@ impl Known {
     pub fn read_once() -> &'static Known {
         static KNOWN: std::sync::OnceLock<Known> = std::sync::OnceLock::new();
         KNOWN.get_or_init(Known::read)
+    }
+
+    /// What the golden profile of tier Enforced demands.
+    pub fn demands(&self) -> Demands {
+        let profiles = self.objects.injection_profiles.iter().map(|located| &located.object);
+        let enforced = profiles.into_iter().find(|profile| profile.metadata.name == "enforced");
+        Demands::of(&enforced.unwrap().spec).unwrap()
     }
 
     pub fn verdict(&self, pod: &Value) -> Verdict {

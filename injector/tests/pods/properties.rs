@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use serde_json::{json, Map, Value};
 use sidegate_injector::admit::Verdict;
 use sidegate_injector::patch;
+use sidegate_policies::pod::fence::Fenced;
 use sidegate_policies::pod::shape::Shape;
 
 use crate::{applied, Known, AUDIENCE};
@@ -43,6 +44,7 @@ fn container(name: &'static str) -> impl Strategy<Value = Value> {
         1 => Just("istio-proxy".to_owned()),
         1 => Just("linkerd-init".to_owned()),
         1 => Just("sidegate".to_owned()),
+        1 => Just("sidegate-fence".to_owned()),
         1 => "[a-d]",
     ];
     let images = prop_oneof![
@@ -117,7 +119,13 @@ fn alias() -> impl Strategy<Value = Value> {
 }
 
 fn pod() -> impl Strategy<Value = Value> {
-    let namespace = prop_oneof![Just("agents"), Just("lenient"), Just("audited"), Just("named")];
+    let namespace = prop_oneof![
+        Just("agents"),
+        Just("lenient"),
+        Just("audited"),
+        Just("named"),
+        Just("fenced")
+    ];
     let sysctl = (
         "net.ipv4.(ip_unprivileged_port_start|ip_local_reserved_ports|tcp_syncookies)",
         "[0-9]{1,2}",
@@ -172,6 +180,9 @@ proptest! {
         let aliases = injected.pod["spec"]["hostAliases"].as_array().cloned().unwrap_or_default();
         let ours = aliases.iter().filter(|alias| alias["ip"].as_str().unwrap().contains("71."));
         prop_assert!(pod["metadata"]["namespace"] == "named" || ours.count() == 0);
+        let fenced = pod["metadata"]["namespace"] == "fenced";
+        let demands = fenced.then(|| known.demands());
+        prop_assert_eq!(Fenced::of(&injected.pod["spec"]).wrong(demands.as_ref()), None);
         prop_assert_eq!(&injected.pod["newField"], &json!(1));
         prop_assert_eq!(&injected.pod["spec"]["newField"], &json!({"kept": null}));
         for container in injected.pod["spec"]["containers"].as_array().unwrap() {

@@ -34,6 +34,14 @@ pub struct InjectionProfileSpec {
     /// each Target's `listen.hostnames` and its real port, which the pod's hosts file leads to the sidecar.
     #[serde(default)]
     pub reach: Reach,
+    /// How far agents are kept from going around their gate. Cooperative (default): they hold no credential of a Target,
+    /// and may dial elsewhere with others. Enforced: an init container puts an nftables fence around the pod, so that only
+    /// the sidecar's user has a way out; pods in which it would not hold are refused.
+    #[serde(default)]
+    pub tier: Tier,
+    /// What the fence of tier Enforced lets through.
+    #[serde(default)]
+    pub fence: Fence,
     /// What the sidecar asks for. A field that is not written keeps its default.
     #[serde(default)]
     pub resources: SidecarResources,
@@ -66,6 +74,42 @@ pub enum Reach {
     Ports,
     /// Also by the Targets' usual names.
     Hostnames,
+}
+
+/// How far an agent is kept from going around its gate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum Tier {
+    /// It holds no credential of a Target.
+    #[default]
+    Cooperative,
+    /// It has no direct way out of its pod either.
+    Enforced,
+}
+
+impl Tier {
+    /// As written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Tier::Cooperative => "Cooperative",
+            Tier::Enforced => "Enforced",
+        }
+    }
+}
+
+/// What the fence of tier Enforced lets through.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub struct Fence {
+    /// Users that may leave the pod besides the sidecar's, such as a mesh proxy's: 1 to 4294967293, at most 16. Only
+    /// containers of `agents.exemptContainers` may run as one of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(
+        feature = "crd",
+        schemars(length(max = 16), inner(range(min = 1, max = 4_294_967_293_i64)))
+    )]
+    pub allow_uids: Vec<i64>,
 }
 
 /// An image of the sidecar.

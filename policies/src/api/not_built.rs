@@ -19,12 +19,8 @@ pub struct NotBuilt {
 /// Everything that is refused as "not built yet".
 pub const NOT_BUILT: &[NotBuilt] = &[
     entry(
-        "InjectionProfile.spec.tier",
-        "egress that is enforced; every pod is Cooperative",
-    ),
-    entry(
-        "InjectionProfile.spec.fence",
-        "users that the egress fence lets through",
+        "InjectionProfile.spec.tier=Separate",
+        "the sidecar in a pod of its own, apart from the agent's",
     ),
     entry(
         "InjectionProfile.spec.networkPolicy",

@@ -203,6 +203,12 @@ fn administrators() -> Result<[Defined; 3], CrdError> {
             "injectionprofiles",
             serde_json::to_value(InjectionProfileResource::crd())?,
             vec![
+                ("Tier", "string", ".spec.tier"),
+                (
+                    "Egress-Enforced",
+                    "string",
+                    ".status.conditions[?(@.type==\"EgressEnforced\")].status",
+                ),
                 ("Image", "string", ".spec.image.repository"),
                 ("Digest", "string", ".spec.image.digest"),
                 ("Staleness", "string", ".spec.staleness"),
@@ -250,6 +256,9 @@ fn finish(plural: &str, definition: &mut Value, columns: &[Column]) -> Result<()
     }
     if plural == "targets" {
         names(schema);
+    }
+    if plural == "injectionprofiles" {
+        whole(schema);
     }
     if plural == "lockdowns" {
         let status = schema.get_mut("status").and_then(|status| status.get_mut("properties"));
@@ -299,7 +308,7 @@ fn conditions() -> Value {
             "observedGeneration": {"type": "integer", "format": "int64", "description": "The generation this is about."},
             "conditions": {
                 "type": "array",
-                "description": "Accepted, ResolvedRefs, Programmed, and Insecure where a login may be weak.",
+                "description": "Accepted, ResolvedRefs, Programmed, Insecure where a login may be weak; of profiles EgressEnforced.",
                 "x-kubernetes-list-type": "map",
                 "x-kubernetes-list-map-keys": ["type"],
                 "items": {
@@ -399,6 +408,37 @@ fn names(schema: &mut Map<String, Value>) {
         field.insert("x-kubernetes-validations".to_owned(), rules.into_iter().collect());
         // Each at most once.
         field.insert("x-kubernetes-list-type".to_owned(), "set".into());
+    }
+}
+
+/// A fence has no gap: what would let an agent around it is refused with the field.
+fn whole(schema: &mut Map<String, Value>) {
+    let rule = |path: &str, rule: &str, message: &str| json!({"rule": rule, "message": message, "fieldPath": path, "reason": "FieldValueInvalid"});
+    let rules = [
+        rule(
+            ".shapes",
+            "self.tier != 'Enforced' || self.shapes.privileged == 'Deny' && self.shapes.hostPath == 'Deny'",
+            "such a pod gets around its fence: tier Enforced takes Deny alone for privileged and hostPath",
+        ),
+        rule(
+            ".agents.dropNetRaw",
+            "self.tier != 'Enforced' || self.agents.dropNetRaw",
+            "with NET_RAW an agent gets around its fence: tier Enforced takes true alone",
+        ),
+        rule(
+            ".fence.allowUids",
+            "self.tier == 'Enforced' || !has(self.fence.allowUids) || size(self.fence.allowUids) == 0",
+            "only tier Enforced has a fence",
+        ),
+        rule(
+            ".fence.allowUids",
+            "!has(self.fence.allowUids) || self.fence.allowUids.all(uid, uid != 65533 && uid != self.runAs.uid && uid != \
+             self.runAs.alternateUid && self.fence.allowUids.exists_one(other, other == uid))",
+            "users besides the sidecar's own, each once; as 65533 the fence tries itself",
+        ),
+    ];
+    if let Some(spec) = schema.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.insert("x-kubernetes-validations".to_owned(), rules.into_iter().collect());
     }
 }
 

@@ -3,8 +3,10 @@
 //! Refuses what would put a sidecar into pods that cannot start or that an agent could pass for.
 
 use super::{is_digest, is_label, Checked, Report};
+use crate::api::injection_profile::{Tier, Weakening};
 use crate::api::InjectionProfileSpec;
 use crate::objects::Objects;
+use crate::pod::fence::STRANGER;
 use crate::quantity::ByteSize;
 
 /// Users that agents' images commonly run as, and those of service meshes.
@@ -25,6 +27,7 @@ pub(super) fn check(objects: &Objects, checked: &mut Checked) {
         users(&profile.spec, &mut report);
         sizes(&profile.spec, &mut report);
         exempt(&profile.spec, &mut report);
+        fence(&profile.spec, &mut report);
     }
 }
 
@@ -101,6 +104,63 @@ fn exempt(spec: &InjectionProfileSpec, report: &mut Report<'_>) {
         if !container.image_prefix.contains('/') {
             let message = "name the registry and the repository, such as registry.example/mesh/proxy";
             report.problem(field("imagePrefix"), message);
+        }
+    }
+}
+
+/// What would let an agent around its fence, and what means nothing without one (test
+/// `a_profile_cannot_ask_for_a_fence_with_a_gap`).
+fn fence(spec: &InjectionProfileSpec, report: &mut Report<'_>) {
+    let allowed = &spec.fence.allow_uids;
+    if spec.tier == Tier::Cooperative {
+        if !allowed.is_empty() {
+            report.problem("spec.fence.allowUids", "only tier Enforced has a fence");
+        }
+        return;
+    }
+    for (field, weakening) in [
+        ("spec.shapes.privileged", spec.shapes.privileged),
+        ("spec.shapes.hostPath", spec.shapes.host_path),
+    ] {
+        if weakening == Weakening::Warn {
+            report.problem(
+                field,
+                "such a pod gets around its fence: tier Enforced takes Deny alone",
+            );
+        }
+    }
+    if !spec.agents.drop_net_raw {
+        let message = "with NET_RAW an agent gets around its fence: tier Enforced takes true alone";
+        report.problem("spec.agents.dropNetRaw", message);
+    }
+    let own = [spec.run_as.uid, spec.run_as.alternate_uid];
+    for (field, uid) in ["spec.runAs.uid", "spec.runAs.alternateUid"].into_iter().zip(own) {
+        if uid == STRANGER {
+            report.problem(
+                field,
+                format!("as {STRANGER} the fence tries itself; choose another number"),
+            );
+        }
+    }
+    if allowed.len() > 16 {
+        report.problem("spec.fence.allowUids", "names more than 16 users");
+    }
+    for (at, uid) in allowed.iter().enumerate() {
+        let field = format!("spec.fence.allowUids[{at}]");
+        if !(1..=4_294_967_293).contains(uid) {
+            report.problem(field, format!("{uid} is not a user number that is not root's"));
+        } else if *uid == STRANGER {
+            report.problem(
+                field,
+                format!("as {STRANGER} the fence tries itself, and must not get out"),
+            );
+        } else if own.contains(uid) {
+            report.problem(
+                field,
+                format!("{uid} is the sidecar's own user, which is let through anyway"),
+            );
+        } else if allowed.iter().take(at).any(|before| before == uid) {
+            report.problem(field, format!("{uid} is named twice"));
         }
     }
 }

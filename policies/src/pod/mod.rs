@@ -4,5 +4,6 @@
 //! and never the status, for those are words of whoever may write them.
 
 pub mod aliases;
+pub mod fence;
 pub mod rules;
 pub mod shape;

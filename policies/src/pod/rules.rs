@@ -6,6 +6,7 @@
 
 use serde_json::Value;
 
+use super::fence::{plain, Demands, FENCE};
 use super::shape::{list, text, SIDECAR};
 use crate::api::injection_profile::{ExemptContainer, Shapes, Weakening};
 
@@ -57,6 +58,8 @@ pub struct Rules<'a> {
     pub shapes: Shapes,
     /// Containers that are no agents, besides the well-known ones.
     pub exempt: &'a [ExemptContainer],
+    /// What a fence demands; nothing where the profile asks for none.
+    pub fence: Option<&'a Demands>,
 }
 
 /// Why a pod is not given a sidecar.
@@ -98,6 +101,7 @@ impl Rules<'_> {
         };
         found(self.shapes.privileged, self.privileged(spec))?;
         found(self.shapes.host_path, host_paths(spec))?;
+        self.fence.map_or(Ok(()), |demands| demands.judge(spec))?;
         Ok(weak)
     }
 
@@ -127,7 +131,7 @@ impl Rules<'_> {
 
     fn privileged(&self, spec: &Value) -> Vec<Wrong> {
         let mut found = Vec::new();
-        for (_, container) in containers(spec).filter(|(_, container)| text(container, "name") != SIDECAR) {
+        for (_, container) in containers(spec).filter(|(list, container)| !is_ours(list, container)) {
             let name = text(container, "name");
             let context = container.get("securityContext").unwrap_or(&Value::Null);
             if context.get("privileged") == Some(&Value::Bool(true)) {
@@ -141,10 +145,9 @@ impl Rules<'_> {
             }
             let added = context.get("capabilities").map(|all| list(all, "add"));
             for capability in added.into_iter().flatten().filter_map(Value::as_str) {
-                let plain = capability.to_ascii_uppercase();
-                let plain = plain.strip_prefix("CAP_").unwrap_or(&plain);
-                let proxys = OF_PROXIES.contains(&plain) && self.is_exempt(container);
-                if REACHING.contains(&plain) && !proxys {
+                let plain = plain(capability);
+                let proxys = OF_PROXIES.contains(&plain.as_str()) && self.is_exempt(container);
+                if REACHING.contains(&plain.as_str()) && !proxys {
                     found.push(Wrong {
                         rule: "capability",
                         message: format!(
@@ -175,16 +178,16 @@ pub fn is_windows(spec: &Value) -> bool {
 }
 
 /// Every container of every list, with the list it is in.
-fn containers(spec: &Value) -> impl Iterator<Item = (&'static str, &Value)> {
+pub(super) fn containers(spec: &Value) -> impl Iterator<Item = (&'static str, &Value)> {
     let lists = ["initContainers", "containers", "ephemeralContainers"];
     lists
         .into_iter()
         .flat_map(move |name| list(spec, name).map(move |container| (name, container)))
 }
 
-/// Whether a container of this list is the one we add ourselves, in this or an older version: it is made anew.
+/// Whether a container of this list is one we add ourselves, in this or an older version: it is made anew.
 fn is_ours(list: &str, container: &Value) -> bool {
-    list == "initContainers" && text(container, "name") == SIDECAR
+    list == "initContainers" && [SIDECAR, FENCE].contains(&text(container, "name"))
 }
 
 fn namespaces(spec: &Value) -> Result<(), Wrong> {

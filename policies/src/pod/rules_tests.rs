@@ -15,6 +15,7 @@ fn judged(spec: &Value, shapes: Shapes) -> Result<Vec<&'static str>, &'static st
         audience: OURS,
         shapes,
         exempt: &exempt,
+        fence: None,
     };
     let weak = rules.judge(spec).map_err(|wrong| wrong.rule)?;
     Ok(weak.into_iter().map(|wrong| wrong.rule).collect())
@@ -39,7 +40,7 @@ fn each_shape_that_would_void_the_gate_is_refused_by_its_rule() {
         (json!({"hostIPC": true}), "hostIPC"),
         (json!({"shareProcessNamespace": true}), "shareProcessNamespace"),
         (json!({"containers": [{"name": "sidegate"}]}), "reserved"),
-        (json!({"initContainers": [{"name": "sidegate-fence"}]}), "reserved"),
+        (json!({"containers": [{"name": "sidegate-fence"}]}), "reserved"),
         (json!({"ephemeralContainers": [{"name": "sidegate"}]}), "reserved"),
         (
             json!({"ephemeralContainers": [{"name": "d", "targetContainerName": "sidegate"}]}),
@@ -98,6 +99,7 @@ fn ordinary_pods_pass() {
         json!({"volumes": [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}),
         // Ours, whatever is in it: it is made anew.
         json!({"initContainers": [{"name": "sidegate", "securityContext": {"privileged": true}}]}),
+        json!({"initContainers": [{"name": "sidegate-fence", "securityContext": {"privileged": true}}]}),
     ] {
         assert_eq!(judged(&spec, Shapes::default()), Ok(vec![]), "{spec}");
     }

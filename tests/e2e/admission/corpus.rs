@@ -88,7 +88,11 @@ pub fn what_the_injector_makes_passes_and_the_pod_as_it_was_is_refused(guarded: 
 /// A pod with a sidecar that nobody asked the injector about: the golden sidecar in a shape it refuses.
 fn grafted(guarded: &Guarded, pod: &Value) -> Result<Value> {
     let mut pod = pod.clone();
-    let good = guarded.injected(&golden_pod("plain")?)?;
+    let golden = match pod["metadata"]["namespace"] == "fenced" {
+        true => "enforced",
+        false => "plain",
+    };
+    let good = guarded.injected(&golden_pod(golden)?)?;
     let spec = pod["spec"].as_object_mut().context("no spec")?;
     for list in ["initContainers", "volumes"] {
         let theirs = spec.get(list).and_then(Value::as_array).cloned().unwrap_or_default();
@@ -125,7 +129,7 @@ pub fn a_shape_the_injector_refuses_is_refused_by_the_same_rule(guarded: &Guarde
         ensure!(says(&said, &format!("{rule}: ")), "{name}, which breaks {rule}: {said}");
     }
     let kinds: BTreeSet<&&str> = rules.values().collect();
-    ensure!(kinds.len() >= 9, "only {kinds:?}");
+    ensure!(kinds.len() >= 12, "only {kinds:?}");
     Ok(())
 }
 

@@ -223,6 +223,15 @@ pub const ATTEMPTS: &[Attempt] = &[
         change: |pod| agent(pod)["name"] = json!("sidegate-helper"),
     },
     Attempt {
+        says: "reserved: names of containers",
+        what: "a fence where nobody asked for one",
+        change: |pod| {
+            let drop = json!({"capabilities": {"drop": ["NET_RAW"]}});
+            let fence = json!({"name": "sidegate-fence", "image": "e", "securityContext": drop});
+            push(&mut pod["spec"]["initContainers"], fence);
+        },
+    },
+    Attempt {
         says: "reserved: a port",
         what: "a port that is called like ours",
         change: |pod| agent(pod)["ports"] = json!([{"name": "sg-metrics", "containerPort": 15_390}]),
@@ -296,17 +305,145 @@ pub const ATTEMPTS: &[Attempt] = &[
     },
 ];
 
+/// The fence of an injected pod; its sidecar comes next.
+fn fence(pod: &mut Value) -> &mut Value {
+    &mut pod["spec"]["initContainers"][0]
+}
+
+fn context(pod: &mut Value) -> &mut Value {
+    &mut agent(pod)["securityContext"]
+}
+
+/// What a good pod of tier Enforced is changed to, and what is said to that.
+pub const FENCED: &[Attempt] = &[
+    Attempt {
+        says: "fence: ",
+        what: "no fence",
+        change: |pod| {
+            let mut all = pod["spec"]["initContainers"].take();
+            all.as_array_mut().map(|all| all.remove(0));
+            pod["spec"]["initContainers"] = all;
+        },
+    },
+    Attempt {
+        says: "first: ",
+        what: "an agent's init container before the fence",
+        change: |pod| {
+            let early = json!({"name": "early", "image": "e", "securityContext": context(pod)});
+            if let Some(all) = pod["spec"]["initContainers"].as_array_mut() {
+                all.insert(0, early);
+            }
+        },
+    },
+    Attempt {
+        says: "fenceForm: the init container sidegate-fence is another",
+        what: "another image",
+        change: |pod| fence(pod)["image"] = json!(format!("registry.example/evil@sha256:{}", "b".repeat(64))),
+    },
+    Attempt {
+        says: "fenceForm: the init container sidegate-fence is another",
+        what: "another program",
+        change: |pod| fence(pod)["args"] = json!(["probe"]),
+    },
+    Attempt {
+        says: "fenceForm: the init container sidegate-fence is another",
+        what: "a program of one's own in its place",
+        change: |pod| {
+            push(&mut pod["spec"]["volumes"], json!({"name": "evil", "emptyDir": {}}));
+            let mount = json!({"name": "evil", "mountPath": "/sidegate-sidecar", "subPath": "evil"});
+            push(&mut fence(pod)["volumeMounts"], mount);
+        },
+    },
+    Attempt {
+        says: "fenceForm: the init container sidegate-fence is another",
+        what: "settings from elsewhere",
+        change: |pod| fence(pod)["envFrom"] = json!([{"configMapRef": {"name": "mine"}}]),
+    },
+    Attempt {
+        says: "fenceForm: the init container sidegate-fence has other rights",
+        what: "a right more",
+        change: |pod| {
+            fence(pod)["securityContext"]["capabilities"]["add"] =
+                json!(["NET_ADMIN", "SETGID", "SETUID", "SYS_ADMIN"]);
+        },
+    },
+    Attempt {
+        says: "fenceForm: the init container sidegate-fence has other rights",
+        what: "files it may write",
+        change: |pod| fence(pod)["securityContext"]["readOnlyRootFilesystem"] = json!(false),
+    },
+    Attempt {
+        says: "fenceUsers: ",
+        what: "the agent let through",
+        change: |pod| fence(pod)["env"][0]["value"] = json!("61937,2102,1000"),
+    },
+    Attempt {
+        says: "fenceUser: ",
+        what: "an agent that says nothing of its user",
+        change: |pod| remove(context(pod), &["runAsUser"]),
+    },
+    Attempt {
+        says: "fenceUser: ",
+        what: "an agent as root",
+        change: |pod| context(pod)["runAsUser"] = json!(0),
+    },
+    Attempt {
+        says: "fenceUser: ",
+        what: "an agent as somebody whom the fence lets through",
+        change: |pod| context(pod)["runAsUser"] = json!(2102),
+    },
+    Attempt {
+        says: "fenceUser: ",
+        what: "the same, called like a proxy",
+        change: |pod| {
+            agent(pod)["name"] = json!("istio-proxy");
+            agent(pod)["image"] = json!("docker.io/istio/proxyv2:1");
+            context(pod)["runAsUser"] = json!(2102);
+        },
+    },
+    Attempt {
+        says: "fenceRights: ",
+        what: "an agent that may gain privileges",
+        change: |pod| remove(context(pod), &["allowPrivilegeEscalation"]),
+    },
+    Attempt {
+        says: "fenceRights: ",
+        what: "an agent that may become another user",
+        change: |pod| context(pod)["capabilities"] = json!({"add": ["CAP_SETUID"], "drop": ["ALL"]}),
+    },
+    Attempt {
+        says: "fenceRights: ",
+        what: "an agent that keeps what its runtime grants",
+        change: |pod| context(pod)["capabilities"]["drop"] = json!(["NET_RAW", "NET_ADMIN", "SETGID", "SYS_PTRACE"]),
+    },
+    Attempt {
+        says: "fencePod: ",
+        what: "users of its own",
+        change: |pod| pod["spec"]["hostUsers"] = json!(false),
+    },
+    Attempt {
+        says: "fencePod: ",
+        what: "a sandbox",
+        change: |pod| pod["spec"]["runtimeClassName"] = json!("gvisor"),
+    },
+];
+
 /// No pod that a namespace's admin can write gets in without a sidecar that nothing else in it can reach.
 pub fn each_way_around_the_sidecar_is_refused_by_its_rule(guarded: &Guarded) -> Result<()> {
-    let good = guarded.injected(&golden_pod("plain")?)?;
-    ensure!(guarded.tried(User::Dev, &good)?.is_ok(), "the good one is refused");
     let mut missed = Vec::new();
-    for attempt in ATTEMPTS {
-        let mut pod = good.clone();
-        (attempt.change)(&mut pod);
-        match guarded.tried(User::Dev, &pod)? {
-            Err(said) if says(&said, attempt.says) && said.contains("'sidegate-pods'") => {}
-            answer => missed.push(format!("{}, {}: {answer:?}", attempt.says, attempt.what)),
+    for (golden, attempts) in [("plain", ATTEMPTS), ("enforced", FENCED)] {
+        let good = guarded.injected(&golden_pod(golden)?)?;
+        ensure!(
+            guarded.tried(User::Dev, &good)?.is_ok(),
+            "{golden}: the good one is refused"
+        );
+        for attempt in attempts {
+            let mut pod = good.clone();
+            (attempt.change)(&mut pod);
+            match guarded.tried(User::Dev, &pod)? {
+                Err(said) if says(&said, attempt.says) && said.contains("'sidegate-pods'") => {}
+                answer => missed.push(format!("{}, {}: {answer:?}", attempt.says, attempt.what)),
+            }
         }
     }
     ensure!(missed.is_empty(), "{}", missed.join("\n"));

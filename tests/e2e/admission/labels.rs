@@ -6,8 +6,8 @@ use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
 use sidegate_tests::cluster::User;
 
-use super::created::ATTEMPTS;
-use super::running::WRITTEN;
+use super::created::{ATTEMPTS, FENCED};
+use super::running::{GUARDED, WRITTEN};
 use super::{says, Guarded};
 use crate::site::until;
 
@@ -183,8 +183,9 @@ pub fn the_policies_are_sound_and_each_rule_has_an_attempt(guarded: &Guarded) ->
     let uses = ["use: whoever labels", "use: whoever changes or removes"].map(|says| ("namespaces", says));
     let written = WRITTEN
         .iter()
+        .chain(GUARDED)
         .flat_map(|(policy, _, all)| all.iter().map(move |one| (*policy, one.says)));
-    let pods = ATTEMPTS.iter().map(|attempt| ("pods", attempt.says));
+    let pods = ATTEMPTS.iter().chain(FENCED).map(|attempt| ("pods", attempt.says));
     for (policy, says) in pods.chain(written).chain(labels).chain(uses).chain(ELSEWHERE) {
         met.entry(policy).or_default().insert(says);
     }

@@ -1,7 +1,5 @@
 //! Pods that run already: changes of them, ways into them, and tokens asked for beside them.
 
-use std::sync::OnceLock;
-
 use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
 use sidegate_tests::cluster::User;
@@ -135,28 +133,85 @@ pub const WRITTEN: &[Written] = &[
     ),
 ];
 
+/// A debugger that a fence holds.
+fn held(added: &mut Value) {
+    added["securityContext"]["runAsUser"] = json!(1000);
+    added["securityContext"]["allowPrivilegeEscalation"] = json!(false);
+}
+
+/// What is tried on running pods of tier Enforced.
+pub const GUARDED: &[Written] = &[
+    (
+        "changes",
+        "",
+        &[Attempt {
+            says: "image: ",
+            what: "another fence, for the next sandbox",
+            change: |pod| pod["spec"]["initContainers"][0]["image"] = json!("registry.example/evil"),
+        }],
+    ),
+    (
+        "debuggers",
+        "/ephemeralcontainers",
+        &[
+            Attempt {
+                says: "fenceUser: ",
+                what: "a user whom nobody named",
+                change: |pod| {
+                    debug(pod, |added| {
+                        held(added);
+                        added["securityContext"]["runAsUser"] = Value::Null;
+                    });
+                },
+            },
+            Attempt {
+                says: "fenceUser: ",
+                what: "somebody whom the fence lets through",
+                change: |pod| {
+                    debug(pod, |added| {
+                        held(added);
+                        added["securityContext"]["runAsUser"] = json!(2102);
+                    });
+                },
+            },
+            Attempt {
+                says: "fenceRights: ",
+                what: "privileges to gain",
+                change: |pod| {
+                    debug(pod, |added| {
+                        held(added);
+                        added["securityContext"]["allowPrivilegeEscalation"] = json!(true);
+                    });
+                },
+            },
+        ],
+    ),
+];
+
 /// A pod that runs, as far as an API server knows: created once, by the namespace's admin.
-fn running(guarded: &Guarded) -> Result<String> {
-    static CREATED: OnceLock<()> = OnceLock::new();
-    let path = "/api/v1/namespaces/agents/pods/running".to_owned();
-    if CREATED.get().is_none() {
-        let mut pod = named(guarded.injected(&golden_pod(MESHED)?)?, "running");
-        pod["spec"]["nodeSelector"] = json!({"none": "has-it"});
-        let answer = guarded.asked(User::Dev, &["create", "-f", "-"], &pod.to_string())?;
-        ensure!(
-            answer
-                .as_ref()
-                .map_or_else(|said| said.contains("AlreadyExists"), |_| true),
-            "{answer:?}"
-        );
-        CREATED.get_or_init(|| ());
-    }
+fn running(guarded: &Guarded, golden: &str) -> Result<String> {
+    let mut pod = named(guarded.injected(&golden_pod(golden)?)?, "running");
+    pod["spec"]["nodeSelector"] = json!({"none": "has-it"});
+    let namespace = pod["metadata"]["namespace"].as_str().context("no namespace")?;
+    let path = format!("/api/v1/namespaces/{namespace}/pods/running");
+    let answer = guarded.asked(User::Dev, &["create", "-f", "-"], &pod.to_string())?;
+    ensure!(
+        answer
+            .as_ref()
+            .map_or_else(|said| said.contains("AlreadyExists"), |_| true),
+        "{answer:?}"
+    );
     Ok(path)
 }
 
 /// Writes a part of the running pod without storing it.
-fn written(guarded: &Guarded, part: &str, change: impl FnOnce(&mut Value)) -> Result<Result<String, String>> {
-    let path = running(guarded)?;
+fn written(
+    guarded: &Guarded,
+    golden: &str,
+    part: &str,
+    change: impl FnOnce(&mut Value),
+) -> Result<Result<String, String>> {
+    let path = running(guarded, golden)?;
     let stored = guarded.asked(User::Dev, &["get", "--raw", &path], "")?;
     let mut pod: Value = serde_json::from_str(&stored.map_err(anyhow::Error::msg)?)?;
     change(&mut pod);
@@ -167,9 +222,11 @@ fn written(guarded: &Guarded, part: &str, change: impl FnOnce(&mut Value)) -> Re
 /// Image edits, resizes and debuggers: none of them takes the sidecar away or looks into it.
 pub fn a_running_pod_keeps_its_sidecar(guarded: &Guarded) -> Result<()> {
     let mut missed = Vec::new();
-    for (policy, part, attempts) in WRITTEN {
+    let meshed = WRITTEN.iter().map(|written| (MESHED, written));
+    let fenced = GUARDED.iter().map(|written| ("enforced", written));
+    for (golden, (policy, part, attempts)) in meshed.chain(fenced) {
         for attempt in *attempts {
-            match written(guarded, part, attempt.change)? {
+            match written(guarded, golden, part, attempt.change)? {
                 Err(said) if says(&said, attempt.says) && said.contains(&format!("'sidegate-{policy}'")) => {}
                 answer => missed.push(format!("{part} {}, {}: {answer:?}", attempt.says, attempt.what)),
             }
@@ -193,19 +250,22 @@ pub fn a_running_pod_keeps_its_sidecar(guarded: &Guarded) -> Result<()> {
         ("/ephemeralcontainers", |pod| debug(pod, |_| {})),
     ];
     for (at, (part, change)) in harmless.into_iter().enumerate() {
-        let answer = written(guarded, part, change)?;
+        let answer = written(guarded, MESHED, part, change)?;
         ensure!(answer.is_ok(), "{at} {part}: {answer:?}");
     }
+    let answer = written(guarded, "enforced", "/ephemeralcontainers", |pod| debug(pod, held))?;
+    ensure!(answer.is_ok(), "a debugger that the fence holds: {answer:?}");
     Ok(())
 }
 
 /// Exec and attach into the sidecar, and forwarded ports, which the sidecar could not tell from the agent.
 pub fn nobody_gets_into_the_sidecar_but_the_break_glass_group(guarded: &Guarded) -> Result<()> {
-    let path = running(guarded)?;
+    let path = running(guarded, MESHED)?;
     let asked =
         |user: User, path: &str, more: &[&str]| guarded.asked(user, &[&["get", "--raw", path][..], more].concat(), "");
     for (part, says_so) in [
         ("/exec?command=id&container=sidegate", "exec: "),
+        ("/exec?command=id&container=sidegate-fence", "exec: "),
         ("/attach?stdout=true&container=sidegate", "exec: "),
         ("/portforward?ports=15432", "portForward: "),
         ("/proxy/", "portForward: "),

@@ -80,7 +80,10 @@ impl Parts {
     }
 
     /// Runs one of its programs to its end.
-    fn run(&self, name: &str, arguments: &[&str]) -> Result<String> {
+    ///
+    /// # Errors
+    /// It cannot be started, or ends badly.
+    pub fn run(&self, name: &str, arguments: &[&str]) -> Result<String> {
         let output = Command::new(self.program(name))
             .args(arguments)
             .env_clear()

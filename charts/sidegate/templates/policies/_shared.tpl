@@ -44,7 +44,8 @@ spec:
 {{- end }}
 {{- end -}}
 
-{{/* Lines of the namespace's profile, such as `privileged Warn`; containers it exempts: `exempt NAME IMAGE-PREFIX`. */}}
+{{/* Lines of the namespace's profile, such as `privileged Warn`; containers it exempts: `exempt NAME IMAGE-PREFIX`; users its
+fence lets through: `allowUid NUMBER`. */}}
 {{- define "sidegate.variables" -}}
 - name: data
   expression: "params.?data.orValue({})"
@@ -54,6 +55,10 @@ spec:
   expression: "variables.labels[?'sidegate.dev/profile'].orValue('default')"
 - name: profile
   expression: "variables.data[?('profile.' + variables.profileName)].orValue('').split('\\n')"
+- name: enforced
+  expression: "'tier Enforced' in variables.profile"
+- name: allowed
+  expression: "variables.profile.filter(line, line.startsWith('allowUid ')).map(line, line.substring(9))"
 {{- end -}}
 
 {{/* The containers of a list (a CEL expression) that are proxies: by name, and by what their image begins with. */}}
@@ -95,4 +100,21 @@ spec:
 ({{ . }}).filter(c,
   c.?volumeMounts.orValue([]).exists(mount, mount.name.startsWith('sidegate-')) ||
   c.?volumeDevices.orValue([]).exists(device, device.name.startsWith('sidegate-'))).map(c, c.name)
+{{- end -}}
+
+{{/* Names of the containers of a list whose user a fence cannot tell from others: none is named, or root, whom the fence tries itself
+as, or whom it lets through. */}}
+{{- define "sidegate.fence.users" -}}
+({{ . }}).filter(c, [c.?securityContext.?runAsUser.orValue(object.spec.?securityContext.?runAsUser.orValue(0))].exists(user,
+  user <= 0 || user == 65533 || string(user) in variables.allowed)).map(c, c.name)
+{{- end -}}
+
+{{/* Names of the containers of a list that could become another user, or take a fence down. */}}
+{{- define "sidegate.fence.rights" -}}
+({{ . }}).filter(c, c.?securityContext.?privileged.orValue(false) || c.?securityContext.?allowPrivilegeEscalation.orValue(true) ||
+  c.?securityContext.?capabilities.?add.orValue([]).map(one, one.upperAscii()).exists(one, [
+  'ALL', 'SYS_PTRACE', 'SYS_ADMIN', 'BPF', 'NET_ADMIN', 'NET_RAW', 'SETGID', 'SETUID'].exists(word, one == word || one == 'CAP_' + word)) ||
+  !c.?securityContext.?capabilities.?drop.orValue([]).map(one, one.upperAscii()).exists(one, one == 'ALL' || one == 'CAP_ALL') &&
+  !['NET_ADMIN', 'NET_RAW', 'SETGID', 'SETUID', 'SYS_PTRACE'].all(word,
+  c.?securityContext.?capabilities.?drop.orValue([]).map(one, one.upperAscii()).exists(one, one == word || one == 'CAP_' + word))).map(c, c.name)
 {{- end -}}

@@ -4,7 +4,7 @@ use serde_json::Value;
 use sidegate_injector::admit::is_enabled;
 use sidegate_injector::standing::is_labelled;
 use sidegate_injector::Snapshot;
-use sidegate_policies::api::injection_profile::InjectionProfileSpec;
+use sidegate_policies::api::injection_profile::{InjectionProfileSpec, Tier};
 
 use super::{Finding, Look};
 use crate::cluster::Where;
@@ -93,25 +93,30 @@ fn spec<'a>(injecting: &'a Snapshot, name: &str) -> Option<&'a InjectionProfileS
 
 /// Its profile and its pod security level.
 fn named(what: &str, profile: &str, injecting: &Snapshot, stored: &Value) -> Finding {
-    if spec(injecting, profile).is_none() {
+    let Some(spec) = spec(injecting, profile) else {
         return Finding::bad(
             what,
             format!("it names InjectionProfile {profile}, which is not there or not usable: its pods are refused"),
             format!("create it, or label the namespace {PROFILE}=NAME"),
         );
-    }
-    let level = match stored
+    };
+    let level = stored
         .pointer("/metadata/labels")
         .and_then(|all| all.get(PSA))
-        .and_then(Value::as_str)
-    {
-        Some(level) => format!("pod security {level}"),
-        None => "no pod security level".to_owned(),
+        .and_then(Value::as_str);
+    let said = match level {
+        Some(level) => format!("profile {profile}, pod security {level}"),
+        None => format!("profile {profile}, no pod security level"),
     };
-    Finding::good(
-        what,
-        format!("profile {profile}, {level}; the sidecar meets the restricted one"),
-    )
+    match (spec.tier, level) {
+        (Tier::Cooperative, _) => Finding::good(what, format!("{said}; the sidecar meets the restricted one")),
+        (Tier::Enforced, Some("baseline" | "restricted")) => Finding::bad(
+            what,
+            format!("{said}, which refuses NET_ADMIN, and with it the fence of tier Enforced: its pods are refused"),
+            format!("label it {PSA}=privileged, or give it a profile of tier Cooperative"),
+        ),
+        (Tier::Enforced, _) => Finding::good(what, format!("{said}, which lets the fence of tier Enforced in")),
+    }
 }
 
 /// A quota that counts limits refuses a container that has none.
@@ -131,4 +136,38 @@ fn quotas(look: &Look<'_>, what: &str, namespace: &str, profile: Option<&Injecti
         ),
         "write resources.limits.cpu into the InjectionProfile, such as 500m",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::commands::check::Verdict;
+
+    #[test]
+    fn a_namespace_that_does_not_let_its_fence_in_is_wrong() {
+        let profile = |name: &str, tier: &str| {
+            let image = json!({"repository": "r/s", "digest": format!("sha256:{}", "a".repeat(64))});
+            Arc::new(json!({
+                "apiVersion": "sidegate.dev/v1alpha1", "kind": "InjectionProfile", "metadata": {"name": name},
+                "spec": {"image": image, "tier": tier},
+            }))
+        };
+        let profiles = [profile("fenced", "Enforced"), profile("default", "Cooperative")];
+        let none: [Arc<Value>; 0] = [];
+        let known = Snapshot::of(none.iter(), profiles.iter(), none.iter(), none.iter());
+        for (profile, level, verdict) in [
+            ("fenced", "restricted", Verdict::Bad),
+            ("fenced", "baseline", Verdict::Bad),
+            ("fenced", "privileged", Verdict::Good),
+            ("default", "restricted", Verdict::Good),
+        ] {
+            let stored = json!({"metadata": {"labels": {PSA: level}}});
+            let found = named("namespace agents", profile, &known, &stored);
+            assert_eq!(found.verdict, verdict, "{profile} {level}: {}", found.said);
+        }
+    }
 }
