@@ -25,7 +25,7 @@ use sidegate_tests::cluster::{Cluster, Programs, User};
 use tokio::runtime::Runtime;
 
 use crate::charts::{self, helm};
-use crate::inject::{dry_run, labelled, pod, AUDIENCE};
+use crate::inject::{dry_run, is_asked, labelled, pod, AUDIENCE};
 use crate::relay::Service;
 use crate::site::{chart, effective_rights, private, until, NAMESPACE};
 
@@ -87,8 +87,8 @@ pub const TESTS: &[(&str, Test)] = &[
         applied::its_leader_counts_pods_without_a_sidecar_and_tells_each_once,
     ),
     (
-        "installed::uninstalling_leaves_nothing_of_ours",
-        uninstalling_leaves_nothing_of_ours,
+        "installed::uninstalling_leaves_nothing_of_ours_and_what_is_installed_again_works",
+        uninstalling_leaves_nothing_of_ours_and_what_is_installed_again_works,
     ),
 ];
 
@@ -369,8 +369,7 @@ impl Installed {
     /// A namespace of which the API server knows that its pods are asked about.
     fn labelled(&self) -> Result<String> {
         let namespace = labelled(&self.cluster, &[])?;
-        let look = || Ok(self.injects(&namespace).unwrap_or_default());
-        until("pods get their sidecar", look, |injected| *injected)?;
+        is_asked(&self.cluster, &namespace)?;
         Ok(namespace)
     }
 }
@@ -566,7 +565,7 @@ fn until_the_broker_published_its_certificate_pods_are_refused(installed: &mut I
 }
 
 /// What runs stops; what the replicas wrote goes with what the chart made. The kinds and the records stay, by policy.
-fn uninstalling_leaves_nothing_of_ours(installed: &mut Installed) -> Result<()> {
+fn uninstalling_leaves_nothing_of_ours_and_what_is_installed_again_works(installed: &mut Installed) -> Result<()> {
     let namespace = installed.labelled()?;
     installed.end();
     helm(&installed.cluster, &["uninstall", "sidegate", "--namespace", NAMESPACE])?;
@@ -578,7 +577,10 @@ fn uninstalling_leaves_nothing_of_ours(installed: &mut Installed) -> Result<()> 
         .lines()
         .filter(|name| name.contains("sidegate") || name.contains("injectionprofile"))
         .collect();
-    ensure!(left.is_empty(), "{left:?}");
+    // What chart sidegate-crds keeps.
+    let kept =
+        ["", "binding"].map(|of| format!("validatingadmissionpolicy{of}.admissionregistration.k8s.io/sidegate-params"));
+    ensure!(left == kept, "{left:?}");
     let here =
         "deployments,services,secrets,configmaps,leases,roles,rolebindings,serviceaccounts,poddisruptionbudgets,\
                 networkpolicies,persistentvolumeclaims";
@@ -596,7 +598,8 @@ fn uninstalling_leaves_nothing_of_ours(installed: &mut Installed) -> Result<()> 
     // The cluster makes pods, labelled or not.
     let look = || Ok(dry_run(&installed.cluster, &pod(&namespace, json!({}))).is_ok());
     until("pods are made", look, |made| *made)?;
-    installed
-        .kubectl(&["delete", "persistentvolumeclaim", "sidegate-broker", "--wait=false"])
-        .map(|_| ())
+    installed.kubectl(&["delete", "persistentvolumeclaim", "sidegate-broker", "--wait=false"])?;
+    // Installed again it works, on the API server that saw it go.
+    installed.complete()?;
+    installed.labelled().map(|_| ())
 }
