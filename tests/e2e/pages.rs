@@ -80,7 +80,9 @@ impl Block {
                 std::fs::write(file.path(), &self.text)?;
                 let file = file.path().to_string_lossy().into_owned();
                 let chart = chart("sidegate");
-                let rendered = cluster.helm(&["template", "docs", &chart, "--namespace", NAMESPACE, "-f", &file])?;
+                // What `helm test` makes is made in an order, in a namespace of its own.
+                let how = ["--namespace", NAMESPACE, "--no-hooks", "-f", &file];
+                let rendered = cluster.helm(&[&["template", "docs", &chart][..], &how].concat())?;
                 let complaint = String::from_utf8_lossy(&rendered.stderr);
                 ensure!(rendered.status.success(), "helm template: {complaint}");
                 applied(cluster, &String::from_utf8(rendered.stdout)?)
