@@ -134,7 +134,8 @@ pub fn mutate(
             skip: &asked.skip,
         }
         .apply(spec, &mut warnings);
-        place(spec, sidecar.fence().into_iter().chain([sidecar.container()]));
+        let ours = sidecar.fence().into_iter().chain([sidecar.container()]);
+        place(spec, ours, demands.as_ref());
         for volume in sidecar.volumes() {
             put(spec, volume);
         }
@@ -223,13 +224,15 @@ fn quantity(resource: &str, value: &Value) -> Option<u64> {
 }
 
 /// First in line, so that later init containers have their targets too, and none begins before the fence. A mesh's proxies
-/// that went first stay there.
-fn place(spec: &mut Value, ours: impl Iterator<Item = Value>) {
+/// that went first stay there; before a fence only those that the profile itself names.
+fn place(spec: &mut Value, ours: impl Iterator<Item = Value>, demands: Option<&Demands>) {
     let Some(all) = list(spec, "initContainers") else {
         return;
     };
     // Counted before what is called like ours goes: a proxy behind that is not in front.
-    let leading = all.iter().take_while(|found| is_proxy(found)).count();
+    let named =
+        |found: &Value| demands.is_none_or(|demands| demands.exempts(text(found, "name"), text(found, "image")));
+    let leading = all.iter().take_while(|found| is_proxy(found) && named(found)).count();
     all.retain(|found| !is_ours(found));
     all.splice(leading..leading, ours);
 }

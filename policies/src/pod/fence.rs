@@ -103,6 +103,8 @@ enum Found {
 pub struct Fenced {
     found: Found,
     sidecar: Option<i64>,
+    /// Names and images of the proxies that begin before it.
+    before: Vec<(String, String)>,
     /// What of the pod itself a fence does not go with, and what to change.
     pod: Option<(&'static str, &'static str)>,
     agents: Vec<Agent>,
@@ -148,6 +150,9 @@ impl Fenced {
         if matches!(fenced.found, Found::Ours(_)) && !is_first(spec) {
             fenced.found = Found::Other("something else begins before it");
         }
+        let before = list(spec, "initContainers").take_while(|container| text(container, "name") != FENCE);
+        let called = |container: &Value| (text(container, "name").to_owned(), text(container, "image").to_owned());
+        fenced.before = before.map(called).collect();
         fenced
     }
 
@@ -166,6 +171,12 @@ impl Fenced {
         let wanted = self.sidecar.into_iter().chain(demands.allowed.iter().copied());
         if !through.iter().copied().eq(wanted) {
             return Some("the fence lets through others than the sidecar and whom the profile names".to_owned());
+        }
+        // What connects before there is a table may still be answered behind it (test
+        // `what_begins_before_the_fence_is_answered_for_by_the_profile`).
+        let mut before = self.before.iter();
+        if let Some((name, _)) = before.find(|(name, image)| !demands.exempts(name, image)) {
+            return Some(format!("container {name} begins before the fence"));
         }
         if let Some((why, _)) = self.pod {
             return Some(why.to_owned());
@@ -280,7 +291,8 @@ fn of_pod(spec: &Value) -> Option<(&'static str, &'static str)> {
     ))
 }
 
-/// Whether nothing but well-known proxies begins before the fence, and the sidecar comes next.
+/// Whether nothing but well-known proxies begins before the fence, and the sidecar comes next. Which of them may depends on
+/// the profile.
 fn is_first(spec: &Value) -> bool {
     let mut agents =
         list(spec, "initContainers").filter(|container| !is_proxy(container) || text(container, "name") == FENCE);

@@ -48,19 +48,30 @@ fn the_fence_as_we_make_it_is_right_where_it_is_demanded_and_harms_nobody_elsewh
     assert_eq!(wrong(|_| {}), None);
     assert_eq!(Fenced::of(&good()).wrong(None), None);
     assert_eq!(Fenced::of(&json!({"containers": []})).wrong(None), None);
-    // What admission does by itself, and a proxy in front.
+    // What admission does by itself.
     assert_eq!(
         wrong(|spec| spec["initContainers"][0]["volumeMounts"] = json!([{"name": "api", "mountPath": TOKEN_FOLDER}])),
         None
     );
-    let proxied = wrong(|spec| {
-        let proxy = json!({"name": "istio-validation", "image": "docker.io/istio/proxyv2:1", "securityContext": {
-            "runAsUser": 1_338, "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
-        }});
-        let all = spec["initContainers"].as_array_mut();
-        all.into_iter().for_each(|all| all.insert(0, proxy.clone()));
+}
+
+#[test]
+fn what_begins_before_the_fence_is_answered_for_by_the_profile() {
+    let mut spec = good();
+    let proxy = json!({"name": "istio-validation", "image": "docker.io/istio/proxyv2:1", "securityContext": {
+        "runAsUser": 1_338, "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
+    }});
+    spec["initContainers"].as_array_mut().unwrap().insert(0, proxy);
+    let found = Fenced::of(&spec);
+    let why = found.wrong(Some(&demands())).unwrap();
+    assert!(why.contains("istio-validation begins before the fence"), "{why}");
+    assert_eq!(found.wrong(None), None, "nothing rests on a fence that nobody demands");
+    let mut listed = demands();
+    listed.exempt.push(ExemptContainer {
+        name: "istio-validation".to_owned(),
+        image_prefix: "docker.io/istio/".to_owned(),
     });
-    assert_eq!(proxied, None);
+    assert_eq!(found.wrong(Some(&listed)), None);
 }
 
 #[test]

@@ -336,6 +336,17 @@ pub const FENCED: &[Attempt] = &[
         },
     },
     Attempt {
+        says: "first: ",
+        what: "a proxy before the fence, by a name and image that whoever writes the pod may write",
+        change: |pod| {
+            let image = "docker.io/istio/proxyv2:1.29";
+            let early = json!({"name": "istio-validation", "image": image, "securityContext": context(pod)});
+            if let Some(all) = pod["spec"]["initContainers"].as_array_mut() {
+                all.insert(0, early);
+            }
+        },
+    },
+    Attempt {
         says: "fenceForm: the init container sidegate-fence is another",
         what: "another image",
         change: |pod| fence(pod)["image"] = json!(format!("registry.example/evil@sha256:{}", "b".repeat(64))),
