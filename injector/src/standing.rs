@@ -49,7 +49,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Reason; 7] = [
+    pub const ALL: [Reason; 8] = [
         Reason::OlderThanLabel,
         Reason::Outage,
         Reason::Static,
@@ -57,6 +57,7 @@ impl Reason {
         Reason::OptedOut,
         Reason::Audit,
         Reason::Tampered,
+        Reason::Unfenced,
     ];
 
     /// Its word, for programs.

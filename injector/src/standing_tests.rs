@@ -214,3 +214,19 @@ fn what_would_be_another_now_is_told_and_nothing_else() {
     );
     assert_eq!(later[2], "profile default@1, now default@2");
 }
+
+#[test]
+fn every_reason_is_among_all_of_them() {
+    // What comes behind the last one makes this match, and so the number, wrong.
+    let place = |reason: Reason| match reason {
+        Reason::OlderThanLabel => 0,
+        Reason::Outage => 1,
+        Reason::Static => 2,
+        Reason::Windows => 3,
+        Reason::OptedOut => 4,
+        Reason::Audit => 5,
+        Reason::Tampered => 6,
+        Reason::Unfenced => 7,
+    };
+    assert_eq!(Reason::ALL.map(place), [0, 1, 2, 3, 4, 5, 6, 7]);
+}
