@@ -6,7 +6,7 @@
 
 use serde_json::{json, Value};
 use sidegate_policies::api::injection_profile::{InjectionProfileSpec, Tier};
-use sidegate_policies::pod::fence::{rights, FENCE, PROGRAM, UIDS};
+use sidegate_policies::pod::fence::{rights, FENCE, PROGRAM, TOKEN_FOLDER, UIDS};
 use sidegate_policies::pod::rules::VOLUMES;
 use sidegate_policies::pod::shape::SIDECAR;
 
@@ -15,8 +15,6 @@ use crate::assign::Assigned;
 use crate::form::set;
 use crate::install::Install;
 
-/// Where admission mounts the token for the cluster's API, unless something is mounted there.
-const TOKEN_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Volumes are open to everybody in their container: the sidecar keeps to folders it makes itself within them.
 const RUN_VOLUME: &str = "/run/sidegate";
 const RUN_FOLDER: &str = "/run/sidegate/own";

@@ -23,8 +23,8 @@ pub const PROGRAM: &str = "/sidegate-sidecar";
 pub const DROPPED: [&str; 5] = ["NET_ADMIN", "NET_RAW", "SETGID", "SETUID", "SYS_PTRACE"];
 /// Words in the name of a RuntimeClass whose pods have no nftables of their own, or count users otherwise.
 const SANDBOXES: [&str; 3] = ["gvisor", "runsc", "kata"];
-/// Where admission mounts a token for the cluster's API, by itself.
-const TOKEN_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Where admission mounts a token for the cluster's API, unless something is mounted there.
+pub const TOKEN_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Fields of the container that may be there. What is none of these could change what it does.
 const FIELDS: [&str; 12] = [
     "args",
@@ -147,12 +147,12 @@ impl Fenced {
                 _ => fenced.agents.push(Agent::of(container, by_pod)),
             }
         }
-        if matches!(fenced.found, Found::Ours(_)) && !is_first(spec) {
-            fenced.found = Found::Other("something else begins before it");
+        if matches!(fenced.found, Found::Ours(_)) {
+            match is_first(spec) {
+                true => fenced.before = leading(spec),
+                false => fenced.found = Found::Other("something else begins before it"),
+            }
         }
-        let before = list(spec, "initContainers").take_while(|container| text(container, "name") != FENCE);
-        let called = |container: &Value| (text(container, "name").to_owned(), text(container, "image").to_owned());
-        fenced.before = before.map(called).collect();
         fenced
     }
 
@@ -298,6 +298,13 @@ fn is_first(spec: &Value) -> bool {
         list(spec, "initContainers").filter(|container| !is_proxy(container) || text(container, "name") == FENCE);
     let first = agents.next().map(|container| text(container, "name"));
     first == Some(FENCE) && agents.next().map(|container| text(container, "name")) == Some(SIDECAR)
+}
+
+/// Names and images of what begins before the fence.
+fn leading(spec: &Value) -> Vec<(String, String)> {
+    let before = list(spec, "initContainers").take_while(|container| text(container, "name") != FENCE);
+    let called = |container: &Value| (text(container, "name").to_owned(), text(container, "image").to_owned());
+    before.map(called).collect()
 }
 
 /// Its rights: root, who puts up the table and then becomes somebody without any.
