@@ -6,6 +6,10 @@
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
+use kube::api::PostParams;
+use kube::{Api, Client};
+
+use crate::{answered, Failed};
 
 /// Most bytes of a message that the API server takes.
 const MESSAGE: usize = 1_024;
@@ -53,4 +57,14 @@ pub fn warning(component: &str, pod: &About, reason: &str, message: &str) -> Eve
         count: Some(1),
         ..Event::default()
     }
+}
+
+/// Writes an Event into its namespace.
+///
+/// # Errors
+/// The API server said no, or nothing.
+pub async fn write(client: &Client, event: &Event) -> Result<(), Failed> {
+    let namespace = event.metadata.namespace.as_deref().unwrap_or_default();
+    let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+    answered(api.create(&PostParams::default(), event)).await.map(|_| ())
 }

@@ -7,24 +7,20 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 use sidegate_policies::api::injection_profile::Windows;
-use sidegate_policies::objects::{Namespace, Objects};
+use sidegate_policies::objects::{Namespace, Objects, DEFAULT_PROFILE, INJECT, PROFILE};
 use sidegate_policies::pod::rules::is_windows;
 
-pub use crate::annotations::INJECT;
 use crate::annotations::{opts_out, PREFIX};
 use crate::install::Install;
 use crate::mutate::{mutate, Injected, Profile, Targets};
 use crate::refusal::Refusal;
 
-const PROFILE: &str = "sidegate.dev/profile";
 const OPT_OUT: &str = "sidegate.dev/allow-pod-opt-out";
 const ADMISSION: &str = "sidegate.dev/admission";
 /// Which injector is asked: for the API server.
 const REV: &str = "sidegate.dev/rev";
 /// Read by the admission policies: it changes nothing here.
 const PORT_FORWARD: &str = "sidegate.dev/allow-port-forward";
-/// Where a namespace names no profile.
-const DEFAULT: &str = "default";
 
 /// What is known when a pod comes.
 #[derive(Debug, Clone, Copy)]
@@ -70,11 +66,6 @@ struct Says {
     profile: String,
     may_opt_out: bool,
     only_audit: bool,
-}
-
-/// The name of the profile that a namespace's pods are made by.
-pub fn profile_of(namespace: &Namespace) -> &str {
-    namespace.labels.get(PROFILE).map_or(DEFAULT, String::as_str)
 }
 
 /// A namespace with no other label than the one that puts sidecars into its pods.
@@ -192,7 +183,7 @@ pub fn is_enabled(namespace: &Namespace) -> Result<bool, Refusal> {
 fn says(namespace: &Namespace) -> Result<Says, Refusal> {
     let mut says = Says {
         enabled: false,
-        profile: DEFAULT.to_owned(),
+        profile: DEFAULT_PROFILE.to_owned(),
         may_opt_out: false,
         only_audit: false,
     };

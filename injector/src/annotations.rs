@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 use sidegate_policies::api::injection_profile::{InjectionProfileSpec, PodAnnotation};
+use sidegate_policies::objects::INJECT;
 use sidegate_policies::quantity::{ByteSize, CpuShare};
 
 use crate::form::{others, text};
@@ -14,8 +15,6 @@ use crate::refusal::Refusal;
 pub const PREFIX: &str = "sidegate.dev/";
 /// Written by us, and made anew every time.
 pub const STATUS: &str = "sidegate.dev/status";
-/// Whether a pod is injected: label of namespaces and pods.
-pub const INJECT: &str = "sidegate.dev/inject";
 
 const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 

@@ -1,20 +1,21 @@
 //! How a pod that exists stands: whether its sidecar is what the broker would believe, and if there is none, why; and
 //! what would be another if it were made anew.
 //!
-//! The command line tells people, and the watchdog counts. Refuses nothing: it looks. The invariants: what counts is the spec that the server stored, never an annotation; a pod for which no reason is known
-//! is counted under the worst that fits, never left out.
+//! The command line tells people, and the watchdog counts. Refuses nothing: it looks. The invariants: what counts is the
+//! spec that the server stored, never an annotation; a pod for which no reason is known is counted under the worst that
+//! fits, never left out.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 use sidegate_policies::api::injection_profile::ExemptContainer;
-use sidegate_policies::objects::Namespace;
+use sidegate_policies::objects::{Namespace, INJECT};
 use sidegate_policies::pod::aliases;
 use sidegate_policies::pod::fence::{Demands, Fenced};
 use sidegate_policies::pod::rules::is_windows;
 use sidegate_policies::pod::shape::{text, Shape, SIDECAR};
 
-use crate::admit::{admit, profile_of, Verdict, INJECT};
+use crate::admit::{admit, Verdict};
 use crate::annotations::{opts_out, texts, STATUS};
 use crate::form::{items, others};
 use crate::install::Install;
@@ -101,12 +102,11 @@ pub struct Unprotected {
 }
 
 impl Unprotected {
-    /// What is wrong and what to do, for people.
-    pub fn told(&self) -> String {
-        let (reason, remedy) = (self.reason.as_str(), self.reason.remedy());
+    /// What is wrong, where the reason does not say it all, and what to do, for people.
+    pub fn advice(&self) -> String {
         match self.detail.as_str() {
-            "" => format!("No valid sidecar ({reason}): {remedy}."),
-            detail => format!("No valid sidecar ({reason}): {detail}; {remedy}."),
+            "" => self.reason.remedy().to_owned(),
+            detail => format!("{detail}; {}", self.reason.remedy()),
         }
     }
 }
@@ -123,15 +123,19 @@ pub struct Belief {
 }
 
 impl Belief {
-    /// Of the ConfigMap's data.
-    pub fn of(map: &Value) -> Belief {
-        let data = map.get("data").unwrap_or(&Value::Null);
+    /// The ConfigMap, in the broker's namespace.
+    pub const MAP: &str = "sidegate-admission";
+
+    /// Of the ConfigMap's data; nothing until the broker's leader wrote it.
+    pub fn of(map: &Value) -> Option<Belief> {
+        let data = map.get("data")?;
         let digests = text(data, "digests").lines().map(str::trim);
-        Belief {
+        let belief = Belief {
             audience: text(data, "audience").to_owned(),
             digests: digests.filter(|line| !line.is_empty()).map(str::to_owned).collect(),
             fences: data.as_object().into_iter().flatten().filter_map(demanded).collect(),
-        }
+        };
+        (!belief.audience.is_empty()).then_some(belief)
     }
 
     /// Why the broker would not believe a pod, if it would not.
@@ -197,7 +201,7 @@ pub fn unprotected(belief: &Belief, namespace: &Namespace, since: Option<&str>, 
     let spec = pod.get("spec").unwrap_or(&Value::Null);
     let told = |reason, detail: String| Some(Unprotected { reason, detail });
     let Some(doubt) = belief.doubts(spec) else {
-        let demands = belief.fences.get(profile_of(namespace));
+        let demands = belief.fences.get(namespace.profile());
         return Fenced::of(spec)
             .wrong(demands)
             .and_then(|why| told(Reason::Unfenced, why));
@@ -250,20 +254,21 @@ pub fn outdated(known: &Snapshot, namespace: &Namespace, pod: &Value) -> Vec<Str
     if text(sidecar, "image") != text(now, "image") {
         told.push(format!("image {}, now {}", text(sidecar, "image"), text(now, "image")));
     }
-    let (had, has) = (announced(sidecar), announced(now));
-    for target in has.iter().filter(|target| !had.contains(target)) {
+    let (had, has) = (ports(pod).unwrap_or_default(), ports(&anew).unwrap_or_default());
+    for (target, port) in has.iter().filter(|(target, port)| had.get(*target) != Some(port)) {
         told.push(format!(
-            "Target {target} has no variables in it: its policy or the Target came later"
+            "Target {target} (port {port}) has no variables in it: its policy or the Target came later"
         ));
     }
-    for target in had.iter().filter(|target| !has.contains(target)) {
-        told.push(format!("Target {target} is granted no more, or moved its port"));
+    for (target, port) in had.iter().filter(|(target, port)| has.get(*target) != Some(port)) {
+        told.push(format!(
+            "Target {target} (port {port}) is granted no more, or moved its port"
+        ));
     }
     let (named, now) = (names(pod), names(&anew));
-    for target in had.iter().filter(|target| has.contains(target)) {
-        let full = target.split(' ').next().unwrap_or_default();
-        if named.get(full) != now.get(full) {
-            told.push(format!("Target {full} is found by other names now"));
+    for (target, _) in had.iter().filter(|(target, port)| has.get(*target) == Some(port)) {
+        if named.get(target) != now.get(target) {
+            told.push(format!("Target {target} is found by other names now"));
         }
     }
     let was = made_by(pod);
@@ -300,15 +305,6 @@ fn installed(spec: &Value, sidecar: &Value) -> Option<Install> {
 fn variable<'a>(container: &'a Value, name: &str) -> Option<&'a str> {
     let mut found = items(container, "env").filter(|variable| text(variable, "name") == name);
     found.next()?.get("value")?.as_str()
-}
-
-/// Targets that a sidecar was told of when it was made, each with its port.
-fn announced(sidecar: &Value) -> Vec<String> {
-    let told = variable(sidecar, "SIDEGATE_PORTS").and_then(|told| serde_json::from_str::<Value>(told).ok());
-    let targets = told.as_ref().and_then(Value::as_object).into_iter().flatten();
-    targets
-        .map(|(target, listens)| format!("{target} (port {})", listens.get("port").unwrap_or(&Value::Null)))
-        .collect()
 }
 
 /// Ports by Target that a pod's sidecar was told of when it was made; nothing where it has no sidecar.

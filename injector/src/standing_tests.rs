@@ -119,7 +119,7 @@ fn a_pod_without_the_fence_that_its_profile_demands_is_unfenced() {
         "profile.strict": "dropNetRaw true\ntier Enforced\nallowUid 1337\nexempt mesh r/mesh",
         "profile.default": "dropNetRaw true",
     }});
-    let belief = Belief::of(&map);
+    let belief = Belief::of(&map).unwrap();
     let demands = &belief.fences["strict"];
     assert_eq!(
         (demands.allowed.as_slice(), demands.exempts("mesh", "r/mesh:1")),

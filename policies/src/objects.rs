@@ -236,6 +236,13 @@ pub struct ConfigMap {
     pub data: BTreeMap<String, String>,
 }
 
+/// Whether pods get a sidecar: label of namespaces and pods.
+pub const INJECT: &str = "sidegate.dev/inject";
+/// By which InjectionProfile: label of namespaces.
+pub const PROFILE: &str = "sidegate.dev/profile";
+/// The InjectionProfile of a namespace that names none.
+pub const DEFAULT_PROFILE: &str = "default";
+
 /// A `v1 Namespace`: read for its labels.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Namespace {
@@ -243,6 +250,13 @@ pub struct Namespace {
     pub name: String,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+}
+
+impl Namespace {
+    /// The name of the InjectionProfile that its pods are made by.
+    pub fn profile(&self) -> &str {
+        self.labels.get(PROFILE).map_or(DEFAULT_PROFILE, String::as_str)
+    }
 }
 
 /// An object and where it came from.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use sidegate_policies::api::injection_profile::Tier;
 use sidegate_policies::check::usable_profile;
+use sidegate_policies::objects::{DEFAULT_PROFILE, INJECT, PROFILE};
 use sidegate_policies::pod::fence::Demands;
 use sidegate_policies::wire::Enforced;
 
@@ -17,11 +18,6 @@ use super::pods::ClusterPods;
 use super::reading::{Key, Kind, Stored};
 use crate::attest::PodView;
 use crate::front::stream::OpenStream;
-
-const INJECT: &str = "/metadata/labels/sidegate.dev~1inject";
-const PROFILE: &str = "/metadata/labels/sidegate.dev~1profile";
-/// Where a namespace names no profile.
-const DEFAULT: &str = "default";
 
 /// What the profile of a namespace demands of its pods' fence; nothing where it demands none.
 ///
@@ -40,8 +36,12 @@ pub fn demanded(namespace: &str, one_of: impl Fn(&Key) -> Option<Arc<Value>>) ->
     }
 }
 
+fn label<'a>(namespace: &'a Value, key: &str) -> Option<&'a str> {
+    namespace.pointer("/metadata/labels")?.get(key)?.as_str()
+}
+
 fn profile_of(namespace: &Value) -> &str {
-    namespace.pointer(PROFILE).and_then(Value::as_str).unwrap_or(DEFAULT)
+    label(namespace, PROFILE).unwrap_or(DEFAULT_PROFILE)
 }
 
 fn demands(profile: &Value) -> Result<Option<Demands>, String> {
@@ -85,7 +85,7 @@ pub fn tallies(pods: &ClusterPods, stored: &Stored, streams: &[OpenStream], now_
     if demanding.is_empty() {
         return Tallies::new();
     }
-    let labelled = of_kind(Kind::Namespace).filter(|(_, object)| object.pointer(INJECT) == Some(&"enabled".into()));
+    let labelled = of_kind(Kind::Namespace).filter(|(_, object)| label(object, INJECT) == Some("enabled"));
     let profiles: HashMap<&str, &str> = labelled
         .map(|(key, object)| (key.name.as_str(), profile_of(object)))
         .collect();

@@ -7,13 +7,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use k8s_openapi::api::core::v1::Event;
-use kube::api::PostParams;
-use kube::{Api, Client};
-use sidegate_cluster::events::{warning, About};
+use kube::Client;
+use sidegate_cluster::events::{warning, write, About};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::answered;
 use crate::attest::{Notices, PodView};
 use crate::clock::Clock;
 
@@ -92,9 +90,7 @@ impl EventWriter {
                 event = self.waiting.recv() => event,
             };
             let Some(event) = event else { return };
-            let namespace = event.metadata.namespace.clone().unwrap_or_default();
-            let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-            if let Err(error) = answered(api.create(&PostParams::default(), &event)).await {
+            if let Err(error) = write(&self.client, &event).await {
                 tracing::warn!(%error, "an Event cannot be written");
             }
         }

@@ -36,14 +36,16 @@ pub struct ClusterPods {
 }
 
 impl ClusterPods {
-    /// Over this client, for tokens of this audience.
-    pub fn new(client: Client, audience: String) -> Self {
-        ClusterPods {
+    /// Pods as this client sees them, followed from now on by a task.
+    pub fn follow(client: Client, audience: String, tasks: &Tasks) -> Arc<Self> {
+        let pods = Arc::new(ClusterPods {
             client,
             audience,
             known: RwLock::new(None),
             kinds: OnceLock::new(),
-        }
+        });
+        tasks.spawn("pods", Arc::clone(&pods).run(tasks.stopping()));
+        pods
     }
 
     /// From now on these say what a pod's fence must be; before, nobody is attested.
@@ -55,13 +57,6 @@ impl ClusterPods {
     pub fn each(&self, look: impl FnMut(&PodView)) {
         let known = self.known.read().unwrap_or_else(|poisoned| poisoned.into_inner());
         known.iter().flat_map(HashMap::values).for_each(look);
-    }
-
-    /// The same, followed from now on by a task.
-    pub fn follow(client: Client, audience: String, tasks: &Tasks) -> Arc<Self> {
-        let pods = Arc::new(ClusterPods::new(client, audience));
-        tasks.spawn("pods", Arc::clone(&pods).run(tasks.stopping()));
-        pods
     }
 
     /// Follows every pod until told to stop.

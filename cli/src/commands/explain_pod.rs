@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use serde_json::{json, Value};
 use sidegate_broker::control::SidecarReport;
-use sidegate_injector::admit::profile_of;
 use sidegate_injector::standing::{agents, labelled_at, made_by, names, outdated, ports, unprotected, Named};
 use sidegate_policies::api::injection_profile::Tier;
 use sidegate_policies::api::Target;
@@ -90,7 +89,7 @@ impl Told {
             Ok(None) => Sidecar::Unknown(format!("ConfigMap {home}/sidegate-admission says nothing")),
             Err(error) => Sidecar::Unknown(format!("{error:#}")),
         };
-        let named = |profile: &&Value| text(profile, "/metadata/name") == profile_of(&labels);
+        let named = |profile: &&Value| text(profile, "/metadata/name") == labels.profile();
         let profile = seen.profiles.iter().find(named).cloned();
         let outdated = outdated(&seen.injecting(), &labels, &pod);
         let live = live.then(|| sidecars(cluster, home, namespace, name).map_err(|error| format!("{error:#}")));

@@ -12,9 +12,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{json, Value};
-use sidegate_injector::admit::{admit, enabled, Verdict, World, INJECT};
+use sidegate_injector::admit::{admit, enabled, Verdict, World};
 use sidegate_injector::install::Install;
-use sidegate_policies::objects::Objects;
+use sidegate_policies::objects::{Objects, INJECT};
 use sidegate_policies::yaml;
 
 use super::{source, Usage};

@@ -9,7 +9,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::{json, Value};
 use sidegate_broker::kubernetes::reading::Kind as Read;
-use sidegate_injector::admit::profile_of;
 use sidegate_injector::standing::{has_ended, is_labelled};
 
 use super::certificate::{self, Life};
@@ -238,7 +237,7 @@ fn namespace(
     let here = |pod: &&Value| text(pod, "/metadata/namespace") == namespace.name;
     let mut entry = json!({
         "namespace": namespace.name,
-        "profile": profile_of(&namespace),
+        "profile": namespace.profile(),
     });
     if let (Some(entry), Ok(pods), Ok(unprotected)) = (entry.as_object_mut(), pods, unprotected) {
         entry.insert("pods".to_owned(), pods.iter().filter(here).filter(live).count().into());

@@ -206,9 +206,8 @@ pub fn labels(stored: &Value) -> Namespace {
 /// # Errors
 /// The ConfigMap may not be read.
 pub fn belief(cluster: &Cluster, home: &str) -> Result<Option<Belief>> {
-    let map: Option<Value> = cluster.get(CONFIG_MAPS, Where::Namespace(home), "sidegate-admission")?;
-    let belief = map.as_ref().map(Belief::of);
-    Ok(belief.filter(|belief| !belief.audience.is_empty()))
+    let map: Option<Value> = cluster.get(CONFIG_MAPS, Where::Namespace(home), Belief::MAP)?;
+    Ok(map.as_ref().and_then(Belief::of))
 }
 
 /// Pods of one namespace or of all labelled ones.

@@ -86,10 +86,7 @@ pub fn run(args: &UnprotectedArgs, out: &Out) -> Result<ExitCode> {
                 visible(&found.namespace),
                 visible(&found.pod),
                 found.why.reason.as_str().to_owned(),
-                match found.why.detail.as_str() {
-                    "" => found.why.reason.remedy().to_owned(),
-                    detail => format!("{}; {}", visible(detail), found.why.reason.remedy()),
-                },
+                visible(&found.why.advice()),
             ];
             if wide {
                 row.insert(3, visible(&found.made_by));

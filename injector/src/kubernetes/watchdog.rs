@@ -8,18 +8,17 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{ConfigMap, Event};
-use kube::api::{ApiResource, DynamicObject, ListParams, PostParams};
-use kube::core::GroupVersionKind;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::{Api, Client};
 use serde_json::Value;
-use sidegate_cluster::events::{warning, About};
+use sidegate_cluster::events::{self, warning, About};
 use sidegate_cluster::{answered, Failed};
+use sidegate_policies::objects::INJECT;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{namespace, Kind, Leader};
-use crate::admit::INJECT;
 use crate::probe::now;
 use crate::standing::{labelled_at, unprotected, Belief, Reason, Unprotected};
 
@@ -33,8 +32,6 @@ const NOTICE: Duration = Duration::from_millis(500);
 const PAGE: u32 = 500;
 /// Events of one look. The others come with the next ones.
 const EVENTS: usize = 100;
-/// Where the broker's leader says what a sidecar must show.
-const ADMISSION: &str = "sidegate-admission";
 
 /// Pods without a valid sidecar.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -69,7 +66,10 @@ struct Look {
 enum Blind {
     #[error(transparent)]
     Failed(#[from] Failed),
-    #[error("ConfigMap {ADMISSION} does not say yet what a sidecar must show; the broker's leader writes it")]
+    #[error(
+        "ConfigMap {} does not say yet what a sidecar must show; the broker's leader writes it",
+        Belief::MAP
+    )]
     Unsaid,
 }
 
@@ -148,16 +148,16 @@ impl Watchdog {
 
     async fn belief(&self) -> Result<Belief, Blind> {
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.home);
-        let map = answered(maps.get_opt(ADMISSION)).await?;
+        let map = answered(maps.get_opt(Belief::MAP)).await?;
         let map = map.and_then(|map| serde_json::to_value(map).ok());
-        let belief = map.as_ref().map(Belief::of);
-        belief.filter(|belief| !belief.audience.is_empty()).ok_or(Blind::Unsaid)
+        map.as_ref().and_then(Belief::of).ok_or(Blind::Unsaid)
     }
 
     /// Looks at the pods of one namespace, page by page.
     async fn pods(&self, belief: &Belief, stored: &Value, look: &mut Look) -> Result<(), Blind> {
         let (namespace, since) = (namespace(stored), labelled_at(stored));
-        let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", "Pod"), "pods");
+        // Whole, as the server has them: fields that our types do not know count too.
+        let resource = ApiResource::erase::<Pod>(&());
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &namespace.name, &resource);
         let mut page = ListParams::default().limit(PAGE);
         loop {
@@ -191,11 +191,10 @@ impl Watchdog {
 
     async fn tell(&mut self, news: Vec<(About, Unprotected)>) {
         for (about, why) in news {
-            let api: Api<Event> = Api::namespaced(self.client.clone(), &about.namespace);
-            let message = why.told();
+            let message = format!("No valid sidecar ({}): {}.", why.reason.as_str(), why.advice());
             let event = warning("sidegate-injector", &about, "Unprotected", &message);
-            match answered(api.create(&PostParams::default(), &event)).await {
-                Ok(_) => drop(self.told.insert(about.uid)),
+            match events::write(&self.client, &event).await {
+                Ok(()) => drop(self.told.insert(about.uid)),
                 Err(error) => {
                     // The same would become of the others.
                     tracing::warn!(%error, "an Event cannot be written");

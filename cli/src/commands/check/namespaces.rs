@@ -5,6 +5,7 @@ use sidegate_injector::admit::is_enabled;
 use sidegate_injector::standing::is_labelled;
 use sidegate_injector::Snapshot;
 use sidegate_policies::api::injection_profile::{InjectionProfileSpec, Tier};
+use sidegate_policies::objects::PROFILE;
 
 use super::{Finding, Look};
 use crate::cluster::Where;
@@ -12,7 +13,6 @@ use crate::commands::seen::{self, labels, text, Seen};
 use crate::commands::unprotected;
 
 const PSA: &str = "pod-security.kubernetes.io/enforce";
-const PROFILE: &str = "sidegate.dev/profile";
 
 /// Findings about them.
 pub fn findings(look: &Look<'_>) -> Vec<Finding> {
@@ -35,7 +35,7 @@ pub fn findings(look: &Look<'_>) -> Vec<Finding> {
             continue;
         }
         labelled = labelled.saturating_add(1);
-        let profile = namespace.labels.get(PROFILE).map_or("default", String::as_str);
+        let profile = namespace.profile();
         findings.push(named(&what, profile, &injecting, stored));
         findings.extend(quotas(look, &what, &namespace.name, spec(&injecting, profile)));
     }
