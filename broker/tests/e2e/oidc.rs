@@ -27,10 +27,9 @@ fn config(port: u16, ca: &str, audience: &str) -> String {
     )
 }
 
-/// A port that was free a moment ago.
+/// A port that nobody else takes before the provider does: none of those the kernel gives to connections.
 pub fn free() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    sidegate_tests::ports::free().unwrap()
 }
 
 /// The claims of a JWT, unverified.
