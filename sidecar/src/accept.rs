@@ -1,7 +1,8 @@
 //! Listeners: one port per target on every loopback family, budgets, and the owner of each connection.
 //!
 //! Where the pod's hosts file leads a target's own names to an address of its own, that address is held too, on the port
-//! the environment names: as the hosts file, it stays what it was when the pod was made. A port that cannot be held on all families is not held at all, and another process's listener is never shared.
+//! the environment names: as the hosts file, it stays what it was when the pod was made. A port that cannot be held on all
+//! families is not held at all, and another process's listener is never shared.
 //! Accepting never waits for a session. Refuses, before a byte, connections of other users where one is named.
 //! Invariant: the address a connection arrived on names its target; there is no pass-through.
 

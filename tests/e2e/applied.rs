@@ -1,6 +1,7 @@
 //! What people apply with kubectl: in force in a moment, said in conditions, and never more permissive for being
 //! wrong or half there.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{ensure, Result};
@@ -16,7 +17,7 @@ use crate::site::{until, Agent, BROKER, NAMESPACE};
 /// An agent with a sidecar, and the shop whose login is a Secret.
 pub struct Shop<'a> {
     pub agent: Agent<'a>,
-    pub server: Postgres,
+    pub server: Arc<Postgres>,
     pub local: u16,
 }
 
@@ -29,12 +30,17 @@ impl<'a> Shop<'a> {
     pub fn of(agent: Agent<'a>) -> Result<Shop<'a>> {
         Ok(Shop {
             agent,
-            server: shop::server(Major::V15, Options::default())?,
+            server: Arc::new(shop::server(Major::V15, Options::default())?),
             local: ports::free()?,
         })
     }
 
     fn target(&self) -> String {
+        self.target_by("secret: {name: shop-agent}")
+    }
+
+    /// The Target, entered by this credential.
+    pub fn target_by(&self, credential: &str) -> String {
         let (namespace, port, local) = (&self.agent.namespace, self.server.port, self.local);
         format!(
             r#"apiVersion: sidegate.dev/v1alpha1
@@ -44,7 +50,7 @@ spec:
   protocol: Postgres
   address: {{host: 127.0.0.1, port: {port}}}
   tls: {{mode: Disabled}}
-  credential: {{secret: {{name: shop-agent}}}}
+  credential: {{{credential}}}
   listen: {{port: {local}}}
 "#
         )
@@ -454,13 +460,11 @@ pub fn a_lockdown_cuts_when_it_is_applied(cluster: &Cluster) -> Result<()> {
 /// The authority of a Target's certificate comes from a ConfigMap that its owner granted.
 pub fn an_authority_is_read_from_a_granted_config_map(cluster: &Cluster) -> Result<()> {
     let mut shop = Shop::start(cluster)?;
-    shop.server = shop::server(
-        Major::V15,
-        Options {
-            tls: Some("db.internal".into()),
-            ..Options::default()
-        },
-    )?;
+    let options = Options {
+        tls: Some("db.internal".into()),
+        ..Options::default()
+    };
+    shop.server = Arc::new(shop::server(Major::V15, options)?);
     let agent = &shop.agent;
     shop.secret()?;
     shop.grant()?;
@@ -511,7 +515,7 @@ pub fn an_authority_is_read_from_a_granted_config_map(cluster: &Cluster) -> Resu
 pub fn a_target_is_lent_to_the_namespaces_it_admits(cluster: &Cluster) -> Result<()> {
     let mut shop = Shop::start(cluster)?;
     // 15 does not take the setting that tells when it has read its files.
-    shop.server = shop::server(Major::V18, Options::default())?;
+    shop.server = Arc::new(shop::server(Major::V18, Options::default())?);
     let agent = &shop.agent;
     let data = cluster.namespace()?;
     let place = |objects: String| {

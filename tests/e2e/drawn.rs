@@ -1,58 +1,37 @@
 //! A user that a Vault makes for one pod of the cluster goes with that pod.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{ensure, Result};
 use sidegate_tests::cluster::Cluster;
-use sidegate_tests::postgres::{Major, Options};
-use sidegate_tests::psql::psql;
-use sidegate_tests::shop::{self, DATABASE};
+use sidegate_tests::shop::DATABASE;
 use sidegate_tests::vault::{users, Vault};
-use sidegate_tests::{ports, wire};
+use sidegate_tests::wire;
 
+use crate::applied::Shop;
 use crate::site::{until, Agent};
 
 /// A pod of the cluster logs in as a user that a Vault made for it. The pod is deleted while its session is open: the
 /// session ends, and the broker has the Vault take the user back, though it lived for another hour and nobody handed the
 /// lease back.
 pub fn a_deleted_pods_user_is_taken_back(cluster: &Cluster) -> Result<()> {
-    let agent = Agent::new(cluster)?;
-    let (server, local) = (Arc::new(shop::server(Major::V18, Options::default())?), ports::free()?);
-    let vault = Vault::start(&server, Duration::from_secs(3600))?;
+    let shop = Shop::of(Agent::new(cluster)?)?;
+    let Shop { agent, server, local } = &shop;
+    let vault = Vault::start(server, Duration::from_secs(3600))?;
     vault.trust(&agent.site.broker.issuer_url, &agent.site.broker.ca_pem);
-    let (namespace, port) = (&agent.namespace, server.port);
-    let target = format!(
-        r#"apiVersion: sidegate.dev/v1alpha1
-kind: Target
-metadata: {{name: shop, namespace: {namespace}}}
-spec:
-  protocol: Postgres
-  address: {{host: 127.0.0.1, port: {port}}}
-  tls: {{mode: Disabled}}
-  credential: {{vault: {{issuer: corp-vault, mount: database, role: support}}}}
-  listen: {{port: {local}}}
----
-apiVersion: sidegate.dev/v1alpha1
-kind: AccessPolicy
-metadata: {{name: support, namespace: {namespace}}}
-spec:
-  targetRefs: [{{name: shop}}]
-  subjects: [{{serviceAccount: {{namespace: {namespace}, name: support}}}}]
-  rules: [{{name: read, effect: Allow, sql: {{commands: [Select]}}}}]
-"#
-    );
-    agent.apply(&format!("{target}{}", vault.issuer()))?;
+    let target = shop.target_by("vault: {issuer: corp-vault, mount: database, role: support}");
+    let policy = shop.policy("support", "{name: read, effect: Allow, sql: {commands: [Select]}}");
+    agent.apply(&format!("{target}---\n{policy}{}", vault.issuer()))?;
     let sidecar = agent.sidecar()?;
-    let ask = || psql(local, DATABASE, &["SELECT session_user"]);
+    let ask = || shop.ask("SELECT session_user");
     let said = until("the Vault made a user", ask, |said| said.code == 0)?;
-    let made = users(&server)?;
+    let made = users(server)?;
     ensure!(
         said.out == made && !made.contains(' '),
         "{said:?}, {made}: {:?}",
         vault.refused()
     );
-    let mut open = wire::Wire::login(local, DATABASE)?;
+    let mut open = wire::Wire::login(*local, DATABASE)?;
     ensure!(open.alive()?, "the session does not live");
     agent.delete_pod()?;
     until(
@@ -61,7 +40,7 @@ spec:
         |alive| !alive,
     )?;
     // The sidecar runs on: it is the broker that takes the user back.
-    until("the user is gone", || users(&server), |users| users.is_empty())?;
+    until("the user is gone", || users(server), |users| users.is_empty())?;
     until("its token is, too", || Ok(vault.tokens()), |tokens| *tokens == 1)?;
     ensure!(vault.refused().is_empty(), "{:?}", vault.refused());
     agent.end(sidecar);

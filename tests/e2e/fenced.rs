@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{bail, ensure, Context, Result};
 use serde_json::json;
-use sidegate_broker::jwt::{SigningKey, Slot};
 use sidegate_injector::admit::Verdict;
 use sidegate_tests::cluster::Cluster;
+use sidegate_tests::http::get;
 
+use crate::identity::said;
 use crate::inject::{judged_by, PROFILE};
 use crate::site::{site, until, Agent};
 
@@ -60,13 +61,7 @@ impl<'a> Fenced<'a> {
 
     /// What is said to its token.
     fn said(&self) -> Result<String> {
-        let key = SigningKey::from_pkcs8(&SigningKey::generate()?)?.public().clone();
-        let (attestor, token) = (&self.agent.site.broker.front().attestor, self.agent.token()?);
-        let attested = attestor.attest(Slot::ServiceAccount, &token, &key, &|_| false, &|_| true);
-        Ok(match self.agent.site.runtime.block_on(attested) {
-            Ok(who) => format!("attested {}", who.subject.pod),
-            Err(refused) => refused.to_string(),
-        })
+        said(&self.agent, &self.agent.token()?)
     }
 
     /// Waits until its profile's condition is this; answers its message.
@@ -100,18 +95,10 @@ pub fn a_pod_without_its_fence_is_nobody_and_its_profile_says_so(cluster: &Clust
     let fenced = Fenced::new(cluster, "Enforced", "Enforced")?;
     let said = fenced.said()?;
     ensure!(said == "attested agent", "{said}");
-    let debugger = json!({"spec": {"ephemeralContainers": [{
-        "name": "look", "image": "example.invalid/look", "securityContext": {"runAsUser": 0},
-    }]}});
-    let patch = [
-        "patch",
-        "pod",
-        "agent",
-        "--subresource=ephemeralcontainers",
-        "--type=strategic",
-        "-p",
-    ];
-    fenced.agent.kubectl(&[&patch[..], &[&debugger.to_string()]].concat())?;
+    let root = json!({"runAsUser": 0});
+    fenced
+        .agent
+        .debug(&json!({"name": "look", "image": "example.invalid/look", "securityContext": root}))?;
     let said = fenced.said()?;
     ensure!(said.starts_with("fence: container look runs as root"), "{said}");
     Ok(())
@@ -127,7 +114,8 @@ pub fn a_fence_is_believed_when_it_was_measured_and_cooperative_never(cluster: &
     let sidecar = fenced.agent.sidecar_of(true)?;
     let message = fenced.until("False", "FenceMissing")?;
     ensure!(message.contains("its fence is gone"), "{message}");
-    let scraped = scrape(&sidecar)?;
+    let address = *sidecar.scrape_addrs.first().context("nothing is served")?;
+    let (_, scraped) = fenced.agent.site.runtime.block_on(get(address, "GET /metrics"))?;
     for line in [
         "sidegate_egress_enforced{state=\"true\"} 0",
         "sidegate_egress_enforced{state=\"false\"} 1",
@@ -147,16 +135,4 @@ pub fn a_fence_is_believed_when_it_was_measured_and_cooperative_never(cluster: &
     let message = cooperative.until("False", "NotEnforced")?;
     ensure!(!message.to_lowercase().contains("enforced"), "{message}");
     Ok(())
-}
-
-fn scrape(sidecar: &sidegate_sidecar::app::Running) -> Result<String> {
-    use std::io::{Read as _, Write as _};
-    let Some(address) = sidecar.scrape_addrs.first() else {
-        bail!("nothing is served");
-    };
-    let mut stream = std::net::TcpStream::connect(address)?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-    let mut said = String::new();
-    stream.read_to_string(&mut said)?;
-    Ok(said)
 }

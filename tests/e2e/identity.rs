@@ -30,7 +30,7 @@ fn attest(agent: &Agent<'_>, token: &str, key: &PublicKey) -> Result<Workload, N
 }
 
 /// What is said to a token of this agent's pod, as the audit would have it.
-fn said(agent: &Agent<'_>, token: &str) -> Result<String> {
+pub fn said(agent: &Agent<'_>, token: &str) -> Result<String> {
     Ok(match attest(agent, token, &key()?) {
         Ok(who) => format!("attested {}", who.subject.pod),
         Err(refused) => refused.to_string(),
@@ -89,18 +89,7 @@ pub fn a_pod_of_another_shape_is_nobody(cluster: &Cluster) -> Result<()> {
     let debugged = Agent::new(cluster)?;
     let token = debugged.token()?;
     ensure!(said(&debugged, &token)?.starts_with("attested"), "before");
-    let debugger = json!({"spec": {"ephemeralContainers": [{
-        "name": "debug", "image": "example.invalid/debug", "targetContainerName": "sidegate",
-    }]}});
-    debugged.kubectl(&[
-        "patch",
-        "pod",
-        "agent",
-        "--subresource=ephemeralcontainers",
-        "--type=strategic",
-        "-p",
-        &debugger.to_string(),
-    ])?;
+    debugged.debug(&json!({"name": "debug", "image": "example.invalid/debug", "targetContainerName": "sidegate"}))?;
     let refused = said(&debugged, &token)?;
     ensure!(
         refused == "shape: something else in the pod reaches for the sidecar",

@@ -26,7 +26,7 @@ use sidegate_tests::cluster::{Cluster, User};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Runtime;
 
-use crate::site::{until, Agent};
+use crate::site::Agent;
 
 pub const AUDIENCE: &str = "https://sidegate-broker.sidegate-system.svc:8444";
 const INSTALL: &str = "brokerUrl: https://sidegate-broker.sidegate-system.svc:8443
@@ -171,12 +171,15 @@ impl Site {
 /// Waits until pods of a namespace get their sidecar: the API server learns of labels, and the injector of profiles, by
 /// watching.
 pub fn is_asked(cluster: &Cluster, namespace: &str) -> Result<()> {
-    let made = || Ok(dry_run(cluster, &pod(namespace, json!({}))));
-    let is_injected = |made: &Result<Value>| {
-        made.as_ref()
-            .is_ok_and(|made| made["spec"]["initContainers"][0]["name"] == "sidegate")
-    };
-    until("pods get their sidecar", made, is_injected).map(|_| ())
+    let last = std::cell::RefCell::new(String::new());
+    let asked = cluster.until("pods get their sidecar", || {
+        let made = dry_run(cluster, &pod(namespace, json!({})));
+        *last.borrow_mut() = made
+            .as_ref()
+            .map_or_else(|error| format!("{error:#}"), Value::to_string);
+        Ok(made.is_ok_and(|made| made["spec"]["initContainers"][0]["name"] == "sidegate"))
+    });
+    asked.with_context(|| format!("seen last: {}", last.take()))
 }
 
 fn configuration(url: &str, authority: &str) -> Value {

@@ -4,7 +4,7 @@ use anyhow::{ensure, Result};
 use serde_json::{json, Value};
 use sidegate_tests::cluster::{Cluster, User};
 
-use crate::inject::{is_asked, labelled, pod, site};
+use crate::inject::{dry_run, is_asked, labelled, pod, site};
 use crate::looked::{installed, run};
 
 /// A Target that answers for these names, and a policy that grants it.
@@ -31,9 +31,8 @@ fn by_hostnames(cluster: &Cluster) -> Result<String> {
     is_asked(cluster, &namespace)?;
     cluster.kubectl(&["apply", "-f", "-"], &target(&namespace, "web.example, web"))?;
     cluster.until("pods get the Target's names", || {
-        let create = ["create", "--dry-run=server", "-f", "-", "-o", "json"];
-        let said = cluster.ask(User::Admin, &create, &pod(&namespace, json!({})).to_string())?;
-        Ok(String::from_utf8_lossy(&said.stdout).contains("hostAliases"))
+        let made = dry_run(cluster, &pod(&namespace, json!({})));
+        Ok(made.is_ok_and(|made| made["spec"].get("hostAliases").is_some()))
     })?;
     Ok(namespace)
 }

@@ -317,6 +317,14 @@ impl<'a> Agent<'a> {
         self.folder.path()
     }
 
+    /// Adds a debugger to the agent's pod.
+    pub fn debug(&self, container: &Value) -> Result<()> {
+        let patch = json!({"spec": {"ephemeralContainers": [container]}}).to_string();
+        let how = ["--subresource=ephemeralcontainers", "--type=strategic", "-p", &patch];
+        self.kubectl(&[&["patch", "pod", "agent"][..], &how].concat())
+            .map(|_| ())
+    }
+
     /// Removes the pod at once.
     pub fn delete_pod(&self) -> Result<()> {
         self.kubectl(&["delete", "pod", "agent", "--grace-period=0", "--force"])

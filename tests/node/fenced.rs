@@ -8,7 +8,6 @@ use nix::sched::{setns, CloneFlags};
 use serde_json::{json, Value};
 use sidegate_tests::cluster::node::site::{Agents, Site, MASKED, READ, SHOP};
 use sidegate_tests::cluster::node::ADDRESS;
-use sidegate_tests::cluster::User;
 
 use crate::lifecycle::sidecar_of;
 
@@ -25,12 +24,7 @@ fn enforce(agents: &Agents<'_>) -> Result<String> {
     }))?;
     let label = format!("sidegate.dev/profile={name}");
     agents.kubectl(&["label", "namespace", &agents.namespace, &label])?;
-    let dry = ["create", "--dry-run=server", "-f", "-", "-o", "json"];
-    let pod = pod(agents).to_string();
-    agents.until("pods get their fence", || {
-        let said = agents.site.node.cluster.ask(User::Admin, &dry, &pod)?;
-        Ok(said.status.success() && String::from_utf8_lossy(&said.stdout).contains("sidegate-fence"))
-    })?;
+    agents.until_made_with("sidegate-fence", &pod(agents))?;
     Ok(name)
 }
 

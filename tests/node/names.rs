@@ -33,12 +33,8 @@ fn low_port(agents: &Agents<'_>) -> Result<()> {
             "targetRefs": [{"name": "web"}], "subjects": [{"podSelector": {}}], "rules": [{"name": "all", "effect": "Allow"}],
         },
     }))?;
-    let probe = agents.pod("probe", &agents.site.psql, &["/bin/true"]).to_string();
-    agents.until("pods get that Target", || {
-        let dry = ["create", "--dry-run=server", "-f", "-", "-o", "json"];
-        let said = agents.site.node.cluster.kubectl(&dry, &probe)?;
-        Ok(said.contains("web.internal"))
-    })
+    let probe = agents.pod("probe", &agents.site.psql, &["/bin/true"]);
+    agents.until_made_with("web.internal", &probe)
 }
 
 /// The stock `psql` names the usual hosts and their real ports, and reads masked rows of both databases: the sidecar, whose

@@ -1,7 +1,8 @@
 //! The golden files: each `NAME.yaml` is a pod, `NAME.txt` what becomes of it.
 //!
 //! What is the same in every pod is told once: `plain.full.yaml` and, with a fence, `enforced.full.yaml` are whole pods, and
-//! elsewhere `<sidecar>`, `<fence>` and `<volume>` stand for what is in them, with the differences beneath. SIDEGATE_WRITE_GOLDEN=1 writes them anew.
+//! elsewhere `<sidecar>`, `<fence>` and `<volume>` stand for what is in them, with the differences beneath.
+//! SIDEGATE_WRITE_GOLDEN=1 writes them anew.
 
 use std::fmt::Write as _;
 

@@ -314,6 +314,13 @@ fn context(pod: &mut Value) -> &mut Value {
     &mut agent(pod)["securityContext"]
 }
 
+/// Has an init container begin before every other.
+fn begin(pod: &mut Value, container: Value) {
+    if let Some(all) = pod["spec"]["initContainers"].as_array_mut() {
+        all.insert(0, container);
+    }
+}
+
 /// What a good pod of tier Enforced is changed to, and what is said to that.
 pub const FENCED: &[Attempt] = &[
     Attempt {
@@ -330,9 +337,7 @@ pub const FENCED: &[Attempt] = &[
         what: "an agent's init container before the fence",
         change: |pod| {
             let early = json!({"name": "early", "image": "e", "securityContext": context(pod)});
-            if let Some(all) = pod["spec"]["initContainers"].as_array_mut() {
-                all.insert(0, early);
-            }
+            begin(pod, early);
         },
     },
     Attempt {
@@ -341,9 +346,7 @@ pub const FENCED: &[Attempt] = &[
         change: |pod| {
             let image = "docker.io/istio/proxyv2:1.29";
             let early = json!({"name": "istio-validation", "image": image, "securityContext": context(pod)});
-            if let Some(all) = pod["spec"]["initContainers"].as_array_mut() {
-                all.insert(0, early);
-            }
+            begin(pod, early);
         },
     },
     Attempt {

@@ -137,12 +137,8 @@ impl Site {
             ];
             Ok(agents.kubectl(&both)? == "True True")
         })?;
-        agents.until("pods get both Targets", || {
-            let pod = agents.pod("probe", &self.psql, &["/bin/true"]).to_string();
-            let dry = ["create", "--dry-run=server", "-f", "-", "-o", "json"];
-            let said = cluster.ask(User::Admin, &dry, &pod)?;
-            Ok(said.status.success() && String::from_utf8_lossy(&said.stdout).contains("SIDEGATE_LEDGER_PORT"))
-        })?;
+        let probe = agents.pod("probe", &self.psql, &["/bin/true"]);
+        agents.until_made_with("SIDEGATE_LEDGER_PORT", &probe)?;
         Ok(agents)
     }
 
@@ -404,6 +400,15 @@ impl Agents<'_> {
             std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
+    }
+
+    /// Waits until what the API server would store for a pod has this in it.
+    pub fn until_made_with(&self, part: &str, pod: &Value) -> Result<()> {
+        let (dry, pod) = (["create", "--dry-run=server", "-f", "-", "-o", "json"], pod.to_string());
+        self.until(&format!("pods are made with {part}"), || {
+            let said = self.site.node.cluster.ask(User::Admin, &dry, &pod)?;
+            Ok(said.status.success() && String::from_utf8_lossy(&said.stdout).contains(part))
+        })
     }
 
     /// A pod that waits, with `psql`, and is ready.
