@@ -82,7 +82,9 @@ fn prepare(cluster: &Cluster) -> Result<()> {
     let installed = cluster.helm(&["install", "kinds", &chart.to_string_lossy(), "--namespace", "default"])?;
     let said = String::from_utf8_lossy(&installed.stderr);
     ensure!(installed.status.success(), "helm install: {said}");
+    // The second is where the injector's leader keeps its Lease.
     cluster.kubectl(&["create", "namespace", NAMESPACE], "")?;
+    cluster.kubectl(&["create", "namespace", "sidegate-system"], "")?;
     cluster.kubectl(&["label", "namespace", NAMESPACE, "sidegate.dev/inject=enabled"], "")?;
     let digest = format!("sha256:{}", "a".repeat(64));
     let mut objects = vec![json!({

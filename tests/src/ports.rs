@@ -2,19 +2,17 @@
 //! processes never hand out the same one twice.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
-use anyhow::{bail, Context, Result};
-use nix::fcntl::{Flock, FlockArg};
-
-static HELD: Mutex<Vec<Flock<File>>> = Mutex::new(Vec::new());
+static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
 /// Reserves a free TCP port on 127.0.0.1, below the range the kernel gives to outgoing connections.
-pub fn free() -> Result<u16> {
+pub fn free() -> io::Result<u16> {
     let folder = PathBuf::from("/tmp/sidegate-ports");
-    std::fs::create_dir_all(&folder).context("creating the folder of port locks")?;
+    std::fs::create_dir_all(&folder)?;
     let start = 12_000 + (std::process::id() as u16 % 1_000) * 18;
     for step in 0..18_000u16 {
         let port = 12_000 + (start - 12_000 + step) % 18_000;
@@ -23,13 +21,13 @@ pub fn free() -> Result<u16> {
             .truncate(false)
             .write(true)
             .open(folder.join(port.to_string()));
-        let Ok(Ok(lock)) = file.map(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock)) else {
+        let Some(lock) = file.ok().filter(|file| file.try_lock().is_ok()) else {
             continue;
         };
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            HELD.lock().expect("port locks").push(lock);
+            HELD.lock().unwrap_or_else(PoisonError::into_inner).push(lock);
             return Ok(port);
         }
     }
-    bail!("no free port between 12000 and 30000")
+    Err(io::Error::other("no free port between 12000 and 30000"))
 }

@@ -230,7 +230,7 @@ pub fn measure(plan: &Plan, runtime: &Runtime, report: &mut Report) -> Result<()
     };
     let cluster = Cluster::start(&programs)?;
     let server = shop::server(Major::V15, Options::default())?;
-    let listen: Vec<u16> = (0..REAL).map(|_| ports::free()).collect::<Result<_>>()?;
+    let listen: Vec<u16> = (0..REAL).map(|_| ports::free()).collect::<std::io::Result<_>>()?;
     install(&cluster, &server, &listen)?;
     let folder = tempfile::Builder::new().prefix("sidegate-broker-bench-").tempdir()?;
     let kubeconfig = folder.path().join("broker.json");

@@ -21,6 +21,8 @@ mod narrow;
 mod oidc;
 #[path = "../../../tests/src/openssh.rs"]
 mod openssh;
+#[path = "../../../tests/src/ports.rs"]
+mod ports;
 mod provider;
 mod rings;
 #[path = "../../../tests/src/stock.rs"]

@@ -29,7 +29,7 @@ fn config(port: u16, ca: &str, audience: &str) -> String {
 
 /// A port that nobody else takes before the provider does: none of those the kernel gives to connections.
 pub fn free() -> u16 {
-    sidegate_tests::ports::free().unwrap()
+    crate::ports::free().unwrap()
 }
 
 /// The claims of a JWT, unverified.
