@@ -15,7 +15,7 @@ use http::StatusCode;
 use serde_json::{json, Value};
 use tokio::process::{Child, Command};
 
-use crate::client::Answer;
+use crate::client::{Answer, Client};
 use crate::narrow::world;
 use crate::oidc::free;
 use crate::provider::certificates;
@@ -67,8 +67,9 @@ async fn listens(port: u16) {
     }
 }
 
-async fn leased(world: &World) -> Answer {
-    let mut sidecar = world.sidecar().await;
+/// One try, by the same key each time: another one would be another pod's.
+async fn leased(world: &World, sidecar: &mut Client) -> Answer {
+    sidecar.login(&world.token()).await;
     sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await
 }
 
@@ -106,7 +107,7 @@ async fn moto_gives_keys_for_our_assertion_in_the_shape_of_aws() {
     );
     listens(port).await;
     let world = world(&issuer(port, &ca), keys("arn:aws:iam::123456789012:role/agents"), None).await;
-    whole(&leased(&world).await);
+    whole(&leased(&world, &mut world.client()).await);
 }
 
 /// The keys of a role whose provider verifies who the agent is; of one that expects another audience there are none.
@@ -138,16 +139,17 @@ async fn minio_verifies_our_assertion_and_gives_keys_and_none_for_another_audien
         );
         listens(port).await;
         // It listens before it knows its roles, and refuses everybody until then.
+        let mut sidecar = world.client();
         let began = Instant::now();
         if !given {
             // So a refusal counts only after twice the time in which the other one gave keys.
             tokio::time::sleep(known * 2 + Duration::from_secs(2)).await;
-            let answer = leased(&world).await;
+            let answer = leased(&world, &mut sidecar).await;
             assert_ne!(answer.status, StatusCode::OK, "{}", answer.body);
             break;
         }
         loop {
-            let answer = leased(&world).await;
+            let answer = leased(&world, &mut sidecar).await;
             if answer.status == StatusCode::OK || began.elapsed() >= PATIENCE {
                 whole(&answer);
                 known = began.elapsed();
