@@ -335,7 +335,8 @@ async fn pod(
     face.allowed(&who, wish).await?;
     let open = face.reporter.front.streams.open().into_iter();
     let its = open.filter(|stream| stream.who.namespace == namespace && stream.who.pod == name);
-    Ok(Json(its.map(|stream| stream.report).collect()))
+    let now_ms = face.reporter.front.clock.now_ms();
+    Ok(Json(its.map(|stream| stream.report.aged(now_ms)).collect()))
 }
 
 /// The one session whose id begins so.

@@ -86,6 +86,15 @@ impl SidecarReport {
             false => Enforced::Unknown,
         })
     }
+
+    /// As people may read it: what was measured of the fence too long ago says nothing.
+    #[must_use]
+    pub fn aged(mut self, now_ms: i64) -> Self {
+        if let (Some(state), Some(egress)) = (self.egress(now_ms), &mut self.status.egress) {
+            egress.state = state;
+        }
+        self
+    }
 }
 
 /// One stream: whose it is, and what it told.
@@ -116,9 +125,10 @@ impl Default for Streams {
 }
 
 impl Streams {
-    /// What every sidecar said last.
-    pub fn list(&self) -> Vec<SidecarReport> {
-        self.open().into_iter().map(|stream| stream.report).collect()
+    /// What every sidecar said last, as people may read it now.
+    pub fn list(&self, now_ms: i64) -> Vec<SidecarReport> {
+        let open = self.open().into_iter();
+        open.map(|stream| stream.report.aged(now_ms)).collect()
     }
 
     /// The same, with whose they are.
@@ -626,7 +636,28 @@ impl Pump {
 
 #[cfg(test)]
 mod tests {
+    use sidegate_policies::wire::Egress;
+
     use super::*;
+
+    #[test]
+    fn a_fence_that_nobody_looked_at_for_long_is_not_told_as_standing() {
+        let egress = Some(Egress {
+            state: Enforced::True,
+            ..Egress::default()
+        });
+        let report = SidecarReport {
+            status: SidecarStatus {
+                egress,
+                ..SidecarStatus::default()
+            },
+            egress_ms: 1_000,
+            ..SidecarReport::default()
+        };
+        let told = |now_ms| report.clone().aged(now_ms).status.egress.unwrap().state;
+        let last = 1_000 + i64::try_from(EGRESS_COUNTS.as_millis()).unwrap();
+        assert_eq!((told(last), told(last + 1)), (Enforced::True, Enforced::Unknown));
+    }
 
     #[test]
     fn streams_live_an_hour_a_tenth_more_or_less() {
