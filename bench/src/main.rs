@@ -20,6 +20,19 @@ use std::time::Duration;
 
 use anyhow::{bail, Result};
 
+const USAGE: &str = "\
+Measures Sidegate beside PgBouncer and HAProxy, its broker and its injector, and writes bench/results/<date>-<commit>.json.
+
+Usage: sidegate-bench [--rows A,B] [--rounds N] [--seconds N]
+
+  --rows A,B     rows by name or its beginning: idle, pg-prepared-c8, record-, bulk, broker-, injector- (default: all)
+  --rounds N     rounds of each row (default: 5)
+  --seconds N    length of one slice (default: 10)
+
+Examples:
+  sidegate-bench --rows pg-prepared,pg-extended --rounds 3
+  sidegate-bench --rows injector- --seconds 5";
+
 /// What to measure, and how long.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -48,7 +61,7 @@ impl Plan {
                 "--rows" => plan.rows = value()?.split(',').map(str::to_owned).collect(),
                 "--rounds" => plan.rounds = value()?.parse()?,
                 "--seconds" => plan.slice = Duration::from_secs(value()?.parse()?),
-                other => bail!("unknown argument {other}; known: --rows A,B --rounds N --seconds N"),
+                other => bail!("unknown argument {other}\n\n{USAGE}"),
             }
         }
         Ok(plan)
@@ -65,6 +78,13 @@ fn main() -> Result<()> {
     if arguments.next().as_deref() == Some(broker::SERVE) {
         let folder = arguments.next().map(PathBuf::from).unwrap_or_default();
         return broker::serve(&folder, &arguments.next().unwrap_or_default());
+    }
+    if std::env::args()
+        .skip(1)
+        .any(|argument| argument == "-h" || argument == "--help")
+    {
+        println!("{USAGE}");
+        return Ok(());
     }
     let plan = Plan::from_arguments(std::env::args().skip(1))?;
     println!(
