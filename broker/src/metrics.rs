@@ -168,7 +168,7 @@ impl Metrics {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let index = front.index();
         self.tls_not_after.set(front.authority.not_after());
-        let connected = front.streams.list(now_ms);
+        let connected = front.streams.list();
         self.streams.set(number(connected.len()));
         for state in Enforced::ALL {
             let measured = connected.iter().filter(|report| report.egress(now_ms) == Some(state));

@@ -62,7 +62,8 @@ impl Reporter {
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .clone();
         let waiting = front.approvals.waiting();
-        let connected = front.streams.list(front.clock.now_ms());
+        let (now_ms, connected) = (front.clock.now_ms(), front.streams.list().into_iter());
+        let connected: Vec<SidecarReport> = connected.map(|report| report.aged(now_ms)).collect();
         let sum = |count: fn(&SidecarReport) -> u64| connected.iter().map(count).fold(0_u64, u64::saturating_add);
         let mut lockdowns: Vec<String> = denied.set.entries.iter().map(|entry| entry.lockdown.clone()).collect();
         lockdowns.dedup();

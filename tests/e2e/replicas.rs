@@ -400,8 +400,8 @@ fn lock(cluster: &Cluster, namespace: &str) -> Result<u64> {
 
 /// The deny revision that the sidecar of this replica says it holds.
 fn holds(site: &Site) -> Option<u64> {
-    let held = site.broker.front().streams.open();
-    held.iter().map(|held| held.report.deny_revision).max()
+    let held = site.broker.front().streams.list();
+    held.iter().map(|held| held.deny_revision).max()
 }
 
 fn denied(site: &Site) -> u64 {

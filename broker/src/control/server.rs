@@ -275,7 +275,7 @@ async fn acknowledged(control: &Control, name: String, revision: u64, asked: Ins
     let until = tokio::time::sleep(Duration::from_secs(2));
     let mut until = std::pin::pin!(until);
     loop {
-        let all = streams.list(control.reporter.front.clock.now_ms());
+        let all = streams.list();
         let acked: Vec<_> = all.iter().filter(|sidecar| sidecar.deny_revision >= revision).collect();
         let report = Locked {
             name: name.clone(),

@@ -125,10 +125,9 @@ impl Default for Streams {
 }
 
 impl Streams {
-    /// What every sidecar said last, as people may read it now.
-    pub fn list(&self, now_ms: i64) -> Vec<SidecarReport> {
-        let open = self.open().into_iter();
-        open.map(|stream| stream.report.aged(now_ms)).collect()
+    /// What every sidecar said last.
+    pub fn list(&self) -> Vec<SidecarReport> {
+        self.open().into_iter().map(|stream| stream.report).collect()
     }
 
     /// The same, with whose they are.
