@@ -161,7 +161,7 @@ impl Cluster {
     pub async fn namespace(&self, name: &str) -> Result<Option<Namespace>, Absent> {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &Kind::Namespace.resource());
         let found = within(LOOK_UP, api.get_opt(name)).await.map_err(Absent::new)?;
-        Ok(found.map(|object| namespace(&object_value(object))))
+        Ok(found.map(|object| Namespace::of(&object_value(object))))
     }
 
     /// A Target as the server has it at this moment.
@@ -272,7 +272,7 @@ impl Snapshot {
     fn replace(&mut self, kind: Kind, found: &Found) {
         match kind {
             Kind::Namespace => {
-                let all = found.values().map(|value| Located::unplaced(namespace(value)));
+                let all = found.values().map(|value| Located::unplaced(Namespace::of(value)));
                 self.objects.namespaces = all.collect();
             }
             Kind::Target => self.objects.targets = typed::<Target>(found, "Target"),
@@ -306,24 +306,6 @@ fn typed<T: serde::de::DeserializeOwned>(found: &Found, kind: &str) -> Vec<Locat
             .ok()
     };
     found.iter().filter_map(read).map(Located::unplaced).collect()
-}
-
-fn namespace(value: &Value) -> Namespace {
-    let labels = value.pointer("/metadata/labels").and_then(Value::as_object);
-    let labels = labels.into_iter().flatten();
-    let text = |path: &str| {
-        value
-            .pointer(path)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
-    Namespace {
-        name: text("/metadata/name"),
-        labels: labels
-            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-            .collect(),
-    }
 }
 
 fn by_name<'a>(objects: impl Iterator<Item = &'a Arc<Value>>) -> Found {

@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::api::target::Credential;
 use crate::api::token_issuer::{Authorities, HomeRef};
 use crate::api::{AccessPolicy, ClusterAccessPolicy, InjectionProfile, Lockdown, Target, TokenIssuer};
@@ -252,7 +254,23 @@ pub struct Namespace {
     pub labels: BTreeMap<String, String>,
 }
 
+/// The labels of a stored object; what is no text is none.
+pub fn labels(stored: &Value) -> BTreeMap<String, String> {
+    let labels = stored.pointer("/metadata/labels").and_then(Value::as_object);
+    let text = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
+    labels.into_iter().flatten().filter_map(text).collect()
+}
+
 impl Namespace {
+    /// As the API server stored it.
+    pub fn of(stored: &Value) -> Namespace {
+        let name = stored.pointer("/metadata/name").and_then(Value::as_str);
+        Namespace {
+            name: name.unwrap_or_default().to_owned(),
+            labels: labels(stored),
+        }
+    }
+
     /// The name of the InjectionProfile that its pods are made by.
     pub fn profile(&self) -> &str {
         self.labels.get(PROFILE).map_or(DEFAULT_PROFILE, String::as_str)

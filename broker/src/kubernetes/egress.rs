@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use sidegate_policies::api::injection_profile::Tier;
 use sidegate_policies::check::usable_profile;
-use sidegate_policies::objects::{DEFAULT_PROFILE, INJECT, PROFILE};
+use sidegate_policies::objects::{Namespace, INJECT};
 use sidegate_policies::pod::fence::Demands;
 use sidegate_policies::wire::Enforced;
 
@@ -30,18 +30,10 @@ pub fn demanded(namespace: &str, one_of: impl Fn(&Key) -> Option<Arc<Value>>) ->
         name: name.to_owned(),
     };
     let found = one_of(&key(Kind::Namespace, namespace)).ok_or("the namespace is not known (yet)")?;
-    match one_of(&key(Kind::InjectionProfile, profile_of(&found))) {
+    match one_of(&key(Kind::InjectionProfile, Namespace::of(&found).profile())) {
         Some(profile) => demands(&profile),
         None => Ok(None),
     }
-}
-
-fn label<'a>(namespace: &'a Value, key: &str) -> Option<&'a str> {
-    namespace.pointer("/metadata/labels")?.get(key)?.as_str()
-}
-
-fn profile_of(namespace: &Value) -> &str {
-    label(namespace, PROFILE).unwrap_or(DEFAULT_PROFILE)
 }
 
 fn demands(profile: &Value) -> Result<Option<Demands>, String> {
@@ -85,9 +77,10 @@ pub fn tallies(pods: &ClusterPods, stored: &Stored, streams: &[OpenStream], now_
     if demanding.is_empty() {
         return Tallies::new();
     }
-    let labelled = of_kind(Kind::Namespace).filter(|(_, object)| label(object, INJECT) == Some("enabled"));
-    let profiles: HashMap<&str, &str> = labelled
-        .map(|(key, object)| (key.name.as_str(), profile_of(object)))
+    let namespaces = of_kind(Kind::Namespace).map(|(_, object)| Namespace::of(object));
+    let labelled = namespaces.filter(|namespace| namespace.labels.get(INJECT).is_some_and(|said| said == "enabled"));
+    let profiles: HashMap<String, String> = labelled
+        .map(|namespace| (namespace.name.clone(), namespace.profile().to_owned()))
         .collect();
     let mut measured: HashMap<&str, (i64, Option<Enforced>)> = HashMap::new();
     for stream in streams {
@@ -98,7 +91,7 @@ pub fn tallies(pods: &ClusterPods, stored: &Stored, streams: &[OpenStream], now_
     }
     pods.each(|pod| {
         let profile = profiles.get(pod.namespace.as_str());
-        if let Some((demands, tally)) = profile.and_then(|profile| demanding.get_mut(profile)) {
+        if let Some((demands, tally)) = profile.and_then(|profile| demanding.get_mut(profile.as_str())) {
             let measured = measured.get(pod.uid.as_str()).map(|(_, state)| *state);
             tally.count(pod, pod.fenced.wrong(Some(demands)), measured);
         }

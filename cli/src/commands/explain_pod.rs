@@ -13,6 +13,7 @@ use sidegate_injector::standing::{agents, labelled_at, made_by, names, outdated,
 use sidegate_policies::api::injection_profile::Tier;
 use sidegate_policies::api::Target;
 use sidegate_policies::engine::Subject;
+use sidegate_policies::objects::labels;
 use sidegate_policies::wire::Enforced;
 
 use super::offline::World;
@@ -315,11 +316,6 @@ fn said(named: &Named) -> String {
 }
 
 fn subject(pod: &Value, namespace: &str) -> Subject {
-    let labels = pod
-        .pointer("/metadata/labels")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten();
     let account = match text(pod, "/spec/serviceAccountName") {
         "" => "default",
         account => account,
@@ -329,9 +325,7 @@ fn subject(pod: &Value, namespace: &str) -> Subject {
         service_account: account.to_owned(),
         pod: text(pod, "/metadata/name").to_owned(),
         pod_uid: text(pod, "/metadata/uid").to_owned(),
-        labels: labels
-            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-            .collect(),
+        labels: labels(pod),
     }
 }
 

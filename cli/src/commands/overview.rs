@@ -10,10 +10,11 @@ use anyhow::Result;
 use serde_json::{json, Value};
 use sidegate_broker::kubernetes::reading::Kind as Read;
 use sidegate_injector::standing::{has_ended, is_labelled};
+use sidegate_policies::objects::Namespace;
 
 use super::certificate::{self, Life};
 use super::check::PODS_WEBHOOK;
-use super::seen::{self, condition, is_ready, labels, list, text, Seen};
+use super::seen::{self, condition, is_ready, list, text, Seen};
 use super::unprotected;
 use crate::cluster::{Cluster, Where, ACCESS_REQUESTS};
 use crate::out::{visible, Out, Tone};
@@ -62,7 +63,7 @@ impl Told {
             namespaces: seen
                 .namespaces
                 .iter()
-                .filter(|stored| is_labelled(&labels(stored)))
+                .filter(|stored| is_labelled(&Namespace::of(stored)))
                 .map(|stored| namespace(stored, &pods, &unprotected))
                 .collect(),
             profiles: seen.profiles.iter().map(profile).collect(),
@@ -232,7 +233,7 @@ fn namespace(
     pods: &Result<Vec<Value>, String>,
     unprotected: &Result<Vec<unprotected::Found>, String>,
 ) -> Value {
-    let namespace = labels(stored);
+    let namespace = Namespace::of(stored);
     let live = |pod: &&Value| !has_ended(pod);
     let here = |pod: &&Value| text(pod, "/metadata/namespace") == namespace.name;
     let mut entry = json!({

@@ -183,21 +183,7 @@ impl Seen {
             .namespaces
             .iter()
             .find(|stored| text(stored, "/metadata/name") == name)?;
-        Some((labels(stored), stored))
-    }
-}
-
-/// A namespace as it is read.
-pub fn labels(stored: &Value) -> Namespace {
-    let labels = stored
-        .pointer("/metadata/labels")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten();
-    let text = |(key, value): (&String, &Value)| Some((key.clone(), value.as_str()?.to_owned()));
-    Namespace {
-        name: self::text(stored, "/metadata/name").to_owned(),
-        labels: labels.filter_map(text).collect(),
+        Some((Namespace::of(stored), stored))
     }
 }
 
@@ -228,7 +214,7 @@ pub fn pods(cluster: &Cluster, seen: &Seen, only: Option<&str>) -> Result<Vec<Va
     let labelled: BTreeSet<&str> = seen
         .namespaces
         .iter()
-        .filter(|stored| is_labelled(&labels(stored)))
+        .filter(|stored| is_labelled(&Namespace::of(stored)))
         .map(|stored| text(stored, "/metadata/name"))
         .collect();
     let mut all = Vec::new();

@@ -10,8 +10,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{json, Value};
 use sidegate_injector::standing::{has_ended, labelled_at, outdated, unprotected};
+use sidegate_policies::objects::Namespace;
 
-use super::seen::{self, labels, text, Seen};
+use super::seen::{self, text, Seen};
 use super::HomeArg;
 use crate::cluster::{Cluster, ClusterArgs};
 use crate::out::{visible, Format, Out, Tone};
@@ -171,7 +172,7 @@ pub fn run_outdated(args: &OutdatedArgs, out: &Out) -> Result<ExitCode> {
         let Some(stored) = stored.filter(|_| !has_ended(&pod)) else {
             continue;
         };
-        let told = outdated(&injecting, &labels(stored), &pod);
+        let told = outdated(&injecting, &Namespace::of(stored), &pod);
         if !told.is_empty() {
             let name = text(&pod, "/metadata/name").to_owned();
             found.insert((namespace.to_owned(), name), told);

@@ -14,11 +14,11 @@ use kube::{Api, Client};
 use serde_json::Value;
 use sidegate_cluster::events::{self, warning, About};
 use sidegate_cluster::{answered, Failed};
-use sidegate_policies::objects::INJECT;
+use sidegate_policies::objects::{Namespace, INJECT};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{namespace, Kind, Leader};
+use super::{Kind, Leader};
 use crate::probe::now;
 use crate::standing::{labelled_at, unprotected, Belief, Reason, Unprotected};
 
@@ -155,7 +155,7 @@ impl Watchdog {
 
     /// Looks at the pods of one namespace, page by page.
     async fn pods(&self, belief: &Belief, stored: &Value, look: &mut Look) -> Result<(), Blind> {
-        let (namespace, since) = (namespace(stored), labelled_at(stored));
+        let (namespace, since) = (Namespace::of(stored), labelled_at(stored));
         // Whole, as the server has them: fields that our types do not know count too.
         let resource = ApiResource::erase::<Pod>(&());
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &namespace.name, &resource);

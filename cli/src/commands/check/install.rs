@@ -2,11 +2,12 @@
 
 use serde_json::{json, Value};
 use sidegate_injector::standing::is_labelled;
+use sidegate_policies::objects::Namespace;
 
 use super::{Finding, Look};
 use crate::cluster::{Refused, Where};
 use crate::commands::certificate::{self, Life};
-use crate::commands::seen::{self, labels, list, text};
+use crate::commands::seen::{self, list, text};
 
 /// The webhook that makes sidecars.
 pub const PODS_WEBHOOK: &str = "pods.sidegate.dev";
@@ -144,7 +145,7 @@ pub fn answers(look: &Look<'_>) -> Finding {
     let namespace = match look.namespace {
         Some(namespace) => namespace.to_owned(),
         None => match look.cluster.list::<Value>(seen::NAMESPACES, Where::Everywhere) {
-            Ok(all) => match all.iter().find(|stored| is_labelled(&labels(stored))) {
+            Ok(all) => match all.iter().find(|stored| is_labelled(&Namespace::of(stored))) {
                 Some(stored) => text(stored, "/metadata/name").to_owned(),
                 None => {
                     return Finding::unknown(

@@ -1,15 +1,15 @@
-//! The labelled namespaces: labels, profiles, pod security, quotas.
+//! The labelled namespaces: profiles, pod security, quotas.
 
 use serde_json::Value;
 use sidegate_injector::admit::is_enabled;
 use sidegate_injector::standing::is_labelled;
 use sidegate_injector::Snapshot;
 use sidegate_policies::api::injection_profile::{InjectionProfileSpec, Tier};
-use sidegate_policies::objects::PROFILE;
+use sidegate_policies::objects::{Namespace, PROFILE};
 
 use super::{Finding, Look};
 use crate::cluster::Where;
-use crate::commands::seen::{self, labels, text, Seen};
+use crate::commands::seen::{self, text, Seen};
 use crate::commands::unprotected;
 
 const PSA: &str = "pod-security.kubernetes.io/enforce";
@@ -25,7 +25,7 @@ pub fn findings(look: &Look<'_>) -> Vec<Finding> {
     let mut findings = profiles(&injecting);
     let mut labelled = 0_usize;
     for stored in &seen.namespaces {
-        let namespace = labels(stored);
+        let namespace = Namespace::of(stored);
         let what = format!("namespace {}", namespace.name);
         // Nobody is asked about a namespace whose label is misspelt: here is the one place that says so.
         if let Err(refusal) = is_enabled(&namespace) {
