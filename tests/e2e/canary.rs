@@ -49,6 +49,13 @@ pub fn listen() {
     let _ = json.with_writer(|| Kept).try_init();
 }
 
+/// Whether a line was logged that holds all of these.
+pub fn logged(parts: &[&str]) -> bool {
+    let logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    let text = String::from_utf8_lossy(&logged);
+    text.lines().any(|line| parts.iter().all(|part| line.contains(part)))
+}
+
 /// Places that were searched, and what each must never show.
 struct Scan {
     never: Vec<(&'static str, Vec<u8>)>,

@@ -25,6 +25,7 @@ mod plane;
 mod relay;
 mod replicas;
 mod requests;
+mod restored;
 mod rolled;
 mod site;
 mod tokens;
@@ -299,6 +300,10 @@ const ALONE: &[(&str, Alone)] = &[
     (
         "outage::sessions_outlive_an_absent_api_server_and_a_restarted_broker",
         outage::sessions_outlive_an_absent_api_server_and_a_restarted_broker,
+    ),
+    (
+        "restored::a_restored_store_is_newer_once_its_generation_is_raised",
+        restored::a_restored_store_is_newer_once_its_generation_is_raised,
     ),
     (
         "replicas::nothing_fails_while_brokers_restart_and_keys_rotate",

@@ -104,6 +104,7 @@ pub struct Cluster {
     pub authority: Authority,
     /// Where a port-forward of brokers' pods ends that [`Cluster::kwok`] plays the kubelet of.
     pub forwarded: u16,
+    place: settings::Place,
     /// In the order they were started; stopped the other way round.
     servers: Vec<Server>,
 }
@@ -136,38 +137,69 @@ impl Cluster {
     /// The same at an address: one that is not on loopback is served to pods, too.
     fn at(programs: &Programs, address: Ipv4Addr, port: u16) -> Result<Cluster> {
         let folder = Folder(Some(tempfile::Builder::new().prefix("sidegate-cluster-").tempdir()?));
+        let place = settings::Place {
+            address,
+            port,
+            store: [ports::free()?, ports::free()?],
+        };
         let mut cluster = Cluster {
             programs: programs.clone(),
             server: format!("https://{address}:{port}"),
             folder,
             authority: Authority::new()?,
             forwarded: ports::free()?,
+            place,
             servers: Vec::new(),
         };
         settings::write(cluster.folder.path(), &cluster.server, &cluster.authority)?;
-        let (client, peer) = (ports::free()?, ports::free()?);
-        cluster.run("etcd", &[], settings::etcd(cluster.folder.path(), client, peer))?;
-        cluster.until("etcd answers", || {
+        cluster.plane()?;
+        Ok(cluster)
+    }
+
+    /// Starts the servers on what the folder holds.
+    fn plane(&mut self) -> Result<()> {
+        let [client, _] = self.place.store;
+        self.run("etcd", &[], settings::etcd(self.folder.path(), &self.place))?;
+        self.until("etcd answers", || {
             Ok(std::net::TcpStream::connect(("127.0.0.1", client)).is_ok())
         })?;
-        let place = settings::Place { address, port };
-        let arguments = settings::api_server(cluster.folder.path(), &cluster.server, &place, client);
-        cluster.run("kube", &["kube-apiserver"], arguments)?;
-        cluster.until("the API server is ready", || {
-            Ok(cluster
+        let arguments = settings::api_server(self.folder.path(), &self.server, &self.place);
+        self.run("kube", &["kube-apiserver"], arguments)?;
+        self.until("the API server is ready", || {
+            Ok(self
                 .ask(User::Admin, &["get", "--raw", "/readyz"], "")?
                 .status
                 .success())
         })?;
-        let arguments = settings::controllers(cluster.folder.path(), ports::free()?);
-        cluster.run("kube", &["kube-controller-manager"], arguments)?;
-        let arguments = settings::scheduler(cluster.folder.path(), ports::free()?);
-        cluster.run("kube", &["kube-scheduler"], arguments)?;
-        cluster.until("namespace default has its service account", || {
+        let arguments = settings::controllers(self.folder.path(), ports::free()?);
+        self.run("kube", &["kube-controller-manager"], arguments)?;
+        let arguments = settings::scheduler(self.folder.path(), ports::free()?);
+        self.run("kube", &["kube-scheduler"], arguments)?;
+        self.until("namespace default has its service account", || {
             let account = ["get", "serviceaccount", "default", "--namespace", "default"];
-            Ok(cluster.ask(User::Admin, &account, "")?.status.success())
-        })?;
-        Ok(cluster)
+            Ok(self.ask(User::Admin, &account, "")?.status.success())
+        })
+    }
+
+    /// A copy of etcd's data, as it is in one moment: what a machine would find on its disk that lost power then.
+    pub fn store_copied(&self) -> Result<tempfile::TempDir> {
+        let copy = tempfile::Builder::new().prefix("sidegate-etcd-").tempdir()?;
+        let _still = self.freeze("etcd")?;
+        copied(
+            &self.folder.path().join(settings::STORE),
+            &copy.path().join(settings::STORE),
+        )?;
+        Ok(copy)
+    }
+
+    /// Stops every server, puts such a copy in the place of etcd's data, and starts them again where they were: versions
+    /// of objects count on from where the copy was made.
+    pub fn restore(&mut self, copy: &Path) -> Result<()> {
+        while self.servers.pop().is_some() {}
+        let store = self.folder.path().join(settings::STORE);
+        std::fs::remove_dir_all(&store)?;
+        copied(&copy.join(settings::STORE), &store)?;
+        self.plane()
     }
 
     /// Plays the kubelet for nodes annotated `kwok.x-k8s.io/node: fake`; a port-forward to the people's face of a broker's
@@ -385,6 +417,12 @@ impl Cluster {
         })?;
         Ok(name)
     }
+}
+
+fn copied(from: &Path, to: &Path) -> Result<()> {
+    let done = Command::new("cp").arg("-a").args([from, to]).status()?;
+    ensure!(done.success(), "cp -a {} {}", from.display(), to.display());
+    Ok(())
 }
 
 /// A server that answers nothing.

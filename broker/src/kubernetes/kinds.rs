@@ -2,9 +2,9 @@
 //!
 //! Refuses to begin before every kind was listed once: what is not known yet could restrict what is. The invariants:
 //! a Lockdown is in force without waiting for anything else; a change of the rest is handed on whole, within a
-//! quarter of a second.
+//! quarter of a second; what was consumed at one version is never replaced by something of a lower one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -62,6 +62,21 @@ struct Seen {
     /// Up to which version everything of a kind is in `stored`.
     versions: BTreeMap<Kind, u64>,
     listed: Vec<Kind>,
+    /// Kinds of which the store was heard at a lower version than before.
+    lower: BTreeSet<Kind>,
+}
+
+/// What came of a step.
+#[derive(Debug, PartialEq, Eq)]
+enum Taken {
+    /// Nothing that concerns anybody.
+    Nothing,
+    /// Something we read is another now.
+    News,
+    /// The store counts lower than this version, which was consumed.
+    Lower(u64),
+    /// The kind must be listed anew before more of it is taken.
+    Unlisted,
 }
 
 impl Kinds {
@@ -193,25 +208,48 @@ impl Kinds {
     }
 
     fn take(&self, kind: Kind, step: Step<(Key, Arc<Value>)>) {
-        if !self.seen().take(kind, step) {
-            return;
-        }
-        let told = match kind {
-            Kind::Lockdown => &self.lockdowns,
-            _ => &self.rest,
+        let version = step.1;
+        let (told, again) = match kind {
+            Kind::Lockdown => (&self.lockdowns, &self.elsewhere),
+            _ => (&self.rest, &self.again),
         };
-        told.send_modify(|generation| *generation = generation.wrapping_add(1));
+        let taken = self.seen().take(kind, step);
+        match taken {
+            Taken::Nothing => {}
+            Taken::News => told.send_modify(|generation| *generation = generation.wrapping_add(1)),
+            Taken::Unlisted => {
+                again.send_replace(u64::MAX);
+            }
+            Taken::Lower(held) => tracing::error!(
+                kind = kind.as_str(),
+                version,
+                held,
+                "the store counts lower than before, and nothing of it is taken: where it was restored from a backup, \
+                 raise store.generation"
+            ),
+        }
     }
 }
 
 impl Seen {
-    /// Whether anything we read is another now, or more of the store was read than before.
-    fn take(&mut self, kind: Kind, (change, version): Step<(Key, Arc<Value>)>) -> bool {
-        // A store that was restored from a copy counts lower; what was consumed stays consumed.
+    /// A store that was restored from a copy counts lower. Nothing of it is taken as of the version that was consumed:
+    /// sidecars would take it for no older than what they hold. Once it counts higher again, what was missed is known
+    /// from a list alone (test `a_restored_store_is_newer_once_its_generation_is_raised`).
+    fn take(&mut self, kind: Kind, (change, version): Step<(Key, Arc<Value>)>) -> Taken {
         let known = self.versions.entry(kind).or_default();
+        if version < *known {
+            return match self.lower.insert(kind) {
+                true => Taken::Lower(*known),
+                false => Taken::Nothing,
+            };
+        }
+        if self.lower.contains(&kind) && !matches!(change, Some(Change::All(_))) {
+            return Taken::Unlisted;
+        }
+        self.lower.remove(&kind);
         let rose = version > *known;
-        *known = version.max(*known);
-        match change {
+        *known = version;
+        let news = match change {
             None => false,
             Some(Change::All(listed)) => self.replace(kind, listed) || rose,
             Some(Change::Put((key, object))) => {
@@ -220,6 +258,10 @@ impl Seen {
                 !before.is_some_and(|before| same(&before, &object))
             }
             Some(Change::Gone((key, _))) => self.stored.remove(&key).is_some(),
+        };
+        match news {
+            true => Taken::News,
+            false => Taken::Nothing,
         }
     }
 
@@ -293,25 +335,29 @@ mod tests {
 
     use super::*;
 
+    type Changed = Option<Change<(Key, Arc<Value>)>>;
+
+    fn object(name: &str, port: u16) -> (Key, Arc<Value>) {
+        let key = Key {
+            kind: Kind::Target,
+            namespace: Some("data".to_owned()),
+            name: name.to_owned(),
+        };
+        (
+            key,
+            Arc::new(json!({"metadata": {"uid": name}, "spec": {"port": port}})),
+        )
+    }
+
+    fn all(objects: &[(&str, u16)]) -> Changed {
+        let objects = objects.iter().map(|(name, port)| object(name, *port));
+        Some(Change::All(objects.collect()))
+    }
+
     #[test]
     fn a_list_that_says_nothing_new_tells_nobody() {
-        let object = |name: &str, port: u16| {
-            let key = Key {
-                kind: Kind::Target,
-                namespace: Some("data".to_owned()),
-                name: name.to_owned(),
-            };
-            (
-                key,
-                Arc::new(json!({"metadata": {"uid": name}, "spec": {"port": port}})),
-            )
-        };
-        let all = |objects: &[(&str, u16)]| {
-            let objects = objects.iter().map(|(name, port)| object(name, *port));
-            Some(Change::All(objects.collect()))
-        };
         let mut seen = Seen::default();
-        let mut tells = |change, version| seen.take(Kind::Target, (change, version));
+        let mut tells = |change, version| seen.take(Kind::Target, (change, version)) == Taken::News;
         assert!(tells(all(&[]), 4), "the first one, though empty");
         assert!(tells(all(&[("one", 1)]), 5));
         assert!(!tells(all(&[("one", 1)]), 5), "nothing is another");
@@ -321,5 +367,28 @@ mod tests {
         assert!(tells(all(&[("two", 2)]), 7), "another name");
         assert!(tells(all(&[]), 7), "gone");
         assert!(!tells(Some(Change::Gone(object("two", 2))), 7), "gone before");
+    }
+
+    #[test]
+    fn a_store_that_counts_lower_replaces_nothing_until_a_list_is_ahead_again() {
+        let mut seen = Seen::default();
+        let take = |seen: &mut Seen, change, version| seen.take(Kind::Target, (change, version));
+        let put = |port| Some(Change::Put(object("one", port)));
+        assert_eq!(take(&mut seen, all(&[("one", 1), ("two", 1)]), 9), Taken::News);
+        assert_eq!(take(&mut seen, all(&[("one", 2)]), 5), Taken::Lower(9));
+        assert_eq!(take(&mut seen, put(3), 6), Taken::Nothing, "it is said once");
+        let held = seen.stored.clone();
+        assert_eq!(held.get(&object("one", 1).0), Some(&object("one", 1).1), "{held:?}");
+        // What was changed between the two versions was not taken, so one change alone says too little.
+        assert_eq!(take(&mut seen, put(4), 10), Taken::Unlisted);
+        assert_eq!(seen.stored, held);
+        assert_eq!(take(&mut seen, all(&[("one", 4)]), 10), Taken::News);
+        assert_eq!(seen.stored.len(), 1);
+        assert_eq!(take(&mut seen, put(5), 11), Taken::News, "and it goes on");
+        // Of another kind nothing was missed.
+        assert_eq!(
+            seen.take(Kind::Lockdown, (Some(Change::All(Vec::new())), 3)),
+            Taken::News
+        );
     }
 }

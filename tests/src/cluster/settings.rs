@@ -35,7 +35,12 @@ pub(super) struct Place {
     /// What its clients call it by.
     pub address: Ipv4Addr,
     pub port: u16,
+    /// Ports of etcd: for its client and for a peer.
+    pub store: [u16; 2],
 }
+
+/// etcd's data, within the folder.
+pub(super) const STORE: &str = "etcd";
 
 /// The kubeconfig of a user.
 pub(super) fn kubeconfig(user: User) -> &'static str {
@@ -106,16 +111,21 @@ fn owned(flags: &[&str]) -> Vec<String> {
     flags.iter().map(|flag| (*flag).to_owned()).collect()
 }
 
-pub(super) fn etcd(folder: &Path, client: u16, peer: u16) -> Vec<String> {
+pub(super) fn etcd(folder: &Path, place: &Place) -> Vec<String> {
+    let [client, peer] = place.store;
     vec![
-        file(folder, "data-dir", "etcd"),
+        file(folder, "data-dir", STORE),
         format!("--client-url=http://127.0.0.1:{client}"),
         format!("--peer-url=http://127.0.0.1:{peer}"),
     ]
 }
 
-pub(super) fn api_server(folder: &Path, server: &str, place: &Place, etcd: u16) -> Vec<String> {
-    let Place { address, port } = place;
+pub(super) fn api_server(folder: &Path, server: &str, place: &Place) -> Vec<String> {
+    let Place {
+        address,
+        port,
+        store: [etcd, _],
+    } = place;
     let bind = if address.is_loopback() {
         address
     } else {
