@@ -158,6 +158,8 @@ mod tests {
         assert_eq!(claims["ath"], "ungWv48Bz-pBQUDeXa4iI7ADYaOWF3qctBD_YfIAFa0");
     }
 
+    /// A row of the failure matrix: the token is missing or half-written. Metric: `sidegate_sat_age_seconds`, which shows
+    /// this age.
     #[test]
     fn the_token_file_is_opened_each_time_and_a_partial_one_is_never_used() {
         let dir = tempfile::tempdir().unwrap();

@@ -391,6 +391,8 @@ fn wrong(location: &str) -> Vec<(&'static str, Reply, StatusCode, &'static str)>
     ]
 }
 
+/// A row of the failure matrix, among others: a provider says no. Metrics: `sidegate_broker_provider_requests_total` of
+/// class Final, `sidegate_broker_leases_total` of those refused.
 #[tokio::test]
 async fn a_wrong_answer_gives_no_credential_and_its_words_go_nowhere() {
     let elsewhere = Provider::start(|_, _| Reply::Json(200, good())).await;
@@ -409,6 +411,9 @@ async fn a_wrong_answer_gives_no_credential_and_its_words_go_nowhere() {
         assert_eq!(again.body, answer.body, "{what}");
         if class != "Retry" {
             assert_eq!(provider.seen().len(), 1, "{what}");
+            let counted = format!(r#"sidegate_broker_provider_requests_total{{class="{class}",issuer="corp"}} 1"#);
+            world.shows(&counted);
+            world.shows(r#"sidegate_broker_leases_total{result="refused"} 2"#);
             world.clock.advance_ms(10_001);
             lease(&mut sidecar).await;
             assert_eq!(provider.seen().len(), 2, "{what}: forgotten in time");

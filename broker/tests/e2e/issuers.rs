@@ -393,11 +393,7 @@ async fn a_provider_is_counted_by_what_comes_of_it_and_shown_while_it_is_left_al
     let world = world(&provider, "").await;
     let mut sidecar = world.sidecar().await;
     assert_eq!(lease(&mut sidecar).await.status, StatusCode::OK);
-    let shows = |line: &str| {
-        let front = world.running.front();
-        let text = String::from_utf8(front.metrics.text(front).unwrap().0).unwrap();
-        assert!(text.lines().any(|shown| shown == line), "{line}\n{text}");
-    };
+    let shows = |line: &str| world.shows(line);
     shows(r#"sidegate_broker_provider_requests_total{class="Ok",issuer="corp"} 1"#);
     shows(r#"sidegate_broker_provider_circuit_open{issuer="corp"} 0"#);
     world.clock.advance_ms(60_000);

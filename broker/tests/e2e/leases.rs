@@ -44,6 +44,7 @@ async fn a_target_outside_the_bundle_gets_no_credential() {
     }
 }
 
+/// A row of the failure matrix: a Secret that is gone. Metric: `sidegate_broker_leases_total` of those refused.
 #[tokio::test]
 async fn a_secret_others_may_read_or_that_is_missing_is_refused_without_detail() {
     let world = World::start().await;
@@ -58,6 +59,7 @@ async fn a_secret_others_may_read_or_that_is_missing_is_refused_without_detail()
     fs::remove_file(&password).unwrap();
     let missing = lease(&mut sidecar, "local/shop").await;
     assert_eq!(missing.body, open.body);
+    world.shows(r#"sidegate_broker_leases_total{result="refused"} 2"#);
     assert!(!open.body.to_string().contains("shop-agent"));
 }
 

@@ -138,6 +138,19 @@ impl World {
         Client::new(&self.running.front_url, &self.running.ca_pem, self.clock.clone())
     }
 
+    /// The page of metrics.
+    pub fn page(&self) -> String {
+        let front = self.running.front();
+        String::from_utf8(front.metrics.text(front).unwrap().0).unwrap()
+    }
+
+    /// It has this line.
+    #[track_caller]
+    pub fn shows(&self, line: &str) {
+        let page = self.page();
+        assert!(page.lines().any(|shown| shown == line), "{line}\n{page}");
+    }
+
     /// A client with a session.
     pub async fn sidecar(&self) -> Client {
         let mut client = self.client();
