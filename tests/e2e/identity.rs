@@ -13,6 +13,7 @@ use sidegate_tests::psql::psql;
 use sidegate_tests::shop::{DATABASE, ROLE};
 use sidegate_tests::{ports, wire};
 
+use crate::outage::number;
 use crate::site::{effective_rights, may, until, Agent, BROKER};
 
 /// The audience the database expects.
@@ -303,12 +304,18 @@ pub fn a_bound_token_is_a_login_until_its_pod_is_gone(cluster: &Cluster) -> Resu
     let mut open = wire::Wire::login(local, DATABASE)?;
     ensure!(open.alive()?, "the session does not live");
     let token = agent.token()?;
+    let nobody = r#"sidegate_broker_exchanges_total{reason="review",result="refused"}"#;
+    let counted = || Ok(number(&agent.site, nobody)?.unwrap_or(0));
+    let before = counted()?;
     agent.delete_pod()?;
     until(
         "the open session ends",
         || Ok(open.alive().unwrap_or(false)),
         |alive| !alive,
     )?;
+    ensure!(sidecar.authority().metrics.cut.get() >= 1, "what ended the session");
+    // Its sidecar tries again and again.
+    until("its exchanges are refused and counted", counted, |now| *now > before)?;
     let refused = said(&agent, &token)?;
     ensure!(refused == "review: not authenticated", "{refused}");
     let after = until("a new session is refused", read, |said| said.code != 0)?;

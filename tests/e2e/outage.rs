@@ -101,7 +101,7 @@ fn caught_up(cluster: &Cluster, site: &Site) -> Result<()> {
 }
 
 /// A number of the broker's page of metrics, summed over what begins so, if anything does.
-fn number(site: &Site, begins: &str) -> Result<Option<u64>> {
+pub fn number(site: &Site, begins: &str) -> Result<Option<u64>> {
     let health = site.broker.health_addr.context("no health port")?;
     let (_, page) = site.runtime.block_on(get(health, "GET /metrics"))?;
     let lines = page.lines().filter(|line| line.starts_with(begins));
