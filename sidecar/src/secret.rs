@@ -1,7 +1,8 @@
 //! Wrappers around secret material: wiped when dropped, and impossible to print, clone or serialise.
 //!
 //! A [`Secret`] has no Debug, Display, Clone or Serialize; logs may show [`Secret::fingerprint`], eight hex digits of
-//! its SHA-256. Copies inside hyper, rustls and serde buffers are out of reach here and are wiped by the allocator.
+//! its SHA-256. Copies inside hyper, rustls and serde buffers are out of reach here and are wiped by the allocator
+//! (`.cargo/config.toml`).
 
 use zeroize::Zeroizing;
 

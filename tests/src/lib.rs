@@ -10,6 +10,7 @@ pub mod bearer;
 pub mod cli;
 pub mod cluster;
 pub mod disk;
+pub mod heap;
 pub mod http;
 pub mod middle;
 pub mod names;

@@ -9,6 +9,7 @@ mod clients;
 mod columns;
 mod copied;
 mod harness;
+mod heap;
 mod held;
 mod hidden;
 mod images;

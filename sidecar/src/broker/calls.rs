@@ -67,7 +67,8 @@ impl LeaseSource for Broker {
     fn lease(&self, request: LeaseRequest) -> BoxFuture<'static, Result<Lease, CredentialError>> {
         let broker = self.clone();
         async move {
-            let lease = broker.ask_for(Method::POST, "/v1/leases", Some(&request)).await;
+            let bytes = broker.json_apart(Method::POST, "/v1/leases", Some(&request)).await;
+            let lease = bytes.and_then(|bytes| serde_json::from_slice(&bytes).map_err(|_| CallError::Nonsense));
             lease.map_err(|error| {
                 tracing::warn!(%error, target = request.target, "the broker leased no credential");
                 credential_error(&error)

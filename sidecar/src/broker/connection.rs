@@ -116,14 +116,14 @@ struct ErrorBody {
 pub(super) struct Connection {
     url: Url,
     tls: TlsConnector,
-    names: Names,
+    names: Arc<Names>,
     tasks: Tasks,
     open: ArcSwapOption<SendRequest<Body>>,
     nonce: ArcSwapOption<String>,
 }
 
 impl Connection {
-    pub(super) fn new(url: Url, tls: Arc<ClientConfig>, names: Names, tasks: Tasks) -> Self {
+    pub(super) fn new(url: Url, tls: Arc<ClientConfig>, names: Arc<Names>, tasks: Tasks) -> Self {
         let mut config = (*tls).clone();
         config.alpn_protocols = vec![b"h2".to_vec()];
         Connection {

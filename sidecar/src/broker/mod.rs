@@ -1,6 +1,6 @@
 //! The broker, as this sidecar reaches it: over its network API, verified by its pinned authority, in local mode too.
 //!
-//! Owns the one HTTP/2 connection, the session token and the calls. Every call carries a proof made with this
+//! Owns the one HTTP/2 connection, one more for as long as a credential is on its way, the session token and the calls. Every call carries a proof made with this
 //! process's key. What the broker says no to is a typed error; nothing falls back to anything broader.
 
 mod calls;
@@ -48,6 +48,8 @@ pub struct Broker {
 
 struct Shared {
     connection: Connection,
+    /// For answers that hold a credential.
+    apart: Connection,
     identity: Identity,
     token: watch::Sender<Option<Arc<SessionToken>>>,
     renew: Notify,
@@ -56,8 +58,10 @@ struct Shared {
 impl Broker {
     /// A client that has not connected yet. It is the only one to use `tasks`.
     pub fn new(url: Url, tls: Arc<ClientConfig>, names: Names, identity: Identity, tasks: Tasks) -> Self {
+        let names = Arc::new(names);
         Broker {
             shared: Arc::new(Shared {
+                apart: Connection::new(url.clone(), tls.clone(), Arc::clone(&names), tasks.clone()),
                 connection: Connection::new(url, tls, names, tasks),
                 identity,
                 token: watch::Sender::new(None),
@@ -77,6 +81,7 @@ impl Broker {
     /// Lets the connection go once its calls are done, and waits for that a moment. Returns the tasks left behind.
     pub async fn close(&self) -> usize {
         self.shared.connection.close();
+        self.shared.apart.close();
         let _ = tokio::time::timeout(CLOSE, self.tasks().wait()).await;
         self.tasks().running()
     }
@@ -121,13 +126,39 @@ impl Broker {
         path: &str,
         body: Option<&impl serde::Serialize>,
     ) -> Result<Bytes, CallError> {
+        self.json_over(&self.shared.connection, method, path, body).await
+    }
+
+    /// The same for an answer that holds a credential, on a connection of its own. Whoever reads a connection keeps what
+    /// was read in its buffers until something else comes; these go with their connection, and the allocator wipes them
+    /// (test `nothing_of_a_password_is_left_once_its_lease_is_gone`).
+    pub(crate) async fn json_apart(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl serde::Serialize>,
+    ) -> Result<Bytes, CallError> {
+        let answer = self.json_over(&self.shared.apart, method, path, body).await;
+        self.shared.apart.close();
+        answer
+    }
+
+    async fn json_over(
+        &self,
+        over: &Connection,
+        method: Method,
+        path: &str,
+        body: Option<&impl serde::Serialize>,
+    ) -> Result<Bytes, CallError> {
         let bytes = match body {
             Some(body) => serde_json::to_vec(body).map_err(|_| CallError::Nonsense)?,
             None => Vec::new(),
         };
         let bytes = Bytes::from(bytes);
         let answer = self
-            .call(method, path, "application/json", || Full::new(bytes.clone()).boxed())
+            .call(over, method, path, "application/json", || {
+                Full::new(bytes.clone()).boxed()
+            })
             .await?;
         whole(answer).await
     }
@@ -141,7 +172,7 @@ impl Broker {
     ) -> Result<(mpsc::Sender<Bytes>, Response<Incoming>), CallError> {
         let up = std::sync::Mutex::new(None);
         let answer = self
-            .call(Method::POST, path, content_type, || {
+            .call(&self.shared.connection, Method::POST, path, content_type, || {
                 let (sender, receiver) = mpsc::channel::<Bytes>(64);
                 if let Some(first) = &first {
                     let _ = sender.try_send(first.clone());
@@ -158,15 +189,14 @@ impl Broker {
     /// A call with the session token. A token the broker no longer takes is renewed for the next call.
     async fn call(
         &self,
+        over: &Connection,
         method: Method,
         path: &str,
         content_type: &'static str,
         body: impl Fn() -> Body + Send + Sync,
     ) -> Result<Response<Incoming>, CallError> {
         let token = self.token().await?;
-        let answer = self
-            .shared
-            .connection
+        let answer = over
             .call(
                 &self.shared.identity,
                 method,

@@ -80,7 +80,7 @@ async fn call(steps: &[Step]) -> (Result<u16, CallError>, Vec<Option<String>>) {
         let _ = connection.serve_connection(TokioIo::new(stream), service).await;
     });
     let identity = Identity::new(std::path::Path::new("/nonexistent")).unwrap();
-    let connection = Connection::new(url, Arc::new(client), Names::new(&[]), tasks);
+    let connection = Connection::new(url, Arc::new(client), Arc::new(Names::new(&[])), tasks);
     let body = || Full::new(Bytes::from_static(b"x")).boxed();
     let answer = connection.call(&identity, Method::POST, "/token", None, "text/plain", body);
     let outcome = answer.await.map(|answer| answer.status().as_u16());

@@ -142,14 +142,12 @@ impl LeaseHandle {
     }
 
     /// Keeps a derived value as long as the lease lives.
-    pub fn keep_derived(&self, inputs: Vec<u8>, value: Zeroizing<Vec<u8>>) -> Derived {
-        let value = Arc::new(value);
+    pub fn keep_derived(&self, inputs: Vec<u8>, value: Derived) {
         let mut kept = self.kept();
         if kept.len() >= DERIVED_LIMIT {
             kept.clear();
         }
-        kept.insert(inputs, value.clone());
-        value
+        kept.insert(inputs, value);
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, HashMap<Vec<u8>, Derived>> {

@@ -6,6 +6,7 @@
 //! Invariant: a secret leaves only inside verified TLS, or by a mechanism that does not reveal it.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use bytes::{BufMut, Bytes};
 use sidegate_policies::api::target::WeakLogin;
@@ -383,13 +384,13 @@ async fn scram_exchange<S: AsyncRead + AsyncWrite + Unpin>(
     let challenge = expect(line, plan, done, 11).await?;
     let challenged = started.challenge(utf8(&challenge)?)?;
     let inputs = [challenged.rounds.to_be_bytes().as_slice(), &challenged.salt].concat();
-    let salted = match kept(plan.lease, &inputs) {
+    let salted = match plan.lease.derived(&inputs) {
         Some(salted) => salted,
         None => {
             let (salt, rounds) = (challenged.salt.clone(), challenged.rounds);
             let password = Zeroizing::new(password.to_owned());
             let work = Box::new(move || scram::salt_password(&password, &salt, rounds));
-            off.salted(work).await.ok_or(LoginError::Lost)?
+            Arc::new(off.salted(work).await.ok_or(LoginError::Lost)?)
         }
     };
     let (proven, last) = challenged.prove(&salted);
@@ -399,13 +400,8 @@ async fn scram_exchange<S: AsyncRead + AsyncWrite + Unpin>(
     proven.check(utf8(&signature)?)?;
     expect(line, plan, done, 0).await?;
     // Only a password that both sides know is worth keeping.
-    plan.lease.keep_derived(inputs, Zeroizing::new(salted.to_vec()));
+    plan.lease.keep_derived(inputs, salted);
     Ok(mechanism)
-}
-
-fn kept(lease: &LeaseHandle, inputs: &[u8]) -> Option<Salted> {
-    let kept = lease.derived(inputs)?;
-    <[u8; 32]>::try_from(kept.as_slice()).ok().map(Zeroizing::new)
 }
 
 async fn expect<S: AsyncRead + AsyncWrite + Unpin>(

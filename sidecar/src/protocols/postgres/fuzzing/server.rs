@@ -351,7 +351,7 @@ struct Here;
 
 impl Off for Here {
     async fn salted(&self, _: Box<dyn FnOnce() -> Salted + Send>) -> Option<Salted> {
-        Some(Zeroizing::new([7; 32]))
+        Some(Zeroizing::new(vec![7; 32]))
     }
 }
 
