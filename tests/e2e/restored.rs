@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
+use sidegate_policies::seal::Revisions;
 use sidegate_tests::cluster::{Cluster, Programs};
 use sidegate_tests::psql::{psql, Said};
 use sidegate_tests::shop::DATABASE;
@@ -83,6 +84,23 @@ fn back(site: &Site) -> Result<()> {
     .map(|_| ())
 }
 
+/// A broker that ran through the restore is made to list everything anew, as sidecars of other replicas do: it says that the
+/// store counts lower, and what is in force is no older than what was.
+fn lists_anew(site: &Site, held: &Revisions) -> Result<()> {
+    let front = site.broker.front();
+    for kind in ["AccessPolicy", "Lockdown"] {
+        let said = || {
+            front.catch_up.notify_one();
+            front.lockdowns.held_elsewhere(u64::from(u32::MAX));
+            canary::logged(&["counts lower than before", &format!("\"kind\":\"{kind}\"")])
+        };
+        until("it says that the store counts lower", || Ok(said()), |said| *said)?;
+    }
+    let now = front.index().revisions().clone();
+    ensure!(now.behind(held).is_none(), "{now:?} after {held:?}");
+    Ok(())
+}
+
 /// After the restore nothing lower is taken from a broker that ran through it nor from one that was started since, and
 /// both say why; with the generation raised the restored policies are in force, and so is a Lockdown of that store.
 pub fn a_restored_store_is_newer_once_its_generation_is_raised(programs: &Programs) -> Result<()> {
@@ -128,19 +146,7 @@ pub fn a_restored_store_is_newer_once_its_generation_is_raised(programs: &Progra
     );
     let gone = cluster.kubectl(&["get", "lockdowns", "-o", "name"], "")?;
     ensure!(gone.is_empty(), "{gone}");
-    // The broker that ran through it is made to list everything anew, as sidecars of other replicas do.
-    let front = Arc::clone(site.broker.front());
-    for kind in ["AccessPolicy", "Lockdown"] {
-        let said = || {
-            front.catch_up.notify_one();
-            front.lockdowns.held_elsewhere(u64::from(u32::MAX));
-            canary::logged(&["counts lower than before", &format!("\"kind\":\"{kind}\"")])
-        };
-        until("it says that the store counts lower", || Ok(said()), |said| *said)?;
-    }
-    drop(front);
-    let now = site.broker.front().index().revisions().clone();
-    ensure!(now.behind(&held).is_none(), "{now:?} after {held:?}");
+    lists_anew(&site, &held)?;
     two.hold("at the broker that ran through it")?;
 
     site = Arc::new(Arc::into_inner(site).context("the broker is held")?.restarted()?);
