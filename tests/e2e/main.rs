@@ -26,6 +26,7 @@ mod relay;
 mod replicas;
 mod requests;
 mod restored;
+mod rings;
 mod rolled;
 mod site;
 mod tokens;
@@ -308,6 +309,10 @@ const ALONE: &[(&str, Alone)] = &[
     (
         "replicas::nothing_fails_while_brokers_restart_and_keys_rotate",
         rolled::nothing_fails_while_brokers_restart_and_keys_rotate,
+    ),
+    (
+        "rings::nothing_fails_while_keys_of_months_rotate",
+        rings::nothing_fails_while_keys_of_months_rotate,
     ),
     (
         "replicas::a_dead_leader_is_followed_by_one_that_rotates",

@@ -18,7 +18,6 @@ use sidegate_broker::jwt::{PublicKey, SigningKey, Slot};
 use sidegate_broker::rings::{RingError, RingName};
 use sidegate_broker::{rotation, SharedRecords};
 use sidegate_tests::cluster::{Cluster, Programs};
-use sidegate_tests::ports;
 use sidegate_tests::psql::Said;
 
 use crate::applied::{Shop, NAME};
@@ -78,6 +77,8 @@ impl Clock for Shifted {
 pub struct Replicas {
     pub sites: Vec<Arc<Site>>,
     pub service: Service,
+    /// The same for the face that shows our keys.
+    issuer: Service,
     clock: Arc<Shifted>,
     pub change: Arc<Change>,
     pub cluster: Cluster,
@@ -115,14 +116,14 @@ impl Replicas {
         let cluster = Cluster::start(programs)?;
         charts::install_kinds(&cluster)?;
         install(&cluster)?;
-        let (service, issuer, clock) = (Service::start()?, ports::free()?, Arc::new(Shifted::default()));
+        let (service, issuer, clock) = (Service::start()?, Service::start()?, Arc::new(Shifted::default()));
         clock.0.store(shifted, Ordering::SeqCst);
-        let (front, time) = (service.port, Arc::clone(&clock));
+        let (front, back, time) = (service.port, issuer.port, Arc::clone(&clock));
         let records = tempfile::Builder::new().prefix("sidegate-records-").tempdir()?;
         let folder = records.path().to_owned();
         let change: Arc<Change> = Arc::new(move |config| {
             config.front_url = Some(format!("https://127.0.0.1:{front}"));
-            config.issuer_url = Some(format!("https://127.0.0.1:{issuer}"));
+            config.issuer_url = Some(format!("https://127.0.0.1:{back}"));
             config.clock = Arc::clone(&time) as Arc<dyn Clock>;
             config.limits = limits;
             // A broker that starts again on its state has its ports again, and with them its name.
@@ -138,12 +139,15 @@ impl Replicas {
         let replicas = Replicas {
             sites,
             service,
+            issuer,
             clock,
             change,
             cluster,
             records,
         };
         replicas.service.to(&ports(&replicas.all()));
+        let faces: Vec<u16> = replicas.sites.iter().map(|site| site.issuer_port()).collect();
+        replicas.issuer.to(&faces);
         Ok(replicas)
     }
 

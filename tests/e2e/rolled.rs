@@ -189,7 +189,7 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 
 /// What goes on meanwhile, and how often it did.
 #[derive(Default)]
-struct Load {
+pub struct Load {
     stop: AtomicBool,
     exchanges: AtomicU64,
     closed: AtomicU64,
@@ -231,7 +231,7 @@ impl Load {
     }
 
     /// Until so many more exchanges went well.
-    fn more(&self, count: u64) -> Result<()> {
+    pub fn more(&self, count: u64) -> Result<()> {
         let before = self.exchanges.load(Ordering::SeqCst);
         let now = || Ok(self.exchanges.load(Ordering::SeqCst));
         until("more exchanges", now, |now| {
@@ -248,7 +248,7 @@ impl Load {
 }
 
 /// Runs `meanwhile` under load of these callers, and of statements at a port; answers what went well.
-fn under_load(
+pub fn under_load(
     callers: Vec<Caller>,
     target: &str,
     statements: Option<u16>,
@@ -317,20 +317,24 @@ fn agreed(replicas: &Replicas, count: usize) -> Result<Vec<KeyInfo>> {
     .map(|mut lists| lists.remove(0))
 }
 
+/// A moment of the brokers passes by itself, under load.
+pub fn passes(replicas: &Replicas, load: &Load, seconds: i64) -> Result<()> {
+    let clock = replicas.clock();
+    // Two seconds before it, and then time goes on as it does.
+    load.at(replicas, (seconds - 2) * 1000 - SystemClock.now_ms());
+    until(
+        "the moment passes",
+        || Ok(clock.now()),
+        |now| load.stop.load(Ordering::SeqCst) || *now > seconds + 2,
+    )?;
+    load.more(20)
+}
+
 /// The next key of sessions is published, comes into use, and the last one goes; and the authority of both faces is
 /// replaced. Each moment passes by itself, under load.
 fn rotations(replicas: &Replicas, load: &Load) -> Result<()> {
     let clock = replicas.clock();
-    let passes = |seconds: i64| {
-        // Two seconds before it, and then time goes on as it does.
-        load.at(replicas, (seconds - 2) * 1000 - SystemClock.now_ms());
-        until(
-            "the moment passes",
-            || Ok(clock.now()),
-            |now| load.stop.load(Ordering::SeqCst) || *now > seconds + 2,
-        )?;
-        load.more(20)
-    };
+    let passes = |seconds: i64| passes(replicas, load, seconds);
     let first = agreed(replicas, 1)?.remove(0);
     passes(first.usable_from + 22 * 3600)?;
     let next = agreed(replicas, 2)?.remove(1);
@@ -366,7 +370,7 @@ fn rotations(replicas: &Replicas, load: &Load) -> Result<()> {
 }
 
 /// Callers with pods of their own beside the shop's agent.
-fn callers(replicas: &Replicas, namespace: &str, names: [&str; 2]) -> Result<Vec<Caller>> {
+pub fn callers(replicas: &Replicas, namespace: &str, names: [&str; 2]) -> Result<Vec<Caller>> {
     let audience = replicas.sites[0].audience();
     let mut callers = Vec::new();
     for name in names {
@@ -382,21 +386,25 @@ fn callers(replicas: &Replicas, namespace: &str, names: [&str; 2]) -> Result<Vec
     Ok(callers)
 }
 
-/// No exchange, no lease and no statement fails while every broker is restarted in turn; none of the first two while the
-/// keys and the authority are replaced. What was recorded meanwhile is one record.
-pub fn nothing_fails_while_brokers_restart_and_keys_rotate(programs: &Programs) -> Result<()> {
+/// More than any load asks for.
+pub fn limits() -> Limits {
     let many = Rate {
         per_second: 10_000,
         burst: 10_000,
     };
-    let limits = Limits {
+    Limits {
         stranger: many,
         newcomer: many,
         known: many,
         exchange: many,
         pod: many,
-    };
-    let mut replicas = Replicas::start_with(programs, -BEFORE_MS, limits)?;
+    }
+}
+
+/// No exchange, no lease and no statement fails while every broker is restarted in turn; none of the first two while the
+/// keys and the authority are replaced. What was recorded meanwhile is one record.
+pub fn nothing_fails_while_brokers_restart_and_keys_rotate(programs: &Programs) -> Result<()> {
+    let mut replicas = Replicas::start_with(programs, -BEFORE_MS, limits())?;
     replicas.shift(0);
     let shop = Shop::of(Agent::of(&replicas.cluster, Arc::clone(&replicas.sites[0]), |_| {})?)?;
     shop.open()?;

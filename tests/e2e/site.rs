@@ -195,6 +195,11 @@ impl Site {
         self.broker.front_addr.port()
     }
 
+    /// Port of the face that shows our keys.
+    pub fn issuer_port(&self) -> u16 {
+        self.ports[1]
+    }
+
     /// Ends the broker; answers the folder with its state.
     pub fn end(self) -> tempfile::TempDir {
         self.runtime.block_on(self.broker.shutdown());

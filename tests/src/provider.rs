@@ -173,13 +173,12 @@ pub struct Trust {
 
 /// The claims of an assertion about an agent that proves itself for this audience, and lives so long.
 pub fn verify(jwt: &str, trust: &Trust, audience: &str, life: u64) -> Result<Value> {
-    let parts: Vec<&str> = jwt.split('.').collect();
-    let [head, body, signature] = parts.as_slice() else {
-        bail!("not three segments")
-    };
-    let part = |text: &str| -> Result<Value> { Ok(serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text)?)?) };
-    let (head, claims) = (part(head)?, part(body)?);
-    ensure!(head["alg"] == "ES256", "alg {}", head["alg"]);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    verify_by(&published(trust)?, jwt, trust, audience, (life, now))
+}
+
+/// The issuer's keys, by its own discovery.
+pub fn published(trust: &Trust) -> Result<Value> {
     let discovery = get(trust, "/.well-known/openid-configuration")?;
     ensure!(
         discovery["issuer"] == trust.issuer.as_str(),
@@ -188,7 +187,27 @@ pub fn verify(jwt: &str, trust: &Trust, audience: &str, life: u64) -> Result<Val
     let keys = discovery["jwks_uri"]
         .as_str()
         .and_then(|uri| uri.strip_prefix(&trust.issuer));
-    let jwks = get(trust, keys.context("keys elsewhere")?)?;
+    get(trust, keys.context("keys elsewhere")?)
+}
+
+fn part(text: &str) -> Result<Value> {
+    Ok(serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text)?)?)
+}
+
+/// The id of the key that signed a token, as it says.
+pub fn kid(jwt: &str) -> Result<String> {
+    let head = part(jwt.split('.').next().unwrap_or_default())?;
+    Ok(head["kid"].as_str().context("no kid")?.to_owned())
+}
+
+/// The same by these keys, at this time in seconds since 1970.
+pub fn verify_by(jwks: &Value, jwt: &str, trust: &Trust, audience: &str, (life, now): (u64, u64)) -> Result<Value> {
+    let parts: Vec<&str> = jwt.split('.').collect();
+    let [head, body, signature] = parts.as_slice() else {
+        bail!("not three segments")
+    };
+    let (head, claims) = (part(head)?, part(body)?);
+    ensure!(head["alg"] == "ES256", "alg {}", head["alg"]);
     let mut keys = jwks["keys"].as_array().into_iter().flatten();
     let key = keys.find(|key| key["kid"] == head["kid"]).context("no such key")?;
     let mut point = vec![4];
@@ -203,7 +222,6 @@ pub fn verify(jwt: &str, trust: &Trust, audience: &str, life: u64) -> Result<Val
     ensure!(claims["aud"] == audience, "aud {}", claims["aud"]);
     let agent = claims["sub"].as_str().is_some_and(|sub| sub.starts_with("sg:"));
     ensure!(agent, "sub {}", claims["sub"]);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let lives = claims["exp"]
         .as_u64()
         .is_some_and(|exp| exp > now && exp <= now + life + 5);
