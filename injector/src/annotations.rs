@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 use sidegate_policies::api::injection_profile::{InjectionProfileSpec, PodAnnotation};
-use sidegate_policies::objects::INJECT;
+use sidegate_policies::objects::{INJECT, INJECTED_BY};
 use sidegate_policies::quantity::{ByteSize, CpuShare};
 
 use crate::form::{others, text};
@@ -106,6 +106,8 @@ pub fn opts_out(pod: &Value) -> Result<bool, Refusal> {
                 );
                 return Err(Refusal::invalid("label", message));
             }
+            // Ours: what a template or an earlier round has of it is made anew.
+            (INJECTED_BY, _) => {}
             _ => {
                 let message = format!("there is no label {key} of pods; remove it: the one there is is {INJECT}");
                 return Err(Refusal::invalid("label", message));

@@ -14,7 +14,9 @@ use tokio::sync::watch;
 pub use crate::certificates::Lives;
 pub use crate::files::{FileError, Files};
 use crate::install::Install;
-use crate::kubernetes::{connect, follow_authority, Absent, Cluster, Configurations, Keeper, Leader, Watchdog};
+use crate::kubernetes::{
+    connect, follow_authority, Absent, Cluster, Configurations, Keeper, Leader, Profiles, Watchdog,
+};
 pub use crate::kubernetes::{Wanted, WATCH_EVERY};
 use crate::metrics::Metrics;
 use crate::ops::{self, Ops};
@@ -50,6 +52,8 @@ pub struct InjectorConfig {
     pub replica: String,
     /// How often the leader looks for pods without a valid sidecar; [`WATCH_EVERY`] but in tests.
     pub watch_every: Duration,
+    /// Whether its leader tells in the status of InjectionProfiles what it counts. Of two releases side by side one does.
+    pub report_profiles: bool,
 }
 
 /// Where the webhook's certificate comes from.
@@ -68,6 +72,15 @@ pub enum InstallFrom {
     Given(Install),
     /// All but the authority, which the broker publishes in this namespace.
     Published(Install),
+}
+
+impl InstallFrom {
+    /// What is known from the start: all but the authority.
+    fn told(&self) -> &Install {
+        match self {
+            InstallFrom::Given(install) | InstallFrom::Published(install) => install,
+        }
+    }
 }
 
 /// Why an injector did not start.
@@ -150,11 +163,13 @@ async fn started(config: InjectorConfig, tasks: &Tasks) -> Result<Running, Start
     let leader = Arc::new(leader);
     let _ = ops.leader.set(Arc::clone(&leader));
     tasks.spawn(Arc::clone(&leader).run(tasks.stopping()));
+    let profiles = config.report_profiles.then(|| Profiles::new(client.clone()));
     let watchdog = Watchdog::new(
         client.clone(),
         &config.namespace,
         Arc::clone(&leader),
         config.watch_every,
+        profiles.clone(),
     );
     tasks.spawn(watchdog.run(count, tasks.stopping()));
     match config.certificates {
@@ -164,15 +179,21 @@ async fn started(config: InjectorConfig, tasks: &Tasks) -> Result<Running, Start
         }
         Certificates::SelfManaged(wanted) => {
             let shared = (Arc::clone(&configurations), Arc::clone(&served));
+            let leader = Arc::clone(&leader);
             Keeper::start(&client, &config.namespace, wanted, leader, shared.0, shared.1, tasks);
         }
     }
+    let told = config.install.told().clone();
     let install = match config.install {
         InstallFrom::Given(install) => watch::channel(Some(Arc::new(install))).1,
         InstallFrom::Published(install) => follow_authority(&client, &config.namespace, install, tasks),
     };
     let cluster = Cluster::follow(client, tasks).await?;
     let _ = ops.cluster.set(Arc::clone(&cluster));
+    if let Some(profiles) = profiles {
+        let (known, home) = ((Arc::clone(&cluster), told), config.namespace.clone());
+        tasks.spawn(profiles.follow(known, home, leader, tasks.stopping()));
+    }
     let webhook = Webhook::new(install, config.namespace, cluster);
     tasks.spawn(serve(
         listener,

@@ -7,6 +7,7 @@
 mod broker;
 mod configurations;
 mod keeper;
+mod profiles;
 mod watchdog;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 pub use broker::follow_authority;
 pub use configurations::Configurations;
 pub use keeper::{Keeper, Wanted};
+pub use profiles::Profiles;
 pub use watchdog::{Counted, Watchdog, EVERY as WATCH_EVERY};
 
 use crate::admit::World;
@@ -152,6 +154,11 @@ impl Cluster {
     /// What is known now.
     pub fn now(&self) -> Arc<Snapshot> {
         Arc::clone(&self.now.borrow())
+    }
+
+    /// What is known, and every change of it.
+    pub fn watch(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.now.subscribe()
     }
 
     /// A namespace as the server has it at this moment: what was heard of may lag behind a label just set.

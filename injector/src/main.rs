@@ -64,6 +64,10 @@ struct Arguments {
     /// The injector's own namespace, whose pods are left alone.
     #[arg(long, value_name = "NAME", default_value = "sidegate-system")]
     namespace: String,
+    /// Its leader tells in the status of InjectionProfiles how many pods have no valid sidecar, and what their networkPolicy
+    /// would make. Of two releases side by side one does.
+    #[arg(long)]
+    report_profiles: bool,
 }
 
 impl Arguments {
@@ -126,6 +130,7 @@ fn main() -> ExitCode {
         name: arguments.name,
         replica: uuid::Uuid::now_v7().to_string(),
         watch_every: WATCH_EVERY,
+        report_profiles: arguments.report_profiles,
     };
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(run(config)),

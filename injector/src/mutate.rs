@@ -6,10 +6,10 @@
 //! that the broker demands of a pod.
 
 use serde_json::{json, Map, Value};
-use sidegate_policies::api::injection_profile::{InjectionProfileSpec, Reach};
+use sidegate_policies::api::injection_profile::{InjectionProfileSpec, NetworkPolicyMode, Reach};
 use sidegate_policies::api::Target;
 use sidegate_policies::engine::Subject;
-use sidegate_policies::objects::{Namespace, Objects};
+use sidegate_policies::objects::{Namespace, Objects, INJECTED_BY};
 use sidegate_policies::pod::fence::Demands;
 use sidegate_policies::pod::rules::{is_proxy, Rules, Wrong};
 use sidegate_policies::quantity::{ByteSize, CpuShare};
@@ -143,6 +143,7 @@ pub fn mutate(
         sysctls(spec, &assigned)?;
     }
     annotate(&mut injected, profile, &rules, &assigned, &weak);
+    label(&mut injected, profile);
     Ok(Injected {
         pod: injected,
         warnings: shown(warnings),
@@ -340,6 +341,23 @@ fn annotate(pod: &mut Value, profile: &Profile<'_>, rules: &Rules<'_>, assigned:
     set(annotations, STATUS, Value::from(said.to_string()));
     if let Some(first) = first.filter(|_| annotations.get(DEFAULT_CONTAINER).is_none()) {
         set(annotations, DEFAULT_CONTAINER, Value::from(first));
+    }
+}
+
+/// By this a NetworkPolicy would select the pods that have a sidecar, and no others of their namespace. Where the profile does
+/// not ask for it, it is taken out.
+fn label(pod: &mut Value, profile: &Profile<'_>) {
+    let wanted = profile.spec.network_policy != NetworkPolicyMode::Off;
+    if !wanted && !annotations::texts(pod, "labels").any(|(key, _)| key == INJECTED_BY) {
+        return;
+    }
+    let Some(labels) = object(pod, "metadata").and_then(|metadata| object(metadata, "labels")) else {
+        return;
+    };
+    if wanted {
+        set(labels, INJECTED_BY, Value::from(profile.name));
+    } else if let Some(labels) = labels.as_object_mut() {
+        labels.remove(INJECTED_BY);
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::api::access_policy::SubjectMatch;
 use crate::api::target::Credential;
 use crate::api::token_issuer::{Authorities, HomeRef};
 use crate::api::{AccessPolicy, ClusterAccessPolicy, InjectionProfile, Lockdown, Target, TokenIssuer};
@@ -69,13 +70,25 @@ impl Objects {
     /// The Targets this subject is granted: each admits its namespace, and an AccessPolicy that names the subject
     /// refers to it. In order of their names, as the broker offers them.
     pub fn granted(&self, subject: &Subject) -> Vec<&Target> {
+        self.granted_where(&subject.namespace, |wanted| wanted.matches(subject))
+    }
+
+    /// The Targets that a pod of this namespace could be granted, whatever its account and labels are. In order of their
+    /// names.
+    pub fn granted_within(&self, namespace: &str) -> Vec<&Target> {
+        self.granted_where(namespace, |wanted| {
+            let account = wanted.service_account.as_ref();
+            account.is_none_or(|account| account.namespace == namespace)
+        })
+    }
+
+    fn granted_where(&self, namespace: &str, meant: impl Fn(&SubjectMatch) -> bool) -> Vec<&Target> {
         let policies = self.policies.iter().map(|located| &located.object);
         let policies: Vec<&AccessPolicy> = policies
-            .filter(|policy| policy.spec.subjects.iter().any(|wanted| wanted.matches(subject)))
+            .filter(|policy| policy.spec.subjects.iter().any(&meant))
             .collect();
-        let granted = |target: &&Target| {
-            policies.iter().any(|policy| policy.refers_to(target)) && self.admits(target, &subject.namespace)
-        };
+        let granted =
+            |target: &&Target| policies.iter().any(|policy| policy.refers_to(target)) && self.admits(target, namespace);
         let targets = self.targets.iter().map(|located| &located.object);
         let mut found: Vec<&Target> = targets.filter(granted).collect();
         found.sort_by_cached_key(|target| target.full_name());
@@ -242,6 +255,8 @@ pub struct ConfigMap {
 pub const INJECT: &str = "sidegate.dev/inject";
 /// By which InjectionProfile: label of namespaces.
 pub const PROFILE: &str = "sidegate.dev/profile";
+/// By which InjectionProfile a pod was made: label of pods whose profile says `networkPolicy: Audit`, written by the injector.
+pub const INJECTED_BY: &str = "sidegate.dev/injected-by";
 /// The InjectionProfile of a namespace that names none.
 pub const DEFAULT_PROFILE: &str = "default";
 

@@ -144,6 +144,7 @@ impl Site {
             name: NAME.to_owned(),
             replica: "one".to_owned(),
             watch_every: WATCH_EVERY,
+            report_profiles: false,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

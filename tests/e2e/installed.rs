@@ -7,6 +7,7 @@
 
 mod applied;
 mod certificates;
+mod told;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -87,6 +88,14 @@ pub const TESTS: &[(&str, Test)] = &[
         applied::its_leader_counts_pods_without_a_sidecar_and_tells_each_once,
     ),
     (
+        "installed::its_leader_counts_them_in_the_status_of_their_profile",
+        told::its_leader_counts_them_in_the_status_of_their_profile,
+    ),
+    (
+        "installed::audited_network_policies_are_told_and_never_made",
+        told::audited_network_policies_are_told_and_never_made,
+    ),
+    (
         "installed::uninstalling_leaves_nothing_of_ours_and_what_is_installed_again_works",
         uninstalling_leaves_nothing_of_ours_and_what_is_installed_again_works,
     ),
@@ -162,6 +171,7 @@ impl Replica {
             name: NAME.to_owned(),
             replica: name.clone(),
             watch_every: Duration::from_secs(2),
+            report_profiles: true,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)

@@ -3,6 +3,7 @@
 //! Looks with the caller's own rights and changes nothing: the one pod it creates is a dry run. What cannot be known is
 //! said as unknown, never as fine. Invariant: one look that fails ends no other.
 
+mod egress;
 mod install;
 mod namespaces;
 mod people;

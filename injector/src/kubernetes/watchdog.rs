@@ -1,5 +1,5 @@
-//! The watchdog: while this replica leads, it counts the pods of labelled namespaces that have no valid sidecar, and tells
-//! each of them once by an Event.
+//! The watchdog: while this replica leads, it counts the pods of labelled namespaces that have no valid sidecar, tells
+//! each of them once by an Event, and their number in the status of their InjectionProfile.
 //!
 //! Refuses to guess: where it could not look at everything, nothing is told, and an alert says that nobody counts. The
 //! invariants: no pod is kept in memory longer than its page; a count is of one look, never put together from two.
@@ -18,6 +18,7 @@ use sidegate_policies::objects::{Namespace, INJECT};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::profiles::{ByProfile, Profiles};
 use super::{Kind, Leader};
 use crate::probe::now;
 use crate::standing::{labelled_at, unprotected, Belief, Reason, Unprotected};
@@ -49,6 +50,10 @@ pub struct Watchdog {
     home: String,
     leader: Arc<Leader>,
     every: Duration,
+    /// Where the numbers are told besides, if they are.
+    profiles: Option<Profiles>,
+    /// Whether that failed the last time.
+    silent: bool,
     /// UIDs of pods that were told of and still are without.
     told: HashSet<String>,
 }
@@ -57,6 +62,7 @@ pub struct Watchdog {
 #[derive(Default)]
 struct Look {
     pods: BTreeMap<Reason, i64>,
+    profiles: ByProfile,
     seen: HashSet<String>,
     news: Vec<(About, Unprotected)>,
 }
@@ -75,12 +81,14 @@ enum Blind {
 
 impl Watchdog {
     /// One that looks `every` so often while this leader leads.
-    pub fn new(client: Client, home: &str, leader: Arc<Leader>, every: Duration) -> Self {
+    pub fn new(client: Client, home: &str, leader: Arc<Leader>, every: Duration, profiles: Option<Profiles>) -> Self {
         Watchdog {
             client,
             home: home.to_owned(),
             leader,
             every,
+            profiles,
+            silent: false,
             told: HashSet::new(),
         }
     }
@@ -113,15 +121,15 @@ impl Watchdog {
     }
 
     async fn look(&mut self) -> Option<Counted> {
-        match self.looked().await {
+        let looked = self.looked().await;
+        let at = now();
+        self.report(looked.as_ref().ok().map(|look| &look.profiles), at).await;
+        match looked {
             Ok(look) => {
                 self.tell(look.news).await;
                 // Who ended, or got a sidecar, is forgotten.
                 self.told.retain(|uid| look.seen.contains(uid));
-                Some(Counted {
-                    pods: look.pods,
-                    at: now(),
-                })
+                Some(Counted { pods: look.pods, at })
             }
             Err(error @ Blind::Unsaid) => {
                 tracing::info!(%error, "pods without a valid sidecar are not counted yet");
@@ -132,6 +140,19 @@ impl Watchdog {
                 None
             }
         }
+    }
+
+    /// In the status of profiles; what could not be looked at whole is told as nothing there too.
+    async fn report(&mut self, counted: Option<&ByProfile>, at: i64) {
+        let Some(profiles) = &self.profiles else {
+            return;
+        };
+        let written = profiles.tell_unprotected(counted, at).await;
+        if let (Err(error), false) = (&written, self.silent) {
+            // Said once, until it works again.
+            tracing::warn!(%error, "the status of InjectionProfiles cannot be written");
+        }
+        self.silent = written.is_err();
     }
 
     async fn looked(&self) -> Result<Look, Blind> {
@@ -170,7 +191,7 @@ impl Watchdog {
                 };
                 let pod = serde_json::to_value(pod).unwrap_or_default();
                 if let Some(why) = unprotected(belief, &namespace, since, &pod) {
-                    self.found(about, why, look);
+                    self.found(namespace.profile(), about, why, look);
                 }
             }
             match list.metadata.continue_.filter(|next| !next.is_empty()) {
@@ -180,9 +201,12 @@ impl Watchdog {
         }
     }
 
-    fn found(&self, about: About, why: Unprotected, look: &mut Look) {
-        let count = look.pods.entry(why.reason).or_default();
-        *count = count.saturating_add(1);
+    fn found(&self, profile: &str, about: About, why: Unprotected, look: &mut Look) {
+        let of_profile = look.profiles.entry(profile.to_owned()).or_default();
+        for count in [&mut look.pods, of_profile] {
+            let count = count.entry(why.reason).or_default();
+            *count = count.saturating_add(1);
+        }
         look.seen.insert(about.uid.clone());
         if !self.told.contains(&about.uid) && look.news.len() < EVENTS {
             look.news.push((about, why));

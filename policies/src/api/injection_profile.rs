@@ -42,6 +42,12 @@ pub struct InjectionProfileSpec {
     /// What the fence of tier Enforced lets through.
     #[serde(default)]
     pub fence: Fence,
+    /// NetworkPolicies for the pods of this profile. Off (default): none. Audit: none either, but the status says what they
+    /// would let out and which Targets they would cut off, and new pods carry the label by which they would be selected.
+    /// Such a policy holds for a whole pod, the sidecar with its agents: it makes no pod Enforced.
+    // No default in the schema: of whoever did not ask nothing changes, and an older broker goes on reading the profile.
+    #[serde(default, skip_serializing_if = "NetworkPolicyMode::is_off")]
+    pub network_policy: NetworkPolicyMode,
     /// What the sidecar asks for. A field that is not written keeps its default.
     #[serde(default)]
     pub resources: SidecarResources,
@@ -94,6 +100,23 @@ impl Tier {
             Tier::Cooperative => "Cooperative",
             Tier::Enforced => "Enforced",
         }
+    }
+}
+
+/// What becomes of NetworkPolicies for a profile's pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum NetworkPolicyMode {
+    /// Nothing.
+    #[default]
+    Off,
+    /// What they would be is told, and nothing is made.
+    Audit,
+}
+
+impl NetworkPolicyMode {
+    fn is_off(&self) -> bool {
+        *self == NetworkPolicyMode::Off
     }
 }
 

@@ -23,8 +23,8 @@ pub const NOT_BUILT: &[NotBuilt] = &[
         "the sidecar in a pod of its own, apart from the agent's",
     ),
     entry(
-        "InjectionProfile.spec.networkPolicy",
-        "NetworkPolicies made for agents' pods",
+        "InjectionProfile.spec.networkPolicy=Apply",
+        "making the NetworkPolicies that Audit tells of",
     ),
     entry(
         "InjectionProfile.spec.proxyListener",

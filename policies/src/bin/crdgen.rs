@@ -209,6 +209,7 @@ fn administrators() -> Result<[Defined; 3], CrdError> {
                     "string",
                     ".status.conditions[?(@.type==\"EgressEnforced\")].status",
                 ),
+                ("Unprotected", "integer", ".status.unprotected.pods"),
                 ("Image", "string", ".spec.image.repository"),
                 ("Digest", "string", ".spec.image.digest"),
                 ("Staleness", "string", ".spec.staleness"),
@@ -259,6 +260,10 @@ fn finish(plural: &str, definition: &mut Value, columns: &[Column]) -> Result<()
     }
     if plural == "injectionprofiles" {
         whole(schema);
+        let status = schema.get_mut("status").and_then(|status| status.get_mut("properties"));
+        if let Some(properties) = status.and_then(Value::as_object_mut) {
+            properties.extend(looked());
+        }
     }
     if plural == "lockdowns" {
         let status = schema.get_mut("status").and_then(|status| status.get_mut("properties"));
@@ -440,6 +445,61 @@ fn whole(schema: &mut Map<String, Value>) {
     if let Some(spec) = schema.get_mut("spec").and_then(Value::as_object_mut) {
         spec.insert("x-kubernetes-validations".to_owned(), rules.into_iter().collect());
     }
+}
+
+/// What the injector's leader writes into the status of a profile.
+fn looked() -> Map<String, Value> {
+    let text = |about: &str| json!({"type": "string", "description": about});
+    let number = |about: &str| json!({"type": "integer", "format": "int64", "description": about});
+    let lines =
+        |about: &str| json!({"type": "array", "description": about, "items": {"type": "string", "maxLength": 512}});
+    let egress = json!({
+        "egress": lines("What would be let out: ports, to whom, what for."),
+        "unsure": lines("Where a rule may let out something else than is meant, and why."),
+        "cutOff": lines("What pods rightly reach, and no rule can be written for: it would be cut off."),
+    });
+    let mut of_namespace = egress.clone();
+    if let Some(fields) = of_namespace.as_object_mut() {
+        fields.insert("name".to_owned(), text("The namespace."));
+    }
+    let unprotected = json!({
+        "type": "object",
+        "description": "Pods of the profile's namespaces without a valid sidecar. Written by the injector; absent: nobody could look at all of them.",
+        "properties": {
+            "pods": number("All of them."),
+            "reasons": {
+                "type": "array",
+                "description": "By reason.",
+                "items": {"type": "object", "properties": {
+                    "reason": text("As `kubectl sidegate unprotected` tells it."),
+                    "pods": number("Pods."),
+                }},
+            },
+            "lookedAt": {
+                "type": "string", "format": "date-time",
+                "description": "When they were counted. Without news it is written again every ten minutes; when it is much older, nobody looks.",
+            },
+        },
+    });
+    let network_policy = json!({
+        "type": "object",
+        "description": "What spec.networkPolicy would make. Written by the injector; nothing of it exists.",
+        "properties": {
+            "mode": text("Audit."),
+            "observedGeneration": number("The generation this is about."),
+            "selects": text("The label by which pods would be selected; older ones do not have it."),
+            "common": {"type": "object", "description": "In every namespace of the profile.", "properties": egress},
+            "namespaces": {
+                "type": "array", "description": "Besides, by namespace.",
+                "items": {"type": "object", "properties": of_namespace},
+            },
+            "omitted": number("Namespaces that are not told here, because it would be too long."),
+        },
+    });
+    [("unprotected", unprotected), ("networkPolicy", network_policy)]
+        .into_iter()
+        .map(|(name, schema)| (name.to_owned(), schema))
+        .collect()
 }
 
 /// What a Lockdown's status says besides.

@@ -5,5 +5,6 @@
 
 pub mod aliases;
 pub mod fence;
+pub mod network_policy;
 pub mod rules;
 pub mod shape;

@@ -7,7 +7,7 @@ use sidegate_injector::Snapshot;
 use sidegate_policies::api::injection_profile::{InjectionProfileSpec, Tier};
 use sidegate_policies::objects::{Namespace, PROFILE};
 
-use super::{Finding, Look};
+use super::{egress, Finding, Look};
 use crate::cluster::Where;
 use crate::commands::seen::{self, text, Seen};
 use crate::commands::unprotected;
@@ -46,6 +46,7 @@ pub fn findings(look: &Look<'_>) -> Vec<Finding> {
             "kubectl label namespace NAME sidegate.dev/inject=enabled",
         ));
     }
+    findings.extend(egress::findings(&seen.profiles, look.home));
     let unprotected = seen::pods(look.cluster, &seen, None)
         .and_then(|pods| unprotected::found(look.cluster, &seen, look.home, &pods));
     match unprotected {
