@@ -24,9 +24,9 @@ use crate::index::Withheld;
 use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
-    connect, findings, heard, own_name, reading, Admission, At, Authorities, ClusterIssuers, ClusterMaps,
+    connect, findings, heard, own_name, reading, replica, Admission, At, Authorities, ClusterIssuers, ClusterMaps,
     ClusterOptions, ClusterPeople, ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret,
-    Kinds, Leader, PinLeases, PinSweeper, PublishedMaps, RequestObjects, RevokedLeases, TlsSecret, LEADER,
+    Kinds, Leader, Measured, PinLeases, PinSweeper, PublishedMaps, RequestObjects, RevokedLeases, TlsSecret,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
@@ -112,6 +112,8 @@ pub enum Follow {
         maps: Arc<ClusterMaps>,
         /// Live pods.
         pods: Arc<ClusterPods>,
+        /// What sidecars told other replicas of their fences.
+        measured: Arc<Measured>,
         /// Whether this replica leads.
         leader: Arc<Leader>,
     },
@@ -296,9 +298,8 @@ pub(crate) async fn cluster(
     let issuers = Arc::new(ClusterIssuers::open(client.clone(), Arc::clone(&clock)).await?);
     tasks.spawn("issuers", Arc::clone(&issuers).run(tasks.stopping()));
     let pods = ClusterPods::follow(client.clone(), issuer_url.to_owned(), tasks);
-    let replica = random_id().map_err(|error| StartError::crypto("a name of this replica", error))?;
-    let leader = Arc::new(Leader::new(client.clone(), &options.namespace, LEADER, replica));
-    tasks.spawn("leader", Arc::clone(&leader).run(tasks.stopping()));
+    let name = random_id().map_err(|error| StartError::crypto("a name of this replica", error))?;
+    let (leader, measured) = replica(&client, options, name, tasks);
     let led = Arc::clone(&leader);
     let keys = KeySecret::open(client.clone(), options, led, &base.state, clock.now(), tasks).await?;
     let (led, time) = (Arc::clone(&leader), Arc::clone(&clock));
@@ -350,6 +351,7 @@ pub(crate) async fn cluster(
             secrets,
             maps,
             pods,
+            measured,
             leader,
         },
         shared: Some(Shared {
@@ -395,6 +397,7 @@ pub fn follow(follow: Follow, in_force: InForce, reporter: &Arc<Reporter>) -> Op
             secrets,
             maps,
             pods,
+            measured,
             leader,
         } => {
             let tasks = &reporter.front.tasks;
@@ -414,11 +417,14 @@ pub fn follow(follow: Follow, in_force: InForce, reporter: &Arc<Reporter>) -> Op
                 secrets,
                 maps,
                 pods,
+                measured: Arc::clone(&measured),
                 leader,
                 asked: Default::default(),
             };
             tasks.spawn("lockdowns", Arc::clone(&follower).lockdowns(tasks.stopping()));
             tasks.spawn("kinds", follower.rest(tasks.stopping()));
+            let front = Arc::clone(&reporter.front);
+            tasks.spawn("measured", measured.run(front, tasks.stopping()));
             tasks.spawn("conditions", conditions.run(tasks.stopping()));
             None
         }

@@ -12,6 +12,7 @@ mod issuers;
 mod keys;
 mod kinds;
 mod maps;
+mod measured;
 mod people;
 mod pins;
 mod pods;
@@ -42,6 +43,7 @@ pub use issuers::ClusterIssuers;
 pub use keys::KeySecret;
 pub use kinds::{At, Kinds};
 pub use maps::{ClusterMaps, MapRead};
+pub use measured::Measured;
 pub use people::ClusterPeople;
 pub use pins::PinLeases;
 pub use pods::ClusterPods;
@@ -88,6 +90,16 @@ pub async fn own_name(client: &Client) -> Result<String, StartError> {
         .and_then(|status| status.user_info);
     let name = user.and_then(|user| user.username);
     name.ok_or_else(|| StartError::cluster("the API server does not say who we are"))
+}
+
+/// Whether this replica leads, with its task, and what it shares with the one that does. `name` is unlike that of any other and
+/// of any other start.
+pub fn replica(client: &Client, options: &ClusterOptions, name: String, tasks: &Tasks) -> (Arc<Leader>, Arc<Measured>) {
+    let home = &options.namespace;
+    let leader = Arc::new(Leader::new(client.clone(), home, LEADER, name.clone()));
+    tasks.spawn("leader", Arc::clone(&leader).run(tasks.stopping()));
+    let measured = Measured::new(client.clone(), home, Arc::clone(&leader), &name);
+    (leader, Arc::new(measured))
 }
 
 /// Who tells people of what should not happen, and who knows them; with their tasks.

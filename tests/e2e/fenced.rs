@@ -13,7 +13,8 @@ use sidegate_tests::http::get;
 
 use crate::identity::said;
 use crate::inject::{judged_by, PROFILE};
-use crate::site::{site, until, Agent};
+use crate::replicas::{ports, Replicas};
+use crate::site::{site, until, Agent, Site};
 
 /// An agent's pod as the injector makes it by a profile of this tier, in a namespace that names a profile of another.
 struct Fenced<'a> {
@@ -23,7 +24,11 @@ struct Fenced<'a> {
 
 impl<'a> Fenced<'a> {
     fn new(cluster: &'a Cluster, made_by: &str, named: &str) -> Result<Self> {
-        let broker = site(cluster)?;
+        Fenced::at(cluster, site(cluster)?, made_by, named)
+    }
+
+    /// The same for this broker.
+    fn at(cluster: &'a Cluster, broker: Arc<Site>, made_by: &str, named: &str) -> Result<Self> {
         let text = PROFILE.replace("spec:\n", &format!("spec:\n  tier: {made_by}\n"));
         let mut made = Ok(());
         let agent = Agent::of(cluster, Arc::clone(&broker), |pod| {
@@ -134,5 +139,28 @@ pub fn a_fence_is_believed_when_it_was_measured_and_cooperative_never(cluster: &
     cooperative.agent.report(0, "containerd://first")?;
     let message = cooperative.until("False", "NotEnforced")?;
     ensure!(!message.to_lowercase().contains("enforced"), "{message}");
+    Ok(())
+}
+
+/// Of several brokers the leader tells of all pods: one that is connected to another is measured as it says there, and not
+/// known once it says nothing more.
+pub fn the_leader_counts_pods_of_the_other_brokers(replicas: &mut Replicas) -> Result<()> {
+    let other = (replicas.leader()? + 1) % replicas.sites.len();
+    let other = Arc::clone(replicas.sites.get(other).context("no other")?);
+    replicas.service.to(&ports(&[&other]));
+    let fenced = Fenced::at(&replicas.cluster, Arc::clone(&other), "Enforced", "Enforced")?;
+    fenced.agent.report(0, "containerd://first")?;
+    let message = fenced.until("Unknown", "NotMeasured")?;
+    ensure!(message.starts_with("0/1 pods; "), "{message}");
+    let sidecar = fenced.agent.sidecar_of(true)?;
+    let message = fenced.until("False", "FenceMissing")?;
+    ensure!(message.contains("its fence is gone"), "{message}");
+    ensure!(
+        other.broker.status().sidecars == 1,
+        "it is not connected to the other one"
+    );
+    fenced.agent.end(sidecar);
+    fenced.until("Unknown", "NotMeasured")?;
+    replicas.service.to(&ports(&replicas.all()));
     Ok(())
 }

@@ -58,6 +58,10 @@ pub const TESTS: &[(&str, Test)] = &[
         a_request_of_one_that_died_is_claimed_once_at_the_others,
     ),
     (
+        "replicas::the_leader_counts_pods_of_the_other_brokers",
+        crate::fenced::the_leader_counts_pods_of_the_other_brokers,
+    ),
+    (
         "replicas::sidecars_outlive_a_new_authority_and_a_rolling_restart",
         sidecars_outlive_a_new_authority_and_a_rolling_restart,
     ),
@@ -192,7 +196,8 @@ impl Replicas {
         Ok(rings[0].clone())
     }
 
-    fn leader(&self) -> Result<usize> {
+    /// Which of them leads.
+    pub fn leader(&self) -> Result<usize> {
         let leads = |site: &Arc<Site>| site.broker.front().issuer.ring(RingName::Access).rotates();
         let found = until(
             "one replica leads",

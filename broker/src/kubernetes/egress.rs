@@ -14,6 +14,7 @@ use sidegate_policies::objects::{Namespace, INJECT};
 use sidegate_policies::pod::fence::Demands;
 use sidegate_policies::wire::Enforced;
 
+use super::measured::Others;
 use super::pods::ClusterPods;
 use super::reading::{Key, Kind, Stored};
 use crate::attest::PodView;
@@ -65,8 +66,8 @@ pub struct Tally {
 /// By profile, of those that demand a fence.
 pub type Tallies = BTreeMap<String, Tally>;
 
-/// Counts the pods of every profile that demands a fence, by the streams that are open here.
-pub fn tallies(pods: &ClusterPods, stored: &Stored, streams: &[OpenStream], now_ms: i64) -> Tallies {
+/// Counts the pods of every profile that demands a fence, by the streams that are open here and what others measured.
+pub fn tallies(pods: &ClusterPods, stored: &Stored, streams: &[OpenStream], others: &Others, now_ms: i64) -> Tallies {
     let of_kind = |kind| stored.iter().filter(move |(key, _)| key.kind == kind);
     let mut demanding: BTreeMap<&str, (Demands, Tally)> = BTreeMap::new();
     for (key, profile) in of_kind(Kind::InjectionProfile) {
@@ -93,6 +94,7 @@ pub fn tallies(pods: &ClusterPods, stored: &Stored, streams: &[OpenStream], now_
         let profile = profiles.get(pod.namespace.as_str());
         if let Some((demands, tally)) = profile.and_then(|profile| demanding.get_mut(profile.as_str())) {
             let measured = measured.get(pod.uid.as_str()).map(|(_, state)| *state);
+            let measured = together(measured, others.of(&pod.uid));
             tally.count(pod, pod.fenced.wrong(Some(demands)), measured);
         }
     });
@@ -102,8 +104,20 @@ pub fn tallies(pods: &ClusterPods, stored: &Stored, streams: &[OpenStream], now_
         .collect()
 }
 
+/// What is known of a pod, of what it told this replica and others. The worse counts: a sidecar that moved may have told the one
+/// before it lost its fence.
+fn together(here: Option<Option<Enforced>>, elsewhere: Option<Enforced>) -> Option<Option<Enforced>> {
+    match (here, elsewhere) {
+        (Some(Some(Enforced::False)), _) | (_, Some(Enforced::False)) => Some(Some(Enforced::False)),
+        // One that measures nothing any more.
+        (Some(None), _) => here,
+        (_, Some(Enforced::True)) => Some(Some(Enforced::True)),
+        (_, Some(Enforced::Unknown) | None) => here,
+    }
+}
+
 impl Tally {
-    /// One pod. `measured`: nothing where no stream of it is open; the inner one, where its sidecar measures nothing.
+    /// One pod. `measured`: nothing where no stream of it is open anywhere; the inner one, where its sidecar measures nothing.
     fn count(&mut self, pod: &PodView, wrong: Option<String>, measured: Option<Option<Enforced>>) {
         let begun = pod.alive && !pod.instance.container.is_empty();
         // A pod that ends has lost its stream before it is gone.
@@ -142,7 +156,7 @@ pub fn condition(profile: &Value, tallies: &Tallies, name: &str) -> (Option<bool
         (None, Some(pod), _) => (
             None,
             "NotMeasured",
-            format!("{counts}; {pod} told this replica nothing within 30 s"),
+            format!("{counts}; {pod} told no broker anything within 30 s"),
         ),
         (None, None, 0) => (None, "NoPods", counts),
         (None, None, _) => (Some(true), "Enforced", counts),
@@ -249,6 +263,23 @@ mod tests {
         let (holds, reason, message) = said(|tally| tally.count(&pod("a"), Some("there is none".to_owned()), holds));
         assert_eq!((holds, reason), (Some(false), "FenceMissing"));
         assert!(message.ends_with("there is none"), "{message}");
+    }
+
+    #[test]
+    fn of_what_two_replicas_were_told_the_worse_counts() {
+        use Enforced::{False, True, Unknown};
+        for (here, elsewhere, counts) in [
+            (None, None, None),
+            (None, Some(True), Some(Some(True))),
+            (Some(Some(Unknown)), Some(True), Some(Some(True))),
+            (Some(Some(True)), None, Some(Some(True))),
+            (Some(Some(True)), Some(False), Some(Some(False))),
+            (Some(Some(False)), Some(True), Some(Some(False))),
+            (Some(None), Some(True), Some(None)),
+            (Some(None), Some(False), Some(Some(False))),
+        ] {
+            assert_eq!(together(here, elsewhere), counts, "{here:?} {elsewhere:?}");
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::egress::{self, Tallies};
 use super::kinds::{api_of, Kinds};
 use super::leader::Leader;
 use super::maps::{named_by, ClusterMaps, MapRead};
+use super::measured::Measured;
 use super::pods::ClusterPods;
 use super::reading::{About, Found, Key, Kind};
 use super::secrets::ClusterSecrets;
@@ -64,6 +65,8 @@ pub struct Conditions {
     pub maps: Arc<ClusterMaps>,
     /// Live pods.
     pub pods: Arc<ClusterPods>,
+    /// What sidecars told other replicas of their fences.
+    pub measured: Arc<Measured>,
     /// Whether this replica writes.
     pub leader: Arc<Leader>,
     /// What is known of Secrets.
@@ -165,7 +168,7 @@ impl Conditions {
         let reach = self.reach(&index);
         let stored = self.kinds.stored();
         let (streams, now_ms) = (self.front.streams.open(), self.front.clock.now_ms());
-        let tallies = egress::tallies(&self.pods, &stored, &streams, now_ms);
+        let tallies = egress::tallies(&self.pods, &stored, &streams, &self.measured.others(), now_ms);
         for (key, found) in found.iter().chain(locked.iter()) {
             // What was deleted meanwhile, or applied anew, has its turn with the next reading.
             let Some(object) = stored.get(key).filter(|_| key.kind != Kind::Namespace) else {
