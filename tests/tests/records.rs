@@ -416,6 +416,26 @@ async fn a_broker_that_restarts_goes_on_where_it_was() {
     assert_eq!(verdict(&report, long_id), Verdict::Valid);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_summary_that_cannot_be_written_is_written_later() {
+    let state = tempfile::tempdir().unwrap();
+    let recording = Recording::start(state.path(), store(state.path()).unwrap(), 1).unwrap();
+    // A file where summaries have their folder: nothing else of the store is in its way.
+    let summaries = state.path().join("records/v1/local/session");
+    std::fs::write(&summaries, b"").unwrap();
+    let mut session = recording.session().unwrap();
+    operate(&mut session, 1, "select 1", b"1").unwrap();
+    session.close(left(1));
+    wait_until(|| !recording.records.alarms().is_empty()).await;
+    std::fs::remove_file(&summaries).unwrap();
+    let id = session.id();
+    recording.stop().await.unwrap();
+    let written: Vec<_> = files(&summaries);
+    let name = format!("{id}.json");
+    assert!(written.iter().any(|path| path.ends_with(&name)), "{written:?}");
+    assert_eq!(verdict(&verify(state.path()), id), Verdict::Valid);
+}
+
 /// A collector that says what it holds, and refuses whatever comes.
 #[derive(Default)]
 struct Unwilling {

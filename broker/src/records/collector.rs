@@ -433,7 +433,9 @@ impl LogState {
         Ok(())
     }
 
-    /// Makes an object of everything in the tail, notes its footers and its sessions' summaries.
+    /// Makes an object of everything in the tail. Its footers and its sessions' summaries are noted before: whoever fails or
+    /// dies in between finds the journal still there, and makes the same of it
+    /// (`a_summary_that_cannot_be_written_is_written_later`).
     fn store(&mut self, records: &Records) -> Result<(), RecordsError> {
         if self.tail.is_empty() {
             return Ok(());
@@ -450,6 +452,15 @@ impl LogState {
                 })?;
             }
         }
+        for summary in &self.closed {
+            match write_summary(records, summary) {
+                // What was written first stands; the frames are told apart from it, and are kept in any case.
+                Err(RecordsError::Differs(name)) => {
+                    records.alarm(&log, &format!("{name} says something else of its session"));
+                }
+                written => written?,
+            }
+        }
         self.create(records)?;
         self.tail.clear();
         self.tail_first = self.chain.next;
@@ -458,7 +469,6 @@ impl LogState {
         }
         self.landed = 0;
         for summary in std::mem::take(&mut self.closed) {
-            write_summary(records, &summary)?;
             records.finish(summary);
         }
         Ok(())
