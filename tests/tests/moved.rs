@@ -248,6 +248,67 @@ async fn what_a_dead_broker_and_a_dead_sidecar_left_is_sealed_by_the_leader() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_log_became_after_it_left_is_not_lost_with_the_broker_it_went_to() {
+    let mut brokers = Brokers::start(2, Duration::from_millis(200));
+    let mut recording = brokers.recording(1);
+    let mut session = recording.session().unwrap();
+    session.opened().await.unwrap();
+    run(&recording, &mut session, 1).await;
+    // The leader called it an orphan in a pause, which binds nobody.
+    until("it is silent", || {
+        brokers.records[0].look_after().unwrap();
+        !files(&brokers.state.path().join("records/v1/local"), ".orphan.json").is_empty()
+    })
+    .await;
+    recording.move_to(&brokers.records[1]).unwrap();
+    run(&recording, &mut session, 2).await;
+    let id = session.id();
+    // Both die before that broker said that it hears it.
+    recording.kill().await;
+    drop(brokers.records.remove(1));
+    until("all of it is stored, and the journal gone", || {
+        brokers.records[0].look_after().unwrap();
+        landings(brokers.state.path()).is_empty()
+    })
+    .await;
+    let report = brokers.verified();
+    assert!(matches!(verdict(&report, id), Verdict::Unsealed { .. }), "{report:#?}");
+    assert_eq!(brokers.intents(id), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_broker_remembers_of_a_log_that_left_is_stored_by_nobody() {
+    let mut brokers = Brokers::start(2, Duration::from_millis(200));
+    let mut recording = brokers.recording(1);
+    let mut session = recording.session().unwrap();
+    session.opened().await.unwrap();
+    run(&recording, &mut session, 1).await;
+    recording.move_to(&brokers.records[1]).unwrap();
+    run(&recording, &mut session, 2).await;
+    let id = session.id();
+    recording.kill().await;
+    drop(brokers.records.remove(1));
+    // Nobody says that it hears it, and nobody leads: the one that had it first lets go of it.
+    brokers.leads[0].store(false, Ordering::SeqCst);
+    until("it is let go of", || {
+        brokers.records[0].look_after().unwrap();
+        brokers.records[0].logs_here() == 0
+    })
+    .await;
+    let orphans = || files(&brokers.state.path().join("records/v1/local"), ".orphan.json");
+    assert!(orphans().is_empty(), "{:?}", orphans());
+    brokers.leads[0].store(true, Ordering::SeqCst);
+    until("the leader seals it", || {
+        brokers.records[0].look_after().unwrap();
+        landings(brokers.state.path()).is_empty()
+    })
+    .await;
+    assert_eq!(orphans().len(), 1);
+    brokers.verified();
+    assert_eq!(brokers.intents(id), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_that_lead_at_once_sign_one_tree() {
     let brokers = Brokers::start(2, Duration::from_secs(60));
     brokers.leads[1].store(true, Ordering::SeqCst);

@@ -554,6 +554,10 @@ impl LogState {
         if self.orphaned {
             return Ok(());
         }
+        // What is remembered here is old: whoever went on with it is gone, and the leader takes up what it left.
+        if records.is_shared() && read_back::held_elsewhere(records, &self.path)? > self.chain.next {
+            return self.leave(records);
+        }
         match self.store(records) {
             // Another replica has it after all.
             Err(RecordsError::Behind(_)) => return self.leave(records),

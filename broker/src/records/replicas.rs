@@ -14,7 +14,7 @@ use sidegate_policies::record::layout::{LogPath, BROKER};
 use sidegate_policies::record::summary::SessionSummary;
 use sidegate_policies::record::tlog::LogHead;
 
-use super::read_back::frames;
+use super::read_back::{self, frames};
 use super::{lock, wall_us, Records, RecordsError};
 
 const STANDING: &str = "private/standing";
@@ -161,7 +161,13 @@ impl Records {
         let log = self.log(path)?;
         let bytes = self.objects.read(name)?.unwrap_or_default();
         let last = frames(&bytes).last().map(|frame| frame.header.log_number);
-        if last.is_none_or(|last| lock(&log).is_stored(last)) {
+        let mut state = lock(&log);
+        if last.is_some_and(|last| last >= state.next()) {
+            // This broker had it before the one that is gone: what it remembers is old
+            // (`what_a_log_became_after_it_left_is_not_lost_with_the_broker_it_went_to`).
+            *state = read_back::load(self, path)?.state;
+        }
+        if last.is_none_or(|last| state.is_stored(last)) {
             self.objects.remove(name)?;
         }
         Ok(())
