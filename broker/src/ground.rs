@@ -298,8 +298,8 @@ pub(crate) async fn cluster(
     let issuers = Arc::new(ClusterIssuers::open(client.clone(), Arc::clone(&clock)).await?);
     tasks.spawn("issuers", Arc::clone(&issuers).run(tasks.stopping()));
     let pods = ClusterPods::follow(client.clone(), issuer_url.to_owned(), tasks);
-    let name = random_id().map_err(|error| StartError::crypto("a name of this replica", error))?;
-    let (leader, measured) = replica(&client, options, name, tasks);
+    let unique = random_id().map_err(|error| StartError::crypto("a name of this replica", error))?;
+    let (leader, measured) = replica(&client, options, sidegate_cluster::leader::name(&unique), tasks);
     let led = Arc::clone(&leader);
     let keys = KeySecret::open(client.clone(), options, led, &base.state, clock.now(), tasks).await?;
     let (led, time) = (Arc::clone(&leader), Arc::clone(&clock));

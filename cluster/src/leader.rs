@@ -23,6 +23,16 @@ const RENEWED_WITHIN: Duration = Duration::from_secs(10);
 /// Looked at so often.
 const EVERY: Duration = Duration::from_secs(4);
 
+/// A name for this start of this replica: its host's, which in a pod is the pod's, so that people who look at the Lease
+/// know who leads, and something that no other start has.
+pub fn name(unique: &str) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match host.trim() {
+        "" => unique.to_owned(),
+        host => format!("{host}_{unique}"),
+    }
+}
+
 /// This replica's part in the election.
 pub struct Leader {
     leases: Api<Lease>,

@@ -128,7 +128,7 @@ fn main() -> ExitCode {
         kubeconfig: arguments.kubeconfig,
         namespace: arguments.namespace,
         name: arguments.name,
-        replica: uuid::Uuid::now_v7().to_string(),
+        replica: sidegate_cluster::leader::name(&uuid::Uuid::now_v7().to_string()),
         watch_every: WATCH_EVERY,
         report_profiles: arguments.report_profiles,
     };
