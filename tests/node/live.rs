@@ -34,7 +34,8 @@ while True:
 /// The promise is a second, on a machine with time for it; the figures are printed. This much is asserted.
 const LATEST: f64 = 5.0;
 
-fn watching<'a>(site: &'a Site) -> Result<Agents<'a>> {
+/// A namespace with an agent whose one session asks again and again.
+pub fn watching<'a>(site: &'a Site) -> Result<Agents<'a>> {
     let agents = site.agents()?;
     agents.create(&agents.pod("agent", &site.python, &["python3", "-u", "-c", LOOP]))?;
     agents.ready("agent")?;
@@ -43,7 +44,7 @@ fn watching<'a>(site: &'a Site) -> Result<Agents<'a>> {
 }
 
 /// When the session first said this after a time, in seconds since 1970, and everything it said.
-fn seen(agents: &Agents<'_>, word: &str, after: f64) -> Result<f64> {
+pub fn seen(agents: &Agents<'_>, word: &str, after: f64) -> Result<f64> {
     let mut found = None;
     agents.until(&format!("the session says `{word}`"), || {
         let log = agents.kubectl(&["logs", "agent", "-c", "agent"])?;
@@ -57,7 +58,8 @@ fn seen(agents: &Agents<'_>, word: &str, after: f64) -> Result<f64> {
     found.context("never")
 }
 
-fn now() -> Result<f64> {
+/// Seconds since 1970.
+pub fn now() -> Result<f64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64())
 }
 

@@ -11,6 +11,7 @@ mod lifecycle;
 mod live;
 mod names;
 mod numbers;
+mod several;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -95,6 +96,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "numbers::how_much_later_a_pod_is_ready",
         numbers::how_much_later_a_pod_is_ready,
+    ),
+    (
+        "several::a_release_grows_to_two_brokers_and_outlives_the_one_that_leads",
+        several::a_release_grows_to_two_brokers_and_outlives_the_one_that_leads,
     ),
 ];
 /// What this program is asked instead of running tests.
@@ -212,10 +217,16 @@ fn inner(mut arguments: Arguments, programs: &Programs, parts: &Parts, run: &Pat
             test(&site).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
-    let (measured, others): (Vec<Trial>, Vec<Trial>) = trials.partition(|trial| trial.name().starts_with("numbers::"));
+    // One after another: what is measured, and what changes the release under everybody, at the end.
+    let alone = |trial: &Trial| {
+        ["numbers::", "several::"]
+            .iter()
+            .any(|first| trial.name().starts_with(first))
+    };
+    let (alone, others): (Vec<Trial>, Vec<Trial>) = trials.partition(alone);
     let first = libtest_mimic::run(&arguments, others);
     arguments.test_threads = Some(1);
-    let second = libtest_mimic::run(&arguments, measured);
+    let second = libtest_mimic::run(&arguments, alone);
     drop(site);
     match first.has_failed() || second.has_failed() {
         true => ExitCode::FAILURE,

@@ -25,6 +25,10 @@ pub const RELEASE: &str = "sidegate";
 const AUDIENCE: &str = "postgres://ledger.internal";
 /// Longest wait for something that takes a moment.
 pub const PATIENCE: Duration = Duration::from_secs(90);
+/// Folder of the run that is the brokers' volume.
+const VOLUME: &str = "records";
+/// What the release was installed with.
+const VALUES: &str = "values.json";
 /// Where an agent finds the database that is entered by a Secret.
 pub const SHOP: u16 = 15432;
 /// Where it finds the one that is entered by a token.
@@ -98,6 +102,26 @@ impl Site {
         let exec = ["exec", "--namespace", SYSTEM, &broker, "--", "/sidegate-broker"];
         let state = ["--state=/var/lib/sidegate/state"];
         self.node.cluster.kubectl(&[&exec[..], verb, &state].concat(), "")
+    }
+
+    /// Upgrades the release to so many brokers, and waits until all of them are ready.
+    pub fn brokers(&self, count: usize) -> Result<()> {
+        let (main, values) = (chart("sidegate"), self.node.run.join(VALUES));
+        let (main, values, several) = (
+            main.to_string_lossy(),
+            values.to_string_lossy(),
+            format!("replicas={count}"),
+        );
+        let upgrade = ["upgrade", RELEASE, &main, "--namespace", SYSTEM];
+        self.node
+            .helm(&[&upgrade[..], &["--values", &values, "--set", &several]].concat())?;
+        let kind = if count > 1 { "statefulset" } else { "deployment" };
+        self.node.rolled_out(SYSTEM, &format!("{kind}/{RELEASE}-broker"))
+    }
+
+    /// The record store of the brokers, which lies on the node's disk.
+    pub fn records(&self) -> PathBuf {
+        self.node.run.join(VOLUME).join("state/records")
     }
 
     /// A namespace of agents: labelled, with the two Targets, a policy that masks, and the Secret of one of them.
@@ -245,20 +269,16 @@ fn install(node: &mut Node, folder: &Path) -> Result<()> {
     node.cluster.kubectl(&["create", "namespace", SYSTEM], "")?;
     node.cluster
         .kubectl(&["create", "-f", "-"], &volume(node)?.to_string())?;
-    let helm = |arguments: &[&str]| -> Result<()> {
-        let output = node.cluster.helm(arguments)?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "helm {}: {said}", arguments.join(" "));
-        Ok(())
-    };
     let (kinds, main) = (chart("sidegate-crds"), chart("sidegate"));
     let place = ["--namespace", SYSTEM];
-    helm(&[&["install", "sidegate-crds", &kinds.to_string_lossy()][..], &place].concat())?;
+    node.helm(&[&["install", "sidegate-crds", &kinds.to_string_lossy()][..], &place].concat())?;
     let [sidecar, broker, webhook, line] =
         ["sidecar", "broker", "injector", "cli"].map(|name| images::ours(folder, &format!("sidegate-{name}")));
     let (sidecar, broker, webhook, line) = (sidecar?, broker?, webhook?, line?);
-    let values = node.run.join("values.json");
+    let values = node.run.join(VALUES);
     let chosen = json!({
+        // One broker, which may become several: a claim's mode cannot be changed.
+        "storage": {"accessMode": "ReadWriteMany"},
         "image": {"repository": broker.repository(), "digest": broker.digest},
         "sidecar": {"digest": sidecar.digest},
         "tests": {"image": {"repository": line.repository(), "digest": line.digest}},
@@ -269,7 +289,7 @@ fn install(node: &mut Node, folder: &Path) -> Result<()> {
     });
     std::fs::write(&values, chosen.to_string())?;
     let with = ["--values", &values.to_string_lossy()];
-    helm(&[&["install", RELEASE, &main.to_string_lossy()][..], &place, &with].concat())?;
+    node.helm(&[&["install", RELEASE, &main.to_string_lossy()][..], &place, &with].concat())?;
     node.name_services()?;
     node.rolled_out(SYSTEM, &format!("deployment/{RELEASE}-broker"))?;
     node.rolled_out(SYSTEM, &format!("deployment/{RELEASE}-injector"))
@@ -277,13 +297,13 @@ fn install(node: &mut Node, folder: &Path) -> Result<()> {
 
 /// The disk of the broker's records: the node's own, because there is no provisioner.
 fn volume(node: &Node) -> Result<Value> {
-    let records = node.run.join("records");
+    let records = node.run.join(VOLUME);
     std::fs::create_dir_all(&records)?;
     let here = json!({"key": "kubernetes.io/hostname", "operator": "In", "values": [NAME]});
     Ok(json!({
         "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "records"},
         "spec": {
-            "capacity": {"storage": "10Gi"}, "accessModes": ["ReadWriteOnce"], "local": {"path": records},
+            "capacity": {"storage": "10Gi"}, "accessModes": ["ReadWriteMany"], "local": {"path": records},
             "persistentVolumeReclaimPolicy": "Retain",
             "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}},
         },
@@ -291,6 +311,13 @@ fn volume(node: &Node) -> Result<Value> {
 }
 
 impl Node {
+    fn helm(&self, arguments: &[&str]) -> Result<()> {
+        let output = self.cluster.helm(arguments)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "helm {}: {said}", arguments.join(" "));
+        Ok(())
+    }
+
     /// Waits until a controller's pods are ready, and says what is wrong with them if they never are.
     pub fn rolled_out(&self, namespace: &str, what: &str) -> Result<()> {
         let timeout = format!("--timeout={}s", PATIENCE.as_secs());
