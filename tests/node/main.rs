@@ -7,6 +7,7 @@
 mod agents;
 mod fenced;
 mod guarded;
+mod heap;
 mod lifecycle;
 mod live;
 mod names;
@@ -60,6 +61,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "guarded::a_running_agent_is_debugged_and_updated",
         guarded::a_running_agent_is_debugged_and_updated,
+    ),
+    (
+        "heap::nothing_of_a_password_is_left_in_a_sidecar_once_its_lease_is_gone",
+        heap::nothing_of_a_password_is_left_in_a_sidecar_once_its_lease_is_gone,
     ),
     (
         "lifecycle::an_init_container_reads_and_a_job_finishes",
