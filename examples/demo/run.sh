@@ -213,8 +213,9 @@ agent_says "env"
 agent "env | sort"
 show "$reply"
 refuse "no credential in the environment" "$agent_password|PGPASSWORD|PASSWORD=" "$reply"
-agent "grep -rsl '$agent_password' \"\$HOME\" /tmp 2>/dev/null | head -n 3; echo searched"
-expect "and none in any file it can read" "^searched$" "$reply"
+# What was written since this began: others may keep a great deal in /tmp.
+agent "find \"\$HOME\" /tmp -type f -mmin -10 -exec grep -sl '$agent_password' {} + 2>/dev/null | head -n 3; echo searched"
+expect "and none in any file written meanwhile that it can read" "^searched$" "$reply"
 if [ "$(id -u)" = 0 ]; then refuse "the search found nothing" "^/" "$reply"; fi
 
 step "The kill switch cuts a live session"
