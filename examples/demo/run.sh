@@ -23,7 +23,9 @@ started=$SECONDS
 
 cleanup() {
   local code=$?
-  exec 7>&- 8>&- 2>/dev/null || true
+  # Whatever the ones that are ended here answer, the rest is ended too.
+  set +e
+  exec 7>&- 8>&- 2>/dev/null
   [ -n "$sidegate_pid" ] && kill "$sidegate_pid" 2>/dev/null && wait "$sidegate_pid" 2>/dev/null
   # The server itself, not the shell that changed the user for it; INT ends it without waiting for clients.
   if [ -n "$postgres_pid" ] && [ -e "$work/pg/data/postmaster.pid" ]; then
