@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Result};
 use nix::sys::signal::{kill, Signal};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid};
 use sidegate_tests::heap::{Needles, NEW, OLD};
 use sidegate_tests::postgres::{Major, Options, Postgres};
 use sidegate_tests::psql::{psql, Said};
@@ -91,6 +91,10 @@ fn change(server: &Postgres, password: &str) -> Result<()> {
 /// derived from it, nothing is in the process any more, while all of the new one is found.
 #[test]
 fn nothing_of_a_password_is_left_once_its_lease_is_gone() -> Result<()> {
+    if !Uid::effective().is_root() {
+        eprintln!("heap: SKIPPED: who is not root may not read the memory of a process that made itself undumpable");
+        return Ok(());
+    }
     let server = shop::server(Major::V18, Options::default())?;
     ensure!(server.sql("postgres", "SHOW password_encryption")? == "scram-sha-256");
     change(&server, OLD)?;
