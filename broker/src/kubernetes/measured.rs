@@ -107,18 +107,24 @@ fn told(streams: &[OpenStream], now_ms: i64) -> Option<BTreeMap<String, String>>
 
 /// Leases as they were seen: version, since when that one, and whether another one was seen before.
 #[derive(Debug, Default)]
-struct Seen(HashMap<String, (String, Instant, bool)>);
+struct Seen {
+    leases: HashMap<String, (String, Instant, bool)>,
+    looked: Option<Instant>,
+}
 
 impl Seen {
     /// Takes a list. Answers what counts of it, and the names of what was left behind.
     fn take(&mut self, listed: &[Lease], now: Instant) -> (Others, Vec<String>) {
         let (mut others, mut left, mut seen) = (Others::default(), Vec::new(), HashMap::new());
+        // What changed in a pause that was longer than it should be may have done so at its beginning.
+        let usual = READ.saturating_add(NOTICE);
+        let latest = self.looked.and_then(|looked| looked.checked_add(usual)).unwrap_or(now);
         for lease in listed {
             let name = lease.metadata.name.clone().unwrap_or_default();
             let version = lease.metadata.resource_version.clone().unwrap_or_default();
-            let (since, changed) = match self.0.get(&name) {
+            let (since, changed) = match self.leases.get(&name) {
                 Some((before, since, changed)) if *before == version => (*since, *changed),
-                Some(_) => (now, true),
+                Some(_) => (now.min(latest), true),
                 // It may have been written long ago.
                 None => (now, false),
             };
@@ -131,7 +137,7 @@ impl Seen {
             }
             seen.insert(name, (version, since, changed));
         }
-        self.0 = seen;
+        (self.leases, self.looked) = (seen, Some(now));
         (others, left)
     }
 }
@@ -343,6 +349,23 @@ mod tests {
         );
         assert_eq!(look("3", second * 20), (true, 0), "and again");
         assert_eq!(look("3", second * 20 + LEFT), (false, 1), "it is removed");
+    }
+
+    #[test]
+    fn what_changed_in_a_long_pause_may_have_changed_at_its_beginning() {
+        let said = told(&[stream("stands", Some(Enforced::True), NOW)], NOW).unwrap();
+        let (mut seen, start) = (Seen::default(), Instant::now());
+        let mut look = |version: &str, after: Duration| {
+            let (others, _) = seen.take(&[lease("a", version, said.clone())], start + after);
+            others.of("stands").is_some()
+        };
+        let (second, usual) = (Duration::from_secs(1), READ + NOTICE);
+        assert!(!look("1", second));
+        assert!(look("2", second + usual));
+        // The API server did not answer: whoever wrote this may be long dead.
+        let again = second + usual + usual + COUNTS;
+        assert!(!look("3", again));
+        assert!(look("4", again + usual), "it is there");
     }
 
     #[test]
