@@ -34,7 +34,7 @@ use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::api::PostParams;
 use kube::{Api, Client};
 pub use sidegate_cluster::leader::Leader;
-use sidegate_cluster::{answered, leader, leases, named, watch, Failed};
+use sidegate_cluster::{answered, leader, leases, named, watch, Failed, Failing};
 
 pub use admission::{Admission, AdmissionOptions, Authorities};
 pub use events::PodEvents;

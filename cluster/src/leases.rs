@@ -4,7 +4,7 @@
 //! was read at.
 
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{DeleteParams, ObjectMeta, PostParams};
 use kube::Api;
 
 use crate::{answered, Failed};
@@ -37,5 +37,16 @@ pub async fn keep(
         Ok(_) => Ok(true),
         Err(error) if error.is(409) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// Removes a Lease, if it is there.
+///
+/// # Errors
+/// The API server does not answer, or refuses.
+pub async fn remove(leases: &Api<Lease>, name: &str) -> Result<(), Failed> {
+    match answered(leases.delete(name, &DeleteParams::default())).await {
+        Err(error) if !error.is(404) => Err(error),
+        _ => Ok(()),
     }
 }

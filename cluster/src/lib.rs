@@ -36,6 +36,19 @@ impl Unusable {
     }
 }
 
+/// Work that is done again and again, and whether it failed the last time: people are told once, until it works again.
+#[derive(Debug, Default)]
+pub struct Failing(bool);
+
+impl Failing {
+    /// The failure that nobody was told of yet.
+    pub fn news<'a, T, E>(&mut self, done: &'a Result<T, E>) -> Option<&'a E> {
+        let failed = done.as_ref().err();
+        let known = std::mem::replace(&mut self.0, failed.is_some());
+        failed.filter(|_| !known)
+    }
+}
+
 /// A client of the API server: by a kubeconfig, or as the service account of this pod.
 ///
 /// # Errors

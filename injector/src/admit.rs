@@ -57,7 +57,7 @@ pub enum Verdict {
 }
 
 /// Namespaces of the cluster itself: refusing pods there could stop it from mending itself.
-pub(crate) const SYSTEM: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
+const SYSTEM: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 
 /// What the labels of a namespace say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +74,11 @@ pub fn enabled(name: &str) -> Namespace {
         name: name.to_owned(),
         labels: BTreeMap::from([(INJECT.to_owned(), "enabled".to_owned())]),
     }
+}
+
+/// Whether pods of a namespace are left alone whatever it is labelled: the cluster's own, and the injector's.
+pub(crate) fn is_spared(namespace: &str, own: &str) -> bool {
+    SYSTEM.contains(&namespace) || namespace == own
 }
 
 /// Decides about a pod of a namespace.
@@ -118,9 +123,7 @@ fn injected(world: &World<'_>, namespace: &Namespace, says: &Says, pod: &Value) 
         let message = format!("InjectionProfile {} is not usable: {why}; correct it", says.profile);
         return Err(Refusal::invalid("profile", message));
     }
-    let profiles = world.objects.injection_profiles.iter().map(|located| &located.object);
-    let mut profiles = profiles.filter(|profile| profile.metadata.name == says.profile);
-    let Some(found) = profiles.next() else {
+    let Some(found) = world.objects.injection_profile(&says.profile) else {
         let message = format!(
             "there is no InjectionProfile {}, which namespace {} names; create it, or label the namespace with {PROFILE} \
              and one of: {}",

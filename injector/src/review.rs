@@ -9,7 +9,7 @@ use base64::Engine as _;
 use serde_json::{json, Value};
 use sidegate_policies::objects::Namespace;
 
-use crate::admit::{admit, Verdict, World, SYSTEM};
+use crate::admit::{admit, is_spared, Verdict, World};
 use crate::patch;
 use crate::refusal::Refusal;
 
@@ -222,8 +222,7 @@ impl Request {
         if mirror && self.asked.groups.iter().any(|group| group == "system:nodes") {
             return Some("mirror");
         }
-        let spared = SYSTEM.contains(&self.namespace()) || self.namespace() == own_namespace;
-        spared.then_some("system")
+        is_spared(self.namespace(), own_namespace).then_some("system")
     }
 
     /// Decides about a pod that is not [spared](Request::spared), and answers.

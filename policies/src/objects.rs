@@ -67,6 +67,12 @@ impl Objects {
             .find(|map| map.namespace == namespace && map.name == name)
     }
 
+    /// The InjectionProfile of this name.
+    pub fn injection_profile(&self, name: &str) -> Option<&InjectionProfile> {
+        let profiles = self.injection_profiles.iter().map(|located| &located.object);
+        profiles.into_iter().find(|profile| profile.metadata.name == name)
+    }
+
     /// The Targets this subject is granted: each admits its namespace, and an AccessPolicy that names the subject
     /// refers to it. In order of their names, as the broker offers them.
     pub fn granted(&self, subject: &Subject) -> Vec<&Target> {

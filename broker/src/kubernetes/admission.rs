@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::leader::Leader;
 use super::profiles::{self, Relaxed};
-use super::{answered, ClusterOptions, Failed};
+use super::{answered, ClusterOptions, Failed, Failing};
 use crate::attest::Images;
 
 /// Its name in the broker's namespace.
@@ -94,20 +94,14 @@ impl Admission {
 
     /// Reads, and writes while this replica leads, until told to stop; `applied` tells that there may be other profiles.
     pub async fn run(self: Arc<Self>, leader: Arc<Leader>, mut applied: watch::Receiver<u64>, stop: CancellationToken) {
-        let mut silent = false;
+        let mut failing = Failing::default();
         loop {
             let round = tokio::select! {
                 () = stop.cancelled() => return,
                 round = self.round(leader.leads()) => round,
             };
-            match round {
-                Ok(()) => silent = false,
-                // Said once, until it works again.
-                Err(error) if !silent => {
-                    silent = true;
-                    tracing::warn!(%error, map = NAME, "cannot be read or written: images of earlier releases are refused");
-                }
-                Err(_) => {}
+            if let Some(error) = failing.news(&round) {
+                tracing::warn!(%error, map = NAME, "cannot be read or written: images of earlier releases are refused");
             }
             tokio::select! {
                 () = stop.cancelled() => return,

@@ -66,8 +66,15 @@ pub struct Tally {
 /// By profile, of those that demand a fence.
 pub type Tallies = BTreeMap<String, Tally>;
 
-/// Counts the pods of every profile that demands a fence, by the streams that are open here and what others measured.
-pub fn tallies(pods: &ClusterPods, stored: &Stored, streams: &[OpenStream], others: &Others, now_ms: i64) -> Tallies {
+/// Counts the pods of every profile that demands a fence, by the streams that are open here and what others measured, which
+/// is asked for only where one does.
+pub fn tallies(
+    pods: &ClusterPods,
+    stored: &Stored,
+    streams: &[OpenStream],
+    others: impl FnOnce() -> Others,
+    now_ms: i64,
+) -> Tallies {
     let of_kind = |kind| stored.iter().filter(move |(key, _)| key.kind == kind);
     let mut demanding: BTreeMap<&str, (Demands, Tally)> = BTreeMap::new();
     for (key, profile) in of_kind(Kind::InjectionProfile) {
@@ -78,6 +85,7 @@ pub fn tallies(pods: &ClusterPods, stored: &Stored, streams: &[OpenStream], othe
     if demanding.is_empty() {
         return Tallies::new();
     }
+    let others = others();
     let namespaces = of_kind(Kind::Namespace).map(|(_, object)| Namespace::of(object));
     let labelled = namespaces.filter(|namespace| namespace.labels.get(INJECT).is_some_and(|said| said == "enabled"));
     let profiles: HashMap<String, String> = labelled

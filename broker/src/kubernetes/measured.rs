@@ -10,20 +10,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::digest::{digest, SHA256};
 use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::ListParams;
 use kube::{Api, Client};
-use sidegate_policies::record::frame::hex;
+use sidegate_policies::record::frame::{hex, sha256};
 use sidegate_policies::wire::Enforced;
 use tokio_util::sync::CancellationToken;
 
 use super::leader::Leader;
-use super::{answered, leases, Failed};
+use super::{answered, leases, Failed, Failing};
 use crate::front::stream::OpenStream;
 use crate::front::Front;
 
@@ -35,6 +34,10 @@ const GONE: &str = "sidegate.dev/not-enforced";
 /// Written so often by who does not lead, and read so often by who does.
 const WRITTEN: Duration = Duration::from_secs(3);
 const READ: Duration = Duration::from_secs(2);
+/// Where no profile demands a fence nobody asks, and what replicas left behind is looked for only so often.
+const IDLE: Duration = Duration::from_secs(60);
+/// Somebody who wants to know asks within this time again.
+const ASKED: Duration = Duration::from_secs(15);
 /// Whether this replica leads is looked at so often.
 const NOTICE: Duration = Duration::from_millis(500);
 /// What a sidecar said is passed on for so long, milliseconds; a Lease counts for so long after it changed; and what was read
@@ -50,12 +53,9 @@ const MAX_PODS: usize = 10_000;
 /// A pod's UID, shortened.
 type Short = [u8; 8];
 
-fn short(uid: &str) -> Short {
-    let mut short = Short::default();
-    for (byte, hashed) in short.iter_mut().zip(digest(&SHA256, uid.as_bytes()).as_ref()) {
-        *byte = *hashed;
-    }
-    short
+fn short(name: &str) -> Short {
+    let [a, b, c, d, e, f, g, h, ..] = sha256(name.as_bytes());
+    [a, b, c, d, e, f, g, h]
 }
 
 /// What others measured, by pod.
@@ -150,37 +150,50 @@ pub struct Measured {
     own: String,
     /// What others measured, and when that was read.
     others: Mutex<Option<(Others, Instant)>>,
+    /// When somebody wanted to know.
+    asked: Mutex<Option<Instant>>,
 }
 
 impl Measured {
     /// For a replica of this name, unlike any other and any other start of it.
     pub fn new(client: Client, namespace: &str, leader: Arc<Leader>, replica: &str) -> Self {
-        let hash = hex(digest(&SHA256, replica.as_bytes()).as_ref());
         Measured {
             leases: Api::namespaced(client, namespace),
             leader,
-            own: format!("egress-{}", hash.get(..16).unwrap_or(&hash)),
+            own: format!("egress-{}", hex(&short(replica))),
             others: Mutex::default(),
+            asked: Mutex::default(),
         }
     }
 
     /// What others measured; nothing where that was not read lately.
     pub fn others(&self) -> Others {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = others.as_ref().filter(|(_, read)| read.elapsed() <= KEPT);
         fresh.map(|(others, _)| others.clone()).unwrap_or_default()
     }
 
+    /// How long to wait between two turns.
+    fn pause(&self, leads: bool) -> Duration {
+        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        match (leads, asked.is_some_and(|asked| asked.elapsed() < ASKED)) {
+            (false, _) => WRITTEN,
+            (true, true) => READ,
+            (true, false) => IDLE,
+        }
+    }
+
     /// Until told to stop.
     pub async fn run(self: Arc<Self>, front: Arc<Front>, stop: CancellationToken) {
-        let (mut seen, mut done, mut written, mut silent) = (Seen::default(), None::<Instant>, false, false);
+        let (mut seen, mut done, mut written) = (Seen::default(), None::<Instant>, false);
+        let mut failing = Failing::default();
         loop {
             let leads = self.leader.leads();
-            let pause = if leads { READ } else { WRITTEN };
             if !leads {
                 seen = Seen::default();
             }
-            if done.is_none_or(|done| done.elapsed() >= pause) {
+            if done.is_none_or(|done| done.elapsed() >= self.pause(leads)) {
                 done = Some(Instant::now());
                 let turn = async {
                     match leads {
@@ -192,11 +205,9 @@ impl Measured {
                     () = stop.cancelled() => break,
                     turned = turn => turned,
                 };
-                if let (Err(error), false) = (&turned, silent) {
-                    // Said once, until it works again.
+                if let Some(error) = failing.news(&turned) {
                     tracing::warn!(%error, "what was measured of fences cannot be shared with other replicas");
                 }
-                silent = turned.is_err();
             }
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -204,7 +215,7 @@ impl Measured {
             }
         }
         if written {
-            let _ = self.withdraw(&self.own).await;
+            let _ = leases::remove(&self.leases, &self.own).await;
         }
     }
 
@@ -216,17 +227,9 @@ impl Measured {
         let (others, left) = seen.take(&listed, now);
         *self.others.lock().unwrap_or_else(PoisonError::into_inner) = Some((others, now));
         for name in left {
-            self.withdraw(&name).await?;
+            leases::remove(&self.leases, &name).await?;
         }
         Ok(())
-    }
-
-    async fn withdraw(&self, name: &str) -> Result<(), Failed> {
-        match answered(self.leases.delete(name, &DeleteParams::default())).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.is(404) => Ok(()),
-            Err(error) => Err(error),
-        }
     }
 
     async fn write(&self, front: &Front, written: &mut bool) -> Result<(), Failed> {
@@ -234,7 +237,7 @@ impl Measured {
         // Who has nothing to tell has no Lease.
         let Some(annotations) = told else {
             return match std::mem::take(written) {
-                true => self.withdraw(&self.own).await,
+                true => leases::remove(&self.leases, &self.own).await,
                 false => Ok(()),
             };
         };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{digest, SHA256};
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::{DeleteParams, ObjectMeta, PostParams};
+use kube::api::{ObjectMeta, PostParams};
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use sidegate_policies::record::frame::hex;
@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::watch::{follow_those, Change};
-use super::{answered, Failed, Leader};
+use super::{answered, leases, Failed, Leader};
 use crate::clock::Clock;
 use crate::config::StartError;
 use crate::revoked::{NotRevoked, Replicas, KEEP, MAX_IDS};
@@ -120,8 +120,7 @@ impl RevokedLeases {
         let now = self.clock.now();
         for (name, ends) in listed.items.into_iter().map(entry) {
             if ends.saturating_add(KEEP) <= now {
-                let gone = answered(self.api.delete(&name, &DeleteParams::default())).await;
-                if let Err(error) = gone.map(|_| ()).or_else(missing) {
+                if let Err(error) = leases::remove(&self.api, &name).await {
                     tracing::warn!(%error, "the Lease of an ended token cannot be removed");
                 }
             }
@@ -172,14 +171,6 @@ impl Replicas for RevokedLeases {
 
 fn forget_ended(known: &mut HashMap<String, i64>, now: i64) {
     known.retain(|_, ends| ends.saturating_add(KEEP) > now);
-}
-
-fn missing(error: Failed) -> Result<(), Failed> {
-    if error.is(404) {
-        Ok(())
-    } else {
-        Err(error)
-    }
 }
 
 /// Ids are case-sensitive, names of objects are not; and nobody who reads Leases learns an id.

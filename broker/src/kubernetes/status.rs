@@ -168,7 +168,8 @@ impl Conditions {
         let reach = self.reach(&index);
         let stored = self.kinds.stored();
         let (streams, now_ms) = (self.front.streams.open(), self.front.clock.now_ms());
-        let tallies = egress::tallies(&self.pods, &stored, &streams, &self.measured.others(), now_ms);
+        let others = || self.measured.others();
+        let tallies = egress::tallies(&self.pods, &stored, &streams, others, now_ms);
         for (key, found) in found.iter().chain(locked.iter()) {
             // What was deleted meanwhile, or applied anew, has its turn with the next reading.
             let Some(object) = stored.get(key).filter(|_| key.kind != Kind::Namespace) else {

@@ -556,7 +556,7 @@ impl LogState {
         }
         // What is remembered here is old: whoever went on with it is gone, and the leader takes up what it left.
         if records.is_shared() && read_back::held_elsewhere(records, &self.path)? > self.chain.next {
-            return self.leave(records);
+            return self.let_go(records);
         }
         match self.store(records) {
             // Another replica has it after all.
@@ -570,10 +570,15 @@ impl LogState {
     /// Leaves the log to the replica that hears it, once that one holds all of it.
     fn leave(&mut self, records: &Records) -> Result<(), RecordsError> {
         if read_back::held_elsewhere(records, &self.path)? >= self.chain.next {
-            self.journal = None;
-            records.objects.remove(&records.landing(&self.path))?;
-            self.moved = true;
+            self.let_go(records)?;
         }
+        Ok(())
+    }
+
+    fn let_go(&mut self, records: &Records) -> Result<(), RecordsError> {
+        self.journal = None;
+        records.objects.remove(&records.landing(&self.path))?;
+        self.moved = true;
         Ok(())
     }
 }

@@ -13,14 +13,14 @@ use jiff::Timestamp;
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{json, Value};
-use sidegate_cluster::{answered, Failed};
+use sidegate_cluster::{answered, Failed, Failing};
 use sidegate_policies::api::injection_profile::NetworkPolicyMode;
 use sidegate_policies::api::{GROUP, VERSION};
 use sidegate_policies::pod::network_policy::{audit, Place};
 use tokio_util::sync::CancellationToken;
 
 use super::{Cluster, Kind, Leader, Snapshot};
-use crate::admit::{is_enabled, SYSTEM};
+use crate::admit::{is_enabled, is_spared};
 use crate::install::Install;
 use crate::standing::Reason;
 
@@ -123,7 +123,7 @@ impl Profiles {
     ) {
         let mut known = cluster.watch();
         let mut told: Option<Instant> = None;
-        let mut silent = false;
+        let mut failing = Failing::default();
         loop {
             let due = told.is_none_or(|at| at.elapsed() >= EVERY) || known.has_changed().unwrap_or(false);
             if !leader.leads() {
@@ -135,11 +135,9 @@ impl Profiles {
                     () = stop.cancelled() => return,
                     written = self.tell_network_policies(&snapshot, &install, &home) => written,
                 };
-                if let (Err(error), false) = (&written, silent) {
-                    // Said once, until it works again.
+                if let Some(error) = failing.news(&written) {
                     tracing::warn!(%error, "the status of InjectionProfiles cannot be written");
                 }
-                silent = written.is_err();
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -176,8 +174,7 @@ fn is_news(present: Option<&Value>, wanted: Option<&Value>) -> bool {
 
 /// What a profile's status says of NetworkPolicies; nothing where it does not ask, or is not usable.
 fn network_policy(known: &Snapshot, install: &Install, home: &str, name: &str) -> Option<Value> {
-    let profiles = known.objects.injection_profiles.iter().map(|located| &located.object);
-    let profile = profiles.into_iter().find(|profile| profile.metadata.name == name)?;
+    let profile = known.objects.injection_profile(name)?;
     if profile.spec.network_policy == NetworkPolicyMode::Off {
         return None;
     }
@@ -188,7 +185,7 @@ fn network_policy(known: &Snapshot, install: &Install, home: &str, name: &str) -
     };
     let namespaces = known.objects.namespaces.iter().map(|located| &located.object);
     let ours = namespaces.filter(|namespace| {
-        let spared = namespace.name == home || SYSTEM.contains(&namespace.name.as_str());
+        let spared = is_spared(&namespace.name, home);
         !spared && is_enabled(namespace).unwrap_or(false) && namespace.profile() == name
     });
     let mut ours: Vec<&str> = ours.map(|namespace| namespace.name.as_str()).collect();

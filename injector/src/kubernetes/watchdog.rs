@@ -13,7 +13,7 @@ use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::{Api, Client};
 use serde_json::Value;
 use sidegate_cluster::events::{self, warning, About};
-use sidegate_cluster::{answered, Failed};
+use sidegate_cluster::{answered, Failed, Failing};
 use sidegate_policies::objects::{Namespace, INJECT};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +43,16 @@ pub struct Counted {
     pub at: i64,
 }
 
+/// The pods of all profiles, by reason.
+fn together(profiles: &ByProfile) -> BTreeMap<Reason, i64> {
+    let mut all = BTreeMap::new();
+    for (reason, pods) in profiles.values().flatten() {
+        let count: &mut i64 = all.entry(*reason).or_default();
+        *count = count.saturating_add(*pods);
+    }
+    all
+}
+
 /// Looks.
 pub struct Watchdog {
     client: Client,
@@ -52,8 +62,7 @@ pub struct Watchdog {
     every: Duration,
     /// Where the numbers are told besides, if they are.
     profiles: Option<Profiles>,
-    /// Whether that failed the last time.
-    silent: bool,
+    failing: Failing,
     /// UIDs of pods that were told of and still are without.
     told: HashSet<String>,
 }
@@ -61,7 +70,6 @@ pub struct Watchdog {
 /// What one look found.
 #[derive(Default)]
 struct Look {
-    pods: BTreeMap<Reason, i64>,
     profiles: ByProfile,
     seen: HashSet<String>,
     news: Vec<(About, Unprotected)>,
@@ -88,7 +96,7 @@ impl Watchdog {
             leader,
             every,
             profiles,
-            silent: false,
+            failing: Failing::default(),
             told: HashSet::new(),
         }
     }
@@ -129,7 +137,10 @@ impl Watchdog {
                 self.tell(look.news).await;
                 // Who ended, or got a sidecar, is forgotten.
                 self.told.retain(|uid| look.seen.contains(uid));
-                Some(Counted { pods: look.pods, at })
+                Some(Counted {
+                    pods: together(&look.profiles),
+                    at,
+                })
             }
             Err(error @ Blind::Unsaid) => {
                 tracing::info!(%error, "pods without a valid sidecar are not counted yet");
@@ -148,11 +159,9 @@ impl Watchdog {
             return;
         };
         let written = profiles.tell_unprotected(counted, at).await;
-        if let (Err(error), false) = (&written, self.silent) {
-            // Said once, until it works again.
+        if let Some(error) = self.failing.news(&written) {
             tracing::warn!(%error, "the status of InjectionProfiles cannot be written");
         }
-        self.silent = written.is_err();
     }
 
     async fn looked(&self) -> Result<Look, Blind> {
@@ -203,10 +212,8 @@ impl Watchdog {
 
     fn found(&self, profile: &str, about: About, why: Unprotected, look: &mut Look) {
         let of_profile = look.profiles.entry(profile.to_owned()).or_default();
-        for count in [&mut look.pods, of_profile] {
-            let count = count.entry(why.reason).or_default();
-            *count = count.saturating_add(1);
-        }
+        let count = of_profile.entry(why.reason).or_default();
+        *count = count.saturating_add(1);
         look.seen.insert(about.uid.clone());
         if !self.told.contains(&about.uid) && look.news.len() < EVENTS {
             look.news.push((about, why));

@@ -1,7 +1,8 @@
 //! The broker, as this sidecar reaches it: over its network API, verified by its pinned authority, in local mode too.
 //!
-//! Owns the one HTTP/2 connection, one more for as long as a credential is on its way, the session token and the calls. Every call carries a proof made with this
-//! process's key. What the broker says no to is a typed error; nothing falls back to anything broader.
+//! Owns the one HTTP/2 connection, one more for as long as a credential is on its way, the session token and the calls.
+//! Every call carries a proof made with this process's key. What the broker says no to is a typed error; nothing falls
+//! back to anything broader.
 
 mod calls;
 mod connection;

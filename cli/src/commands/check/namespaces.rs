@@ -83,13 +83,7 @@ fn profiles(injecting: &Snapshot) -> Vec<Finding> {
 }
 
 fn spec<'a>(injecting: &'a Snapshot, name: &str) -> Option<&'a InjectionProfileSpec> {
-    let all = injecting
-        .objects
-        .injection_profiles
-        .iter()
-        .map(|located| &located.object);
-    let mut named = all.filter(|profile| profile.metadata.name == name);
-    named.next().map(|profile| &profile.spec)
+    Some(&injecting.objects.injection_profile(name)?.spec)
 }
 
 /// Its profile and its pod security level.

@@ -9,6 +9,8 @@ use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use base64::Engine;
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::secret::hex;
+
 /// The shortest secret that is looked for.
 const SHORTEST: usize = 8;
 /// Bytes that are looked at together with the end of what passed.
@@ -88,9 +90,7 @@ impl Drop for Echo {
 /// The forms of a secret: raw, hex in both cases, and base64 in both alphabets at its three alignments. The first and
 /// last letters of a base64 form depend on the neighbours and are left out.
 fn forms(secret: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
-    // Of its full length at once: what a text grows out of is not wiped.
-    let mut hex = Zeroizing::new(String::with_capacity(secret.len().saturating_mul(2)));
-    secret.iter().for_each(|byte| hex.push_str(&format!("{byte:02x}")));
+    let hex = Zeroizing::new(hex(secret));
     let mut all = vec![
         Zeroizing::new(secret.to_vec()),
         Zeroizing::new(hex.to_ascii_uppercase().into_bytes()),
