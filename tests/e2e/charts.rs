@@ -3,6 +3,7 @@
 
 use anyhow::{ensure, Context, Result};
 use serde_json::Value;
+pub use sidegate_tests::cluster::helm;
 use sidegate_tests::cluster::{Cluster, User};
 
 use crate::site::{chart, site, until, NAMESPACE};
@@ -11,14 +12,6 @@ use crate::site::{chart, site, until, NAMESPACE};
 /// admission policies, which would know its broker alone.
 fn revision(release: &str) -> String {
     format!("injector.revision={release},approvals.policies=false")
-}
-
-/// helm, or its complaint.
-pub fn helm(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
-    let output = cluster.helm(arguments)?;
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "helm {}: {complaint}", arguments.join(" "));
-    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// The broker's pod is made under the restricted profile, with the rights and addresses it needs; uninstalling leaves

@@ -81,6 +81,17 @@ impl<'a> Fenced<'a> {
         )?;
         Ok(found["message"].as_str().unwrap_or_default().to_owned())
     }
+
+    /// Its sidecar, which finds no fence: until then nobody measured it, and from then on it is told as gone.
+    fn measured(&self) -> Result<sidegate_sidecar::app::Running> {
+        self.agent.report(0, "containerd://first")?;
+        let message = self.until("Unknown", "NotMeasured")?;
+        ensure!(message.starts_with("0/1 pods; "), "{message}");
+        let sidecar = self.agent.sidecar_of(true)?;
+        let message = self.until("False", "FenceMissing")?;
+        ensure!(message.contains("its fence is gone"), "{message}");
+        Ok(sidecar)
+    }
 }
 
 /// A pod that was made before its profile was Enforced, or around the webhook, is nobody; with its fence it is somebody, and
@@ -113,12 +124,7 @@ pub fn a_pod_without_its_fence_is_nobody_and_its_profile_says_so(cluster: &Clust
 /// Cooperative profile is False whatever its pods look like, and nothing it says reads as enforced.
 pub fn a_fence_is_believed_when_it_was_measured_and_cooperative_never(cluster: &Cluster) -> Result<()> {
     let fenced = Fenced::new(cluster, "Enforced", "Enforced")?;
-    fenced.agent.report(0, "containerd://first")?;
-    let message = fenced.until("Unknown", "NotMeasured")?;
-    ensure!(message.starts_with("0/1 pods; "), "{message}");
-    let sidecar = fenced.agent.sidecar_of(true)?;
-    let message = fenced.until("False", "FenceMissing")?;
-    ensure!(message.contains("its fence is gone"), "{message}");
+    let sidecar = fenced.measured()?;
     let address = *sidecar.scrape_addrs.first().context("nothing is served")?;
     let (_, scraped) = fenced.agent.site.runtime.block_on(get(address, "GET /metrics"))?;
     for line in [
@@ -149,12 +155,7 @@ pub fn the_leader_counts_pods_of_the_other_brokers(replicas: &mut Replicas) -> R
     let other = Arc::clone(replicas.sites.get(other).context("no other")?);
     replicas.service.to(&ports(&[&other]));
     let fenced = Fenced::at(&replicas.cluster, Arc::clone(&other), "Enforced", "Enforced")?;
-    fenced.agent.report(0, "containerd://first")?;
-    let message = fenced.until("Unknown", "NotMeasured")?;
-    ensure!(message.starts_with("0/1 pods; "), "{message}");
-    let sidecar = fenced.agent.sidecar_of(true)?;
-    let message = fenced.until("False", "FenceMissing")?;
-    ensure!(message.contains("its fence is gone"), "{message}");
+    let sidecar = fenced.measured()?;
     ensure!(
         other.broker.status().sidecars == 1,
         "it is not connected to the other one"

@@ -22,7 +22,7 @@ use sidegate_tests::wire::{query, shape, Wire};
 use crate::applied::{Shop, NAME};
 use crate::moved::verified;
 use crate::replicas::Replicas;
-use crate::rolled::{callers, limits, passes, under_load, Load};
+use crate::rolled::{agreed, callers, limits, passes, under_load, Load};
 use crate::site::{until, Agent, Site};
 
 const DAY: i64 = 24 * 3600;
@@ -96,22 +96,6 @@ fn issuer(provider: &Provider) -> Value {
             "allowedNamespaces": {"selector": {}}, "caBundle": {"inline": provider.ca_pem},
         },
     })
-}
-
-/// A ring's ES256 keys as every replica has them, once they agree on so many in all.
-fn agreed(replicas: &Replicas, name: RingName, count: usize) -> Result<Vec<KeyInfo>> {
-    let list = |site: &Arc<Site>| site.broker.front().issuer.ring(name).list();
-    let lists = until(
-        "the replicas agree on their keys",
-        || Ok(replicas.sites.iter().map(list).collect::<Vec<_>>()),
-        |lists| {
-            lists.iter().all(|list| {
-                let kids = |list: &[KeyInfo]| list.iter().map(|key| key.kid.clone()).collect::<Vec<_>>();
-                list.len() == count && kids(list) == kids(&lists[0])
-            })
-        },
-    )?;
-    Ok(lists[0].clone())
 }
 
 /// How often which key verified, since this was asked last.

@@ -301,9 +301,9 @@ fn restarts(replicas: &mut Replicas, load: &Load) -> Result<()> {
     Ok(())
 }
 
-/// The access ring as every replica has it, once they agree on so many keys.
-fn agreed(replicas: &Replicas, count: usize) -> Result<Vec<KeyInfo>> {
-    let list = |site: &Arc<Site>| site.broker.front().issuer.ring(RingName::Access).list();
+/// A ring as every replica has it, once they agree on so many keys.
+pub fn agreed(replicas: &Replicas, name: RingName, count: usize) -> Result<Vec<KeyInfo>> {
+    let list = |site: &Arc<Site>| site.broker.front().issuer.ring(name).list();
     until(
         "the replicas agree on their keys",
         || Ok(replicas.sites.iter().map(list).collect::<Vec<_>>()),
@@ -335,9 +335,9 @@ pub fn passes(replicas: &Replicas, load: &Load, seconds: i64) -> Result<()> {
 fn rotations(replicas: &Replicas, load: &Load) -> Result<()> {
     let clock = replicas.clock();
     let passes = |seconds: i64| passes(replicas, load, seconds);
-    let first = agreed(replicas, 1)?.remove(0);
+    let first = agreed(replicas, RingName::Access, 1)?.remove(0);
     passes(first.usable_from + 22 * 3600)?;
-    let next = agreed(replicas, 2)?.remove(1);
+    let next = agreed(replicas, RingName::Access, 2)?.remove(1);
     ensure!(
         next.kid != first.kid && next.usable_from > clock.now(),
         "used before it was published"
@@ -360,12 +360,15 @@ fn rotations(replicas: &Replicas, load: &Load) -> Result<()> {
         |all| all.iter().all(|name| *name == Some(rolled.authority.clone())),
     )?;
     load.more(20)?;
-    let ends = agreed(replicas, 2)?
+    let ends = agreed(replicas, RingName::Access, 2)?
         .remove(0)
         .retire_at
         .context("the first key never goes")?;
     passes(ends)?;
-    ensure!(agreed(replicas, 1)?[0].kid == next.kid, "the wrong one is left");
+    ensure!(
+        agreed(replicas, RingName::Access, 1)?[0].kid == next.kid,
+        "the wrong one is left"
+    );
     Ok(())
 }
 

@@ -9,9 +9,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
 use sidegate_broker::kubernetes::{ClusterOptions, DEFAULT_NAME};
 use sidegate_broker::{Broker, BrokerConfig, Place};
@@ -20,6 +19,8 @@ use sidegate_sidecar::authority::Separation;
 use sidegate_sidecar::broker::Url;
 use sidegate_sidecar::config::{PodFacts, SidecarConfig};
 use sidegate_tests::cluster::{Cluster, User};
+pub use sidegate_tests::patience::until;
+use sidegate_tests::patience::PATIENCE;
 use sidegate_tests::ports;
 use tokio::runtime::Runtime;
 
@@ -27,9 +28,6 @@ use tokio::runtime::Runtime;
 pub const NAMESPACE: &str = "sidegate-system";
 /// The broker's service account, as the API server names it.
 pub const BROKER: &str = "system:serviceaccount:sidegate-system:sidegate-broker";
-/// Longest wait for something that takes a moment.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// A broker that serves the cluster.
 pub struct Site {
     pub broker: sidegate_broker::Running,
@@ -408,25 +406,6 @@ impl<'a> Agent<'a> {
             .into_iter()
             .find(|found| found["type"] == condition)
             .unwrap_or(Value::Null))
-    }
-}
-
-/// Waits until something holds, and says what was seen last if it never does.
-pub fn until<T: std::fmt::Debug>(
-    what: &str,
-    mut look: impl FnMut() -> Result<T>,
-    holds: impl Fn(&T) -> bool,
-) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let seen = look()?;
-        if holds(&seen) {
-            return Ok(seen);
-        }
-        if Instant::now() >= deadline {
-            bail!("not within {} s: {what}; seen last: {seen:?}", PATIENCE.as_secs());
-        }
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

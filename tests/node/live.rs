@@ -73,23 +73,30 @@ fn obeyed(agents: &Agents<'_>, what: &str, word: &str, change: impl FnOnce() -> 
     Ok(late)
 }
 
+fn patch(agents: &Agents<'_>, patch: &Value) -> Result<()> {
+    let patch = patch.to_string();
+    let all = ["patch", "accesspolicy", "support", "--type=json", "-p", &patch];
+    agents.kubectl(&all).map(drop)
+}
+
+/// A rule against what the agent reads.
+pub fn forbid(agents: &Agents<'_>) -> Result<()> {
+    let rule =
+        json!({"name": "no-people", "effect": "Deny", "sql": {"commands": ["Select"], "tables": ["app.people"]}});
+    patch(agents, &json!([{"op": "add", "path": "/spec/rules/1", "value": rule}]))
+}
+
+/// The policy as it was.
+pub fn allow(agents: &Agents<'_>) -> Result<()> {
+    patch(agents, &json!([{"op": "remove", "path": "/spec/rules/1"}]))
+}
+
 /// An AccessPolicy is changed: the open session is refused its next read, and is not ended; changed back, it reads on.
 pub fn a_policy_holds_for_an_open_session(site: &Site) -> Result<()> {
     let agents = watching(site)?;
-    let patch = |patch: Value| -> Result<()> {
-        let patch = patch.to_string();
-        let all = ["patch", "accesspolicy", "support", "--type=json", "-p", &patch];
-        agents.kubectl(&all).map(|_| ())
-    };
-    let rule =
-        json!({"name": "no-people", "effect": "Deny", "sql": {"commands": ["Select"], "tables": ["app.people"]}});
-    let late = obeyed(&agents, "an edited policy", "refused", || {
-        patch(json!([{"op": "add", "path": "/spec/rules/1", "value": rule}]))
-    })?;
+    let late = obeyed(&agents, "an edited policy", "refused", || forbid(&agents))?;
     ensure!(late < LATEST, "{late} s");
-    let late = obeyed(&agents, "the policy as it was", "*******8841", || {
-        patch(json!([{"op": "remove", "path": "/spec/rules/1"}]))
-    })?;
+    let late = obeyed(&agents, "the policy as it was", "*******8841", || allow(&agents))?;
     ensure!(late < LATEST, "{late} s");
     let log = agents.kubectl(&["logs", "agent", "-c", "agent"])?;
     ensure!(log.matches("opened").count() == 1, "the session was ended: {log}");

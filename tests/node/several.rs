@@ -1,11 +1,11 @@
 //! Several brokers under a kubelet: the chart's StatefulSet on one volume, and what its agents notice of it.
 
 use anyhow::{ensure, Context, Result};
-use serde_json::{json, Value};
+use serde_json::Value;
 use sidegate_policies::record::verify::{verify_store, Options, Verdict};
 use sidegate_tests::cluster::node::site::{Agents, Site, MASKED, PATIENCE, READ, SHOP, SYSTEM};
 
-use crate::live::{now, seen, watching};
+use crate::live::{allow, forbid, now, seen, watching};
 
 /// A release with one broker gets two, and then loses the one that leads: the agent's session is never ended, a policy that is
 /// edited afterwards holds for it, a pod that is made then reads, and nothing is missing of what was recorded on the way.
@@ -19,7 +19,12 @@ pub fn a_release_grows_to_two_brokers_and_outlives_the_one_that_leads(site: &Sit
     let (second, _) = leads(&agents, Some(&uid))?;
     site.node.rolled_out(SYSTEM, "statefulset/sidegate-broker")?;
     println!("{first} led and was deleted; {second} led next, and both run again");
-    obeys(&agents)?;
+    let began = now()?;
+    forbid(&agents)?;
+    seen(&agents, "refused", began)?;
+    let again = now()?;
+    allow(&agents)?;
+    seen(&agents, "*******8841", again)?;
     agents.psql_pod("late")?;
     let said = agents.ask("late", SHOP, READ)?;
     ensure!(said == MASKED, "{said}");
@@ -36,23 +41,6 @@ pub fn a_release_grows_to_two_brokers_and_outlives_the_one_that_leads(site: &Sit
     );
     ensure!(!report.sessions.is_empty() && report.checkpoints > 0, "{report:#?}");
     Ok(())
-}
-
-/// A rule against what the agent reads is added, and taken away again.
-fn obeys(agents: &Agents<'_>) -> Result<()> {
-    let patch = |patch: Value| -> Result<()> {
-        let patch = patch.to_string();
-        let all = ["patch", "accesspolicy", "support", "--type=json", "-p", &patch];
-        agents.kubectl(&all).map(drop)
-    };
-    let rule =
-        json!({"name": "no-people", "effect": "Deny", "sql": {"commands": ["Select"], "tables": ["app.people"]}});
-    let began = now()?;
-    patch(json!([{"op": "add", "path": "/spec/rules/1", "value": rule}]))?;
-    seen(agents, "refused", began)?;
-    let again = now()?;
-    patch(json!([{"op": "remove", "path": "/spec/rules/1"}]))?;
-    seen(agents, "*******8841", again).map(drop)
 }
 
 /// The pod that leads with its UID, once one of the StatefulSet does that has not this UID.

@@ -419,6 +419,17 @@ impl Cluster {
     }
 }
 
+/// What helm says.
+///
+/// # Errors
+/// It refuses: its complaint.
+pub fn helm(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
+    let output = cluster.helm(arguments)?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "helm {}: {complaint}", arguments.join(" "));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
 fn copied(from: &Path, to: &Path) -> Result<()> {
     let done = Command::new("cp").arg("-a").args([from, to]).status()?;
     ensure!(done.success(), "cp -a {} {}", from.display(), to.display());

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use aws_lc_rs::{hmac, pbkdf2};
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use base64::Engine as _;
+use sidegate_policies::record::frame::hex;
 
 use crate::postgres::Postgres;
 
@@ -46,8 +47,7 @@ impl Needles {
                 self.0.push(Needle { what, bytes });
             };
             add("as it is", piece.to_vec());
-            let hex: String = piece.iter().map(|byte| format!("{byte:02x}")).collect();
-            add("hex", hex.into_bytes());
+            add("hex", hex(piece).into_bytes());
             for before in 0..3 {
                 let shifted = [&vec![0; before][..], piece].concat();
                 for (form, engine) in [("base64", &STANDARD_NO_PAD), ("base64url", &URL_SAFE_NO_PAD)] {

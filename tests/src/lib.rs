@@ -14,6 +14,7 @@ pub mod heap;
 pub mod http;
 pub mod middle;
 pub mod names;
+pub mod patience;
 pub mod people;
 pub mod ports;
 pub mod postgres;

@@ -5,19 +5,16 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{ensure, Result};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::{Pid, Uid};
 use sidegate_tests::heap::{Needles, NEW, OLD};
+use sidegate_tests::patience::until;
 use sidegate_tests::postgres::{Major, Options, Postgres};
 use sidegate_tests::psql::{psql, Said};
 use sidegate_tests::shop::{self, DATABASE, ROLE};
 use sidegate_tests::{cli, ports};
-
-/// Longest wait for something that takes a moment.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// `sidegate up`, ended with the test.
 struct Up(Child);
@@ -65,20 +62,6 @@ fn up(folder: &Path, server: &Postgres, port: u16) -> Result<Up> {
         .stderr(fs::File::create(folder.join("log"))?)
         .spawn()?;
     Ok(Up(child))
-}
-
-fn until<T: std::fmt::Debug>(what: &str, mut look: impl FnMut() -> Result<T>, holds: impl Fn(&T) -> bool) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let seen = look()?;
-        if holds(&seen) {
-            return Ok(seen);
-        }
-        if Instant::now() >= deadline {
-            bail!("not within {} s: {what}; seen last: {seen:#?}", PATIENCE.as_secs());
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 fn change(server: &Postgres, password: &str) -> Result<()> {

@@ -70,6 +70,20 @@ impl Brokers {
         self.records[leader].look_after().unwrap();
     }
 
+    /// Summaries of sessions that were called orphans.
+    fn orphans(&self) -> Vec<String> {
+        files(&self.state.path().join("records/v1/local"), ".orphan.json")
+    }
+
+    /// The first of them looks after its logs until everything is in objects.
+    async fn stored(&self) {
+        until("all of it is stored, and the journal gone", || {
+            self.records[0].look_after().unwrap();
+            landings(self.state.path()).is_empty()
+        })
+        .await;
+    }
+
     /// Verified by both verifiers, which agree.
     fn verified(&self) -> Report {
         let root = self.state.path().join("records");
@@ -210,7 +224,7 @@ async fn a_broker_that_a_log_left_lets_go_of_it_and_calls_nobody_an_orphan() {
         brokers.records[1].look_after().unwrap();
         brokers.records[0].look_after().unwrap();
     }
-    let orphans = files(&brokers.state.path().join("records/v1/local"), ".orphan.json");
+    let orphans = brokers.orphans();
     assert!(orphans.is_empty(), "{orphans:?}");
     let id = session.id();
     assert!(matches!(verdict(&brokers.verified(), id), Verdict::Open { .. }));
@@ -232,12 +246,8 @@ async fn what_a_dead_broker_and_a_dead_sidecar_left_is_sealed_by_the_leader() {
     let id = session.id();
     recording.kill().await;
     drop(brokers.records.remove(1));
-    until("it is sealed, and the journal gone", || {
-        brokers.records[0].look_after().unwrap();
-        landings(brokers.state.path()).is_empty()
-    })
-    .await;
-    let orphans = files(&brokers.state.path().join("records/v1/local"), ".orphan.json");
+    brokers.stored().await;
+    let orphans = brokers.orphans();
     assert!(
         orphans.len() == 1 && orphans[0].contains(&id.to_string()),
         "{orphans:?}"
@@ -257,7 +267,7 @@ async fn what_a_log_became_after_it_left_is_not_lost_with_the_broker_it_went_to(
     // The leader called it an orphan in a pause, which binds nobody.
     until("it is silent", || {
         brokers.records[0].look_after().unwrap();
-        !files(&brokers.state.path().join("records/v1/local"), ".orphan.json").is_empty()
+        !brokers.orphans().is_empty()
     })
     .await;
     recording.move_to(&brokers.records[1]).unwrap();
@@ -266,11 +276,7 @@ async fn what_a_log_became_after_it_left_is_not_lost_with_the_broker_it_went_to(
     // Both die before that broker said that it hears it.
     recording.kill().await;
     drop(brokers.records.remove(1));
-    until("all of it is stored, and the journal gone", || {
-        brokers.records[0].look_after().unwrap();
-        landings(brokers.state.path()).is_empty()
-    })
-    .await;
+    brokers.stored().await;
     let report = brokers.verified();
     assert!(matches!(verdict(&report, id), Verdict::Unsealed { .. }), "{report:#?}");
     assert_eq!(brokers.intents(id), 2);
@@ -295,15 +301,10 @@ async fn what_a_broker_remembers_of_a_log_that_left_is_stored_by_nobody() {
         brokers.records[0].logs_here() == 0
     })
     .await;
-    let orphans = || files(&brokers.state.path().join("records/v1/local"), ".orphan.json");
-    assert!(orphans().is_empty(), "{:?}", orphans());
+    assert!(brokers.orphans().is_empty(), "{:?}", brokers.orphans());
     brokers.leads[0].store(true, Ordering::SeqCst);
-    until("the leader seals it", || {
-        brokers.records[0].look_after().unwrap();
-        landings(brokers.state.path()).is_empty()
-    })
-    .await;
-    assert_eq!(orphans().len(), 1);
+    brokers.stored().await;
+    assert_eq!(brokers.orphans().len(), 1);
     brokers.verified();
     assert_eq!(brokers.intents(id), 2);
 }

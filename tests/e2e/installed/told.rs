@@ -28,6 +28,19 @@ impl Told<'_> {
         self.installed.cluster.kubectl(&apply, &object.to_string()).map(|_| ())
     }
 
+    /// Has pods of the namespace made by the profile.
+    fn label(&self) -> Result<()> {
+        let labels = [
+            "sidegate.dev/inject=enabled",
+            &format!("sidegate.dev/profile={}", self.namespace),
+        ];
+        let label = ["label", "namespace", &self.namespace];
+        self.installed
+            .cluster
+            .kubectl(&[&label[..], &labels].concat(), "")
+            .map(drop)
+    }
+
     /// Of what the chart made nothing is left when it goes, and this is counted with it.
     fn end(&self) -> Result<()> {
         let delete = ["delete", "injectionprofile", &self.namespace];
@@ -59,11 +72,7 @@ pub fn its_leader_counts_them_in_the_status_of_their_profile(installed: &mut Ins
     let none = |status: &Value| status["unprotected"]["pods"] == 0;
     told.until("none is counted", none)?;
     cluster.create(&pod(namespace, json!({})))?;
-    let labels = [
-        "sidegate.dev/inject=enabled",
-        &format!("sidegate.dev/profile={namespace}"),
-    ];
-    cluster.kubectl(&[&["label", "namespace", namespace][..], &labels].concat(), "")?;
+    told.label()?;
     let one = |status: &Value| status["unprotected"]["pods"] == 1;
     let status = told.until("the pod is counted", one)?;
     let reasons = json!([{"reason": "older-than-label", "pods": 1}]);
@@ -100,11 +109,7 @@ pub fn audited_network_policies_are_told_and_never_made(installed: &mut Installe
     let told = told(installed)?;
     let (cluster, namespace) = (&installed.cluster, &told.namespace);
     told.profile(&json!({"networkPolicy": "Audit"}))?;
-    let labels = [
-        "sidegate.dev/inject=enabled",
-        &format!("sidegate.dev/profile={namespace}"),
-    ];
-    cluster.kubectl(&[&["label", "namespace", namespace][..], &labels].concat(), "")?;
+    told.label()?;
     is_asked(cluster, namespace)?;
     targets(cluster, namespace)?;
     let all = json!([{

@@ -7,13 +7,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{bail, Result};
 use serde_json::{json, Value};
 
 use super::images::{self, Built, Image};
 use super::{Node, Parts, ADDRESS, NAME, PODS};
 use crate::bearer;
-use crate::cluster::{Programs, User};
+use crate::cluster::{helm, Programs, User};
 use crate::postgres::{Major, Options, Postgres};
 use crate::shop::{self, DATABASE, PASSWORD, ROLE};
 
@@ -113,8 +113,8 @@ impl Site {
             format!("replicas={count}"),
         );
         let upgrade = ["upgrade", RELEASE, &main, "--namespace", SYSTEM];
-        self.node
-            .helm(&[&upgrade[..], &["--values", &values, "--set", &several]].concat())?;
+        let with = ["--values", &values, "--set", &several];
+        helm(&self.node.cluster, &[&upgrade[..], &with].concat())?;
         let kind = if count > 1 { "statefulset" } else { "deployment" };
         self.node.rolled_out(SYSTEM, &format!("{kind}/{RELEASE}-broker"))
     }
@@ -271,7 +271,8 @@ fn install(node: &mut Node, folder: &Path) -> Result<()> {
         .kubectl(&["create", "-f", "-"], &volume(node)?.to_string())?;
     let (kinds, main) = (chart("sidegate-crds"), chart("sidegate"));
     let place = ["--namespace", SYSTEM];
-    node.helm(&[&["install", "sidegate-crds", &kinds.to_string_lossy()][..], &place].concat())?;
+    let install = ["install", "sidegate-crds", &kinds.to_string_lossy()];
+    helm(&node.cluster, &[&install[..], &place].concat())?;
     let [sidecar, broker, webhook, line] =
         ["sidecar", "broker", "injector", "cli"].map(|name| images::ours(folder, &format!("sidegate-{name}")));
     let (sidecar, broker, webhook, line) = (sidecar?, broker?, webhook?, line?);
@@ -289,7 +290,8 @@ fn install(node: &mut Node, folder: &Path) -> Result<()> {
     });
     std::fs::write(&values, chosen.to_string())?;
     let with = ["--values", &values.to_string_lossy()];
-    node.helm(&[&["install", RELEASE, &main.to_string_lossy()][..], &place, &with].concat())?;
+    let install = ["install", RELEASE, &main.to_string_lossy()];
+    helm(&node.cluster, &[&install[..], &place, &with].concat())?;
     node.name_services()?;
     node.rolled_out(SYSTEM, &format!("deployment/{RELEASE}-broker"))?;
     node.rolled_out(SYSTEM, &format!("deployment/{RELEASE}-injector"))
@@ -311,13 +313,6 @@ fn volume(node: &Node) -> Result<Value> {
 }
 
 impl Node {
-    fn helm(&self, arguments: &[&str]) -> Result<()> {
-        let output = self.cluster.helm(arguments)?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "helm {}: {said}", arguments.join(" "));
-        Ok(())
-    }
-
     /// Waits until a controller's pods are ready, and says what is wrong with them if they never are.
     pub fn rolled_out(&self, namespace: &str, what: &str) -> Result<()> {
         let timeout = format!("--timeout={}s", PATIENCE.as_secs());
