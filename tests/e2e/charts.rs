@@ -280,6 +280,8 @@ pub fn wrong_values_are_refused(cluster: &Cluster) -> Result<()> {
         "approvals.otherBrokers[0].namespace=x'||true||'x,approvals.otherBrokers[0].name=broker",
         "injector.replica=2",
         "injector.url=http://injector",
+        "injector.evictUnprotected=yes",
+        "injector.evictUnprotected=true,injector.revision=next",
         "injector.certificates.mode=Magic",
         "injector.certificates.mode=CertManager",
         "monitoring.podMonitor.enable=true",
@@ -293,8 +295,8 @@ pub fn wrong_values_are_refused(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// What needs somebody else's operator is off by default and rendered as its golden file says, which is read in review:
-/// no schema of those kinds is at hand here. `SIDEGATE_WRITE_GOLDEN=1` writes it anew.
+/// What needs somebody else's operator is off by default and rendered as its golden file says; `monitored` shows that file to
+/// their kinds. `SIDEGATE_WRITE_GOLDEN=1` writes it anew.
 pub fn what_is_off_by_default_is_rendered_as_its_golden_file(cluster: &Cluster) -> Result<()> {
     let off = helm(cluster, &["template", "x", &chart("sidegate"), "--namespace", "system"])?;
     ensure!(

@@ -15,6 +15,7 @@ mod installed;
 mod kept;
 mod kinds;
 mod looked;
+mod monitored;
 mod moved;
 mod names;
 mod numbers;
@@ -156,6 +157,14 @@ const TESTS: &[(&str, Test)] = &[
     (
         "charts::what_is_off_by_default_is_rendered_as_its_golden_file",
         charts::what_is_off_by_default_is_rendered_as_its_golden_file,
+    ),
+    (
+        "monitored::what_is_made_for_other_operators_is_of_their_kinds",
+        monitored::what_is_made_for_other_operators_is_of_their_kinds,
+    ),
+    (
+        "monitored::prometheus_reads_the_rules_and_queries",
+        monitored::prometheus_reads_the_rules_and_queries,
     ),
     (
         "charts::the_kinds_stay_when_their_chart_is_uninstalled",

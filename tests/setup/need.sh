@@ -153,6 +153,32 @@ need_minio() {
   (cd "$here" && GOTOOLCHAIN=local GOFLAGS= CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" -o "$CACHE/bin/minio" .)
 }
 
+# What Prometheus' and cert-manager's operators make of a chart's objects: their kinds, from their Go modules, and a reader of rules
+# and queries made of Prometheus' own parser. The tests that want them say so where they are not there.
+need_monitoring() {
+  local here target="$CACHE/monitoring"; here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../monitoring" && pwd)
+  cat "$here"/* "${BASH_SOURCE[0]}" | cmp -s - "$target/made-of" && return
+  command -v go >/dev/null || { echo "Kinds for monitoring are not fetched: Go is missing (1.26.7 or newer, https://go.dev/dl)" >&2; return 0; }
+  echo "Building the reader of Prometheus' rules, and fetching kinds"
+  rm -rf "$target" && mkdir -p "$target/kinds"
+  (cd "$here" && GOTOOLCHAIN=local GOFLAGS= CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" -o "$target/rules" .) \
+    || { echo "Prometheus' parser is not built: see above" >&2; return 0; }
+  kinds_of github.com/prometheus-operator/prometheus-operator v0.94.1 h1:QEIb2wenPH+SdMN1xMf8l4Pmj00YYXXI6HlbLlQWkww= \
+    example/prometheus-operator-crd/monitoring.coreos.com_{podmonitors,prometheusrules,servicemonitors}.yaml &&
+  kinds_of github.com/cert-manager/cert-manager v1.21.2 h1:UWgoYM+KLNtRlqmoWOKjKBOBUPVHeepQ6/ac3ERJW68= \
+    deploy/crds/cert-manager.io_certificates.yaml &&
+  cat "$here"/* "${BASH_SOURCE[0]}" >"$target/made-of" || echo "Kinds for monitoring are not fetched: see above" >&2
+}
+
+# kinds_of MODULE VERSION SUM FILE...
+kinds_of() {
+  local module=$1 version=$2 sum=$3 said folder; shift 3
+  said=$(cd "$CACHE" && GOTOOLCHAIN=local GOFLAGS= go mod download -json "$module@$version")
+  [ "$(sed -n 's/.*"Sum": "\(.*\)".*/\1/p' <<<"$said")" = "$sum" ] || { echo "$module $version is not what it was: $said" >&2; return 1; }
+  folder=$(sed -n 's/.*"Dir": "\(.*\)".*/\1/p' <<<"$said")
+  (cd "$folder" && install -m 644 "$@" "$CACHE/monitoring/kinds/")
+}
+
 # Stock clients, each pinned: psycopg with libpq 18, asyncpg, SQLAlchemy, Django, node-postgres, Prisma, pgx, pgjdbc, Hibernate, psql and
 # pgbench 18; ActiveRecord is Debian's. Those in Rust are built with the tests.
 need_drivers() {
