@@ -54,6 +54,20 @@ impl Failing {
 /// # Errors
 /// The kubeconfig, or what the kubelet mounted, cannot be read. Nobody is called.
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, Unusable> {
+    Client::try_from(config(kubeconfig).await?).map_err(Unusable::new)
+}
+
+/// The same, and a "not now" is told at once: an eviction's means that somebody's disruption budget is spent.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_for_one_try(kubeconfig: Option<&Path>) -> Result<Client, Unusable> {
+    let mut config = config(kubeconfig).await?;
+    config.default_retry = false;
+    Client::try_from(config).map_err(Unusable::new)
+}
+
+async fn config(kubeconfig: Option<&Path>) -> Result<Config, Unusable> {
     let mut config = match kubeconfig {
         Some(path) => {
             let read = Kubeconfig::read_from(path).map_err(Unusable::new)?;
@@ -67,7 +81,7 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client, Unusable> {
     config.connect_timeout = Some(PATIENCE);
     // What the environment says about proxies is not ours to follow.
     config.proxy_url = None;
-    Client::try_from(config).map_err(Unusable::new)
+    Ok(config)
 }
 
 /// What became of a call, in time.

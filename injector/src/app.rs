@@ -4,7 +4,7 @@
 //! answers from half of what is known. Invariant: it holds no secret but the keys of the webhook's certificates.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,9 +15,10 @@ pub use crate::certificates::Lives;
 pub use crate::files::{FileError, Files};
 use crate::install::Install;
 use crate::kubernetes::{
-    connect, follow_authority, Absent, Cluster, Configurations, Keeper, Leader, Profiles, Watchdog,
+    connect, connect_for_one_try, follow_authority, Absent, Cluster, Configurations, Evictions, Keeper, Leader,
+    Profiles, Watchdog,
 };
-pub use crate::kubernetes::{Wanted, WATCH_EVERY};
+pub use crate::kubernetes::{Wanted, EVICT_EVERY, WATCH_EVERY};
 use crate::metrics::Metrics;
 use crate::ops::{self, Ops};
 use crate::probe::{self, Readiness};
@@ -54,6 +55,9 @@ pub struct InjectorConfig {
     pub watch_every: Duration,
     /// Whether its leader tells in the status of InjectionProfiles what it counts. Of two releases side by side one does.
     pub report_profiles: bool,
+    /// How long after an eviction of a pod without a valid sidecar the next one is; [`EVICT_EVERY`] but in tests. Absent: none is
+    /// evicted.
+    pub evict_every: Option<Duration>,
 }
 
 /// Where the webhook's certificate comes from.
@@ -171,7 +175,8 @@ async fn started(config: InjectorConfig, tasks: &Tasks) -> Result<Running, Start
         config.watch_every,
         profiles.clone(),
     );
-    tasks.spawn(watchdog.run(count, tasks.stopping()));
+    let evictions = evictions(config.evict_every, config.kubeconfig.as_deref(), &ops).await?;
+    tasks.spawn(watchdog.evicting(evictions).run(count, tasks.stopping()));
     match config.certificates {
         Certificates::Files(files) => {
             served.swap(files.read()?);
@@ -208,6 +213,20 @@ async fn started(config: InjectorConfig, tasks: &Tasks) -> Result<Running, Start
         health,
         tasks: tasks.clone(),
     })
+}
+
+/// Who evicts, where somebody does.
+async fn evictions(
+    every: Option<Duration>,
+    kubeconfig: Option<&Path>,
+    ops: &Ops,
+) -> Result<Option<Evictions>, StartError> {
+    let Some(every) = every else {
+        return Ok(None);
+    };
+    let client = connect_for_one_try(kubeconfig).await.map_err(Absent::from)?;
+    let (ready, metrics) = (ops.ready.clone(), Arc::clone(&ops.metrics));
+    Ok(Some(Evictions::new(client, every, ready, metrics)))
 }
 
 async fn bind(wanted: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {

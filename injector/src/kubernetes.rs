@@ -6,6 +6,7 @@
 
 mod broker;
 mod configurations;
+mod evictions;
 mod keeper;
 mod profiles;
 mod watchdog;
@@ -19,7 +20,7 @@ use kube::core::GroupVersionKind;
 use kube::{Api, Client};
 use serde_json::Value;
 use sidegate_cluster::watch::{follow_versions, Change, Step};
-pub use sidegate_cluster::{connect, leader::Leader, Unusable};
+pub use sidegate_cluster::{connect, connect_for_one_try, leader::Leader, Unusable};
 use sidegate_cluster::{within, Failed};
 use sidegate_policies::api::{AccessPolicy, Target, TokenIssuer, GROUP, VERSION};
 use sidegate_policies::check::usable_profile;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use broker::follow_authority;
 pub use configurations::Configurations;
+pub use evictions::{Evictions, EVERY as EVICT_EVERY};
 pub use keeper::{Keeper, Wanted};
 pub use profiles::Profiles;
 pub use watchdog::{Counted, Watchdog, EVERY as WATCH_EVERY};

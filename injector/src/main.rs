@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use sidegate_injector::app::{start, Certificates, Files, InjectorConfig, InstallFrom, Lives, Wanted, WATCH_EVERY};
+use sidegate_injector::app::{
+    start, Certificates, Files, InjectorConfig, InstallFrom, Lives, Wanted, EVICT_EVERY, WATCH_EVERY,
+};
 use sidegate_injector::install::{name_servers, Install};
 use tokio::signal::unix::{signal, SignalKind};
 use tracing_subscriber::EnvFilter;
@@ -68,6 +70,10 @@ struct Arguments {
     /// would make. Of two releases side by side one does.
     #[arg(long)]
     report_profiles: bool,
+    /// Its leader evicts pods of labelled namespaces that have no valid sidecar and would have one if they were made anew: one in
+    /// ten seconds, as far as disruption budgets let it, never a pod without a controller or of a Job.
+    #[arg(long)]
+    evict_unprotected: bool,
 }
 
 impl Arguments {
@@ -131,6 +137,7 @@ fn main() -> ExitCode {
         replica: sidegate_cluster::leader::name(&uuid::Uuid::now_v7().to_string()),
         watch_every: WATCH_EVERY,
         report_profiles: arguments.report_profiles,
+        evict_every: arguments.evict_unprotected.then_some(EVICT_EVERY),
     };
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(run(config)),

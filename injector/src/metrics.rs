@@ -47,6 +47,27 @@ impl Limit {
     }
 }
 
+/// What became of a pod that was to be evicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Evicted {
+    /// It goes.
+    Gone,
+    /// Its disruption budget keeps it for now.
+    Kept,
+    /// The API server said no, or nothing.
+    Failed,
+}
+
+impl Evicted {
+    fn as_str(self) -> &'static str {
+        match self {
+            Evicted::Gone => "evicted",
+            Evicted::Kept => "kept",
+            Evicted::Failed => "failed",
+        }
+    }
+}
+
 /// What is asked for when the numbers are read.
 #[derive(Debug, Clone, Default)]
 pub struct Now {
@@ -69,6 +90,7 @@ pub struct Metrics {
     own: Numbers,
     admissions: IntCounterVec,
     turned_away: IntCounterVec,
+    evictions: IntCounterVec,
     seconds: Histogram,
     patch: Histogram,
     in_flight: IntGauge,
@@ -102,6 +124,11 @@ impl Metrics {
                 "turned_away_total",
                 "Requests that were not understood or not looked at.",
                 &["limit"],
+            )?,
+            evictions: own.counters(
+                "evictions_total",
+                "Pods without a valid sidecar that were asked to go, where that is switched on, by what became of it.",
+                &["outcome"],
             )?,
             seconds: own.histogram(
                 "admission_seconds",
@@ -160,6 +187,11 @@ impl Metrics {
     /// A request was turned away.
     pub fn turned_away(&self, limit: Limit) {
         self.turned_away.with_label_values(&[limit.as_str()]).inc();
+    }
+
+    /// A pod was asked to go.
+    pub fn evicted(&self, outcome: Evicted) {
+        self.evictions.with_label_values(&[outcome.as_str()]).inc();
     }
 
     /// One more is under way, until the answer is dropped.

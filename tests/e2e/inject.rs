@@ -145,6 +145,7 @@ impl Site {
             replica: "one".to_owned(),
             watch_every: WATCH_EVERY,
             report_profiles: false,
+            evict_every: None,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)

@@ -7,6 +7,7 @@
 
 mod applied;
 mod certificates;
+mod evicted;
 mod told;
 
 use std::io::{Read as _, Write as _};
@@ -96,6 +97,10 @@ pub const TESTS: &[(&str, Test)] = &[
         told::audited_network_policies_are_told_and_never_made,
     ),
     (
+        "installed::its_leader_evicts_who_would_come_back_better_and_nobody_else",
+        evicted::its_leader_evicts_who_would_come_back_better_and_nobody_else,
+    ),
+    (
         "installed::uninstalling_leaves_nothing_of_ours_and_what_is_installed_again_works",
         uninstalling_leaves_nothing_of_ours_and_what_is_installed_again_works,
     ),
@@ -116,6 +121,8 @@ pub struct Installed {
     started: usize,
     service: Service,
     is_installed: bool,
+    /// Whether replicas that are started evict, if the chart lets them.
+    evicts: bool,
     cluster: Cluster,
 }
 
@@ -141,7 +148,7 @@ pub fn stop() {
 }
 
 impl Replica {
-    fn start(cluster: &Cluster, name: String, lives: Lives, hosts: &[&str]) -> Result<Replica> {
+    fn start(cluster: &Cluster, name: String, lives: Lives, hosts: &[&str], evicts: bool) -> Result<Replica> {
         let at = ["--namespace", NAMESPACE, "--duration", "2h"];
         let token = cluster.kubectl(&[&["create", "token", NAME][..], &at].concat(), "")?;
         let folder = tempfile::Builder::new().prefix("sidegate-replica-").tempdir()?;
@@ -172,6 +179,7 @@ impl Replica {
             replica: name.clone(),
             watch_every: Duration::from_secs(2),
             report_profiles: true,
+            evict_every: evicts.then_some(Duration::from_millis(300)),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -236,6 +244,7 @@ impl Installed {
             started: 0,
             service: Service::start()?,
             is_installed: false,
+            evicts: false,
             cluster,
         })
     }
@@ -315,7 +324,8 @@ impl Installed {
         while self.replicas.len() < wanted {
             self.started += 1;
             let name = format!("replica-{}", self.started);
-            self.replicas.push(Replica::start(&self.cluster, name, lives, hosts)?);
+            let replica = Replica::start(&self.cluster, name, lives, hosts, self.evicts)?;
+            self.replicas.push(replica);
         }
         self.are_ready()?;
         self.behind();
@@ -454,7 +464,7 @@ fn two_replicas_on_an_empty_cluster_agree_on_one_authority(installed: &mut Insta
     let both: Result<Vec<Replica>> = std::thread::scope(|scope| {
         let one = |name: &str| {
             let name = name.to_owned();
-            scope.spawn(move || Replica::start(cluster, name, Lives::default(), &[]))
+            scope.spawn(move || Replica::start(cluster, name, Lives::default(), &[], false))
         };
         let both = [one("first"), one("second")];
         both.into_iter()

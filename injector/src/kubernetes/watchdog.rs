@@ -1,5 +1,6 @@
 //! The watchdog: while this replica leads, it counts the pods of labelled namespaces that have no valid sidecar, tells
-//! each of them once by an Event, and their number in the status of their InjectionProfile.
+//! each of them once by an Event, and their number in the status of their InjectionProfile. Where the operator asked for it,
+//! it has them evicted.
 //!
 //! Refuses to guess: where it could not look at everything, nothing is told, and an alert says that nobody counts. The
 //! invariants: no pod is kept in memory longer than its page; a count is of one look, never put together from two.
@@ -18,6 +19,7 @@ use sidegate_policies::objects::{Namespace, INJECT};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::evictions::{Candidate, Evictions};
 use super::profiles::{ByProfile, Profiles};
 use super::{Kind, Leader};
 use crate::probe::now;
@@ -62,6 +64,8 @@ pub struct Watchdog {
     every: Duration,
     /// Where the numbers are told besides, if they are.
     profiles: Option<Profiles>,
+    /// Who makes room for better ones, if somebody does.
+    evictions: Option<Evictions>,
     failing: Failing,
     /// UIDs of pods that were told of and still are without.
     told: HashSet<String>,
@@ -73,6 +77,7 @@ struct Look {
     profiles: ByProfile,
     seen: HashSet<String>,
     news: Vec<(About, Unprotected)>,
+    candidates: Vec<Candidate>,
 }
 
 /// Why a look ended early.
@@ -96,9 +101,16 @@ impl Watchdog {
             leader,
             every,
             profiles,
+            evictions: None,
             failing: Failing::default(),
             told: HashSet::new(),
         }
+    }
+
+    /// Has what it finds evicted.
+    pub fn evicting(mut self, evictions: Option<Evictions>) -> Self {
+        self.evictions = evictions;
+        self
     }
 
     /// Until told to stop. Nothing is counted where this replica does not lead, or could not look.
@@ -109,6 +121,7 @@ impl Watchdog {
             if !self.leader.leads() {
                 looked = None;
                 counted.send_replace(None);
+                self.rest();
             } else if looked.is_none_or(|at| at.elapsed() >= pause) {
                 looked = Some(Instant::now());
                 let found = tokio::select! {
@@ -121,9 +134,15 @@ impl Watchdog {
                 };
                 counted.send_replace(found);
             }
+            let waited = async {
+                if let Some(evictions) = &mut self.evictions {
+                    evictions.step(now()).await;
+                }
+                tokio::time::sleep(NOTICE.min(self.every)).await;
+            };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(NOTICE.min(self.every)) => {}
+                () = waited => {}
             }
         }
     }
@@ -134,6 +153,9 @@ impl Watchdog {
         self.report(looked.as_ref().ok().map(|look| &look.profiles), at).await;
         match looked {
             Ok(look) => {
+                if let Some(evictions) = &mut self.evictions {
+                    evictions.offer(look.candidates, at);
+                }
                 self.tell(look.news).await;
                 // Who ended, or got a sidecar, is forgotten.
                 self.told.retain(|uid| look.seen.contains(uid));
@@ -143,13 +165,21 @@ impl Watchdog {
                 })
             }
             Err(error @ Blind::Unsaid) => {
+                self.rest();
                 tracing::info!(%error, "pods without a valid sidecar are not counted yet");
                 None
             }
             Err(error) => {
+                self.rest();
                 tracing::warn!(%error, "pods without a valid sidecar cannot be counted now");
                 None
             }
+        }
+    }
+
+    fn rest(&mut self) {
+        if let Some(evictions) = &mut self.evictions {
+            evictions.rest();
         }
     }
 
@@ -200,6 +230,10 @@ impl Watchdog {
                 };
                 let pod = serde_json::to_value(pod).unwrap_or_default();
                 if let Some(why) = unprotected(belief, &namespace, since, &pod) {
+                    if self.evictions.is_some() {
+                        look.candidates
+                            .extend(Candidate::of(&namespace, &about, why.reason, &pod));
+                    }
                     self.found(namespace.profile(), about, why, look);
                 }
             }

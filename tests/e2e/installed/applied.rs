@@ -129,7 +129,7 @@ pub fn its_numbers_count_what_it_did(installed: &mut Installed) -> Result<()> {
 }
 
 /// The pages of all replicas, one behind the other.
-fn numbers(installed: &Installed) -> Result<String> {
+pub fn numbers(installed: &Installed) -> Result<String> {
     let mut all = String::new();
     for replica in &installed.replicas {
         let health = replica.running.as_ref().and_then(|running| running.health);
