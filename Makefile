@@ -55,7 +55,7 @@ cluster-binaries: ## Build etcd, Kubernetes, helm, kwok and kubeconform for the 
 
 .PHONY: e2e
 e2e: ## Test on a real Kubernetes API server (after make cluster-binaries; says what it skips without them)
-	@$(SETUP) build postgres postgres18
+	@$(SETUP) build postgres postgres18 monitoring
 	@# A test of the command line's own brings its binary, with the features that everything here is built with.
 	@$(CARGO) test --no-run --locked --quiet --profile $(PROFILE) --workspace --test explain
 	@$(CARGO) test --locked --quiet --profile $(PROFILE) --workspace --test cluster $(if $(SKIP),-- $(SKIP:%=--skip %))
@@ -111,14 +111,16 @@ interop: ## Test exchanges with a real Keycloak, oidc-provider, MinIO and moto (
 		-E 'package(sidegate-broker) and (test(keycloak) or test(stock_provider) or test(moto) or test(minio))'
 
 .PHONY: release
-release: ## Build the shipped programs, laid out by what a short training run does (says so where it cannot; from nothing an hour and more on two cores)
+release: ## Build the shipped programs, static and laid out by what a short training run does (says so where it cannot; from nothing an hour and more on two cores)
 	@$(SETUP) build postgres
 	@CARGO="$(CARGO)" bash bench/release.sh
 
 .PHONY: bench
 bench: ## Measure beside PgBouncer and HAProxy in one run (half an hour after `make release`'s hour; ROWS=pg-simple,bulk ROUNDS=3 runs a part)
 	@$(SETUP) build postgres bench
-	@CARGO="$(CARGO)" bash bench/release.sh -p sidegate -p sidegate-sidecar -p sidegate-injector -p sidegate-bench
+	@CARGO="$(CARGO)" bash bench/release.sh
+	@# By itself: what it needs besides would change what everything else is built with.
+	@$(CARGO) build --locked --release -p sidegate-bench
 	@"$(TARGET)/release/sidegate-bench" $(if $(ROWS),--rows $(ROWS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH))
 
 .PHONY: bench-broker
@@ -128,6 +130,11 @@ bench-broker: ## Measure the broker: exchanges, bundles and lockdowns, on a real
 .PHONY: bench-injector
 bench-injector: ## Measure the injector: reviews over TLS, what each costs, and 6,000 pods made through it on a real API server
 	@$(MAKE) --no-print-directory bench ROWS=$(or $(ROWS),injector-)
+
+.PHONY: limits
+limits: ## Print what the injector stands, by the tests' build (CI does; bench-injector measures what is shipped)
+	@$(CARGO) build --locked --quiet --profile $(PROFILE) --workspace --bin sidegate-bench --bin sidegate-injector
+	@"$(TARGET)/$(PROFILE)/sidegate-bench" --rows injector-reviews --rounds 1 --seconds 3 --print
 
 .PHONY: fuzz
 fuzz: ## Fuzz five parsers on stable Rust (60 s each; SECONDS=... TARGETS=... INPUT=... runs one file)

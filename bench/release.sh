@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the release: our crates once instrumented, then a short run of `train.sh`, then the programs themselves, laid out by what
-# that run did. `make bench` measures these; images are built without a profile as yet. Where llvm-profdata (rustup's component llvm-tools) or PostgreSQL is
+# that run did. `make bench` measures these; images are built without a profile as yet (the sidecar would be too large). Where llvm-profdata (rustup's component llvm-tools) or PostgreSQL is
 # missing, the programs are built without a profile, and the last lines say so.
 #   release.sh [-p PACKAGE]...     default: every program that is shipped; SIDEGATE_PROFILE=no: without a profile
 set -euo pipefail
@@ -9,24 +9,31 @@ cd "$here/.."
 CARGO=${CARGO:-cargo}
 packages=("$@")
 [ ${#packages[@]} -gt 0 ] || packages=(-p sidegate -p sidegate-sidecar -p sidegate-broker -p sidegate-injector)
-ours=(-p sidegate -p sidegate-sidecar -p sidegate-broker -p sidegate-injector -p sidegate-policies -p sidegate-tests -p sidegate-bench)
-target=$($CARGO metadata --no-deps --format-version 1 --offline | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+metadata=$($CARGO metadata --no-deps --format-version 1 --offline)
+target=$(sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p' <<<"$metadata")
+# One that was left out would stay instrumented.
+mapfile -t ours < <(python3 -c 'import json, sys; [print("-p", p["name"], sep="\n") for p in json.load(sys.stdin)["packages"]]' <<<"$metadata")
 work=$target/pgo
 merged=$work/merged.profdata
 
+# `rustc.sh` links statically, with a profile or without.
+build() {
+  SIDEGATE_RUSTC_FLAGS=$1 RUSTC_WORKSPACE_WRAPPER=$here/rustc.sh $CARGO build --locked --release "${packages[@]}" "${@:2}"
+}
+
 plain() {
-  $CARGO build --locked --release "${packages[@]}"
+  $CARGO clean --quiet --release "${ours[@]}"
+  rm -f "$work/built"
+  build ''
   echo "Built WITHOUT a profile ($1): these programs take more CPU per operation than the ones that are measured." >&2
   exit 0
 }
 
 # Builds our crates with more flags, and leaves everybody else's as they are: those are built once for all. Cargo does not look at
 # the flags, so what was built with others goes first. Both times everything else is alike, for functions are found again by names
-# that depend on it.
+# that depend on it, on how everything is linked, and on which packages are built at once.
 with() {
-  local flags=$1; shift
-  $CARGO clean --quiet --release "${ours[@]}" &&
-    SIDEGATE_RUSTC_FLAGS=$flags RUSTC_WORKSPACE_WRAPPER=$here/rustc.sh $CARGO build --locked --release "${packages[@]}" "$@"
+  $CARGO clean --quiet --release "${ours[@]}" && build "$@"
 }
 
 [ "${SIDEGATE_PROFILE:-yes}" != no ] || plain "SIDEGATE_PROFILE=no"
@@ -38,7 +45,7 @@ compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || plain "no PostgreS
 # What was built of the same sources is there already.
 state=$( { git rev-parse HEAD; git diff HEAD; git ls-files --others --exclude-standard; rustc -vV; echo "${packages[@]}"; } 2>/dev/null | sha256sum)
 if [ -e "$merged" ] && [ "$(cat "$work/built" 2>/dev/null)" = "$state" ]; then
-  SIDEGATE_RUSTC_FLAGS=-Cprofile-use=$merged RUSTC_WORKSPACE_WRAPPER=$here/rustc.sh $CARGO build --locked --release "${packages[@]}"
+  build "-Cprofile-use=$merged"
   echo "Built by a profile of bench/train.sh: $target/release" >&2
   exit 0
 fi

@@ -34,6 +34,8 @@ use crate::Plan;
 const CONNECTIONS: usize = 16;
 /// Reviews a second at which lateness is judged.
 const PACE: u32 = 500;
+/// Reviews of a burst, within a second.
+const BURST: u32 = 1_000;
 /// Targets and policies that the injector knows.
 const OBJECTS: usize = 30;
 const NAMESPACE: &str = "agents";
@@ -278,8 +280,21 @@ fn reviews(plan: &Plan, report: &mut Report, runtime: &Runtime, served: &Served)
     report.figure("injector: CPU of a review at full load", "ms", median(costs), 1.0);
     report.figure("injector: p99 at 500 reviews/s", "ms", median(late), 5.0);
     report.figure("injector: CPU of a review at 500/s", "ms", median(paced_costs), 1.0);
+    // A rollout of many pods at once: nobody waits until the API server would give up.
+    let took = runtime.block_on(load(served, Duration::from_secs(1), Some(BURST)))?;
+    let slowest = took.iter().copied().fold(0.0, f64::max);
+    report.figure(
+        "injector: slowest of 1,000 reviews within a second",
+        "ms",
+        slowest,
+        1_000.0,
+    );
+    memory(report, served, "injector: resident memory")
+}
+
+fn memory(report: &mut Report, served: &Served, name: &str) -> Result<()> {
     let memory = cpu::resident(served.process.pid())? as f64 / 1e6;
-    report.figure("injector: resident memory", "MB", memory, 128.0);
+    report.figure(name, "MB", memory, 128.0);
     Ok(())
 }
 
@@ -345,7 +360,7 @@ fn pods(report: &mut Report, cluster: &Cluster, served: &Served) -> Result<()> {
         let with = stored.split_whitespace().filter(|name| *name == "sidegate").count();
         ensure!(with >= count, "{with} of {count} pods have their sidecar");
     }
-    Ok(())
+    memory(report, served, "injector-pods: resident memory with all of them")
 }
 
 fn pod(name: &str, node: &str) -> Value {

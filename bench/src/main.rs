@@ -23,11 +23,12 @@ use anyhow::{bail, Result};
 const USAGE: &str = "\
 Measures Sidegate beside PgBouncer and HAProxy, its broker and its injector, and writes bench/results/<date>-<commit>.json.
 
-Usage: sidegate-bench [--rows A,B] [--rounds N] [--seconds N]
+Usage: sidegate-bench [--rows A,B] [--rounds N] [--seconds N] [--print]
 
   --rows A,B     rows by name or its beginning: idle, pg-prepared-c8, record-, bulk, broker-, injector- (default: all)
   --rounds N     rounds of each row (default: 5)
   --seconds N    length of one slice (default: 10)
+  --print        print only, and write no file
 
 Examples:
   sidegate-bench --rows pg-prepared,pg-extended --rounds 3
@@ -42,6 +43,8 @@ pub struct Plan {
     rounds: usize,
     /// Length of one slice.
     slice: Duration,
+    /// No file is written.
+    prints: bool,
 }
 
 impl Plan {
@@ -50,6 +53,7 @@ impl Plan {
             rows: Vec::new(),
             rounds: 5,
             slice: Duration::from_secs(10),
+            prints: false,
         };
         while let Some(argument) = arguments.next() {
             let mut value = || {
@@ -58,6 +62,7 @@ impl Plan {
                     .ok_or_else(|| anyhow::anyhow!("{argument} wants a value"))
             };
             match argument.as_str() {
+                "--print" => plan.prints = true,
                 "--rows" => plan.rows = value()?.split(',').map(str::to_owned).collect(),
                 "--rounds" => plan.rounds = value()?.parse()?,
                 "--seconds" => plan.slice = Duration::from_secs(value()?.parse()?),
@@ -113,6 +118,9 @@ fn main() -> Result<()> {
         injector::measure(&plan, &mut report)?;
     }
     report.print();
+    if plan.prints {
+        return Ok(());
+    }
     let file = report.write(&PathBuf::from("bench/results"))?;
     println!("\nWritten to {}", file.display());
     Ok(())
