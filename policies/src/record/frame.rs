@@ -260,14 +260,13 @@ pub fn sha256(bytes: &[u8]) -> Hash {
 /// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |nibble: u8| char::from(DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0'));
-    // Every frame's digest passes here: an iterator that cannot tell its length would grow the text step by step.
-    let mut text = String::with_capacity(bytes.len().saturating_mul(2));
-    for byte in bytes {
-        text.push(digit(byte >> 4));
-        text.push(digit(byte & 15));
-    }
-    text
+    let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or(b'0');
+    // Every operation's digest passes here: the length is known beforehand, and a character would be encoded each time.
+    let digits: Vec<u8> = bytes
+        .iter()
+        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
+        .collect();
+    String::from_utf8(digits).unwrap_or_default()
 }
 
 /// A hash from lower-case hex.
@@ -307,10 +306,10 @@ impl Cursor<'_> {
     }
 }
 
-fn put(left: &mut &mut [u8], bytes: &[u8]) {
-    let whole = std::mem::take(left);
-    if let Some((head, rest)) = whole.split_at_mut_checked(bytes.len()) {
-        head.copy_from_slice(bytes);
+/// By an array, and not by a slice: where the length is known each of these is one move.
+fn put<const N: usize>(left: &mut &mut [u8], bytes: &[u8; N]) {
+    if let Some((head, rest)) = std::mem::take(left).split_first_chunk_mut::<N>() {
+        *head = *bytes;
         *left = rest;
     }
 }
