@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, missing_docs)]
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
+use sidegate_injector::admit::{admit, Verdict, World};
+use sidegate_injector::install::Install;
+use sidegate_policies::yaml::{self, Source};
 
 const INSTALL: &str = "brokerUrl: https://broker.example:8443
 audience: https://broker.example:8444
@@ -201,4 +205,61 @@ fn a_namespace_that_is_not_given_is_taken_as_labelled_and_said() {
         "{}",
         errors(&output)
     );
+}
+
+/// What the webhook decides is one function; on every golden pod the verb says the same, in what it prints and in how it ends.
+#[test]
+fn every_golden_pod_is_answered_as_by_the_webhook() {
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap();
+    let loaded = yaml::load(&[Source {
+        name: "world.yaml".to_owned(),
+        text: read(&world()),
+    }]);
+    assert_eq!(loaded.problems, []);
+    let install = Install::read(INSTALL).unwrap();
+    let known = World {
+        install: &install,
+        objects: &loaded.objects,
+        generations: &BTreeMap::new(),
+        unusable: &BTreeMap::new(),
+    };
+    let mut seen = BTreeMap::new();
+    for entry in std::fs::read_dir(world().parent().unwrap()).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if !name.ends_with(".yaml") || name == "world.yaml" || name.ends_with(".full.yaml") {
+            continue;
+        }
+        let mut pod: Value = yaml::read(&read(&path)).unwrap();
+        let namespace = pod["metadata"]["namespace"].as_str().unwrap().to_owned();
+        // What is reviewed has neither; a manifest has both.
+        pod["apiVersion"] = "v1".into();
+        pod["kind"] = "Pod".into();
+        let verdict = admit(&known, loaded.objects.namespace(&namespace).unwrap(), &pod);
+        let output = inject(&pod.to_string(), &[]);
+        let (code, said) = (output.status.code(), errors(&output));
+        let word = match verdict {
+            Verdict::Refused(refusal) => {
+                assert!(code == Some(3) && text(&output).is_empty(), "{name}: {said}");
+                assert!(said.contains(&refusal.to_string()), "{name}: {refusal} is not: {said}");
+                "refused"
+            }
+            Verdict::Injected { injected, .. } => {
+                assert_eq!(code, Some(0), "{name}: {said}");
+                let made: Value = yaml::read(&text(&output)).unwrap();
+                assert_eq!(made, injected.pod, "{name}");
+                for warning in &injected.warnings {
+                    assert!(said.contains(warning), "{name}: {warning} is not: {said}");
+                }
+                "injected"
+            }
+            Verdict::Untouched { .. } => {
+                assert_eq!(code, Some(0), "{name}: {said}");
+                assert_eq!(yaml::read(&text(&output)), Ok(pod), "{name}");
+                "untouched"
+            }
+        };
+        *seen.entry(word).or_insert(0) += 1;
+    }
+    assert!(seen.len() == 3 && seen.values().sum::<i32>() >= 60, "{seen:?}");
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::{Pid, Uid};
 use sidegate_tests::heap::{Needles, NEW, OLD};
@@ -46,9 +46,8 @@ fn secret(folder: &Path, password: &str) -> Result<()> {
     Ok(())
 }
 
-fn up(folder: &Path, server: &Postgres, port: u16) -> Result<Up> {
+fn up(folder: &Path, config: &str) -> Result<Up> {
     fs::create_dir(folder.join("config"))?;
-    let config = shop::configuration(server.port, port, "", "");
     fs::write(folder.join("config/all.yaml"), config)?;
     let child = Command::new(cli::path()?)
         .args(["up", "--config", "config", "--secrets", "secrets", "--state", "state"])
@@ -64,6 +63,66 @@ fn up(folder: &Path, server: &Postgres, port: u16) -> Result<Up> {
     Ok(Up(child))
 }
 
+/// How a server has its password told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Login {
+    Scram,
+    Md5,
+    Cleartext,
+}
+
+impl Login {
+    /// A server that takes no other.
+    fn server(self) -> Result<Postgres> {
+        let (major, method, stored) = match self {
+            Login::Scram => (Major::V18, "scram-sha-256", "scram-sha-256"),
+            Login::Md5 => (Major::V15, "md5", "md5"),
+            Login::Cleartext => (Major::V18, "password", "scram-sha-256"),
+        };
+        shop::server(
+            major,
+            Options {
+                hba: vec![format!("host all all 127.0.0.1/32 {method}")],
+                settings: vec![format!("password_encryption = '{stored}'")],
+                tls: Some("db.internal".to_owned()),
+            },
+        )
+    }
+
+    fn configuration(self, server: &Postgres, port: u16) -> Result<String> {
+        let config = shop::configuration(server.port, port, "", "");
+        let pem = serde_json::to_string(server.authority.pem())?;
+        Ok(match self {
+            Login::Scram => config,
+            Login::Md5 | Login::Cleartext => config.replace(
+                "tls: {mode: Disabled}",
+                &format!("tls: {{caBundle: {{inline: {pem}}}}}\n  weakLogin: InsideTLS"),
+            ),
+        })
+    }
+
+    /// What logs in as the role, and which of it a lease carries.
+    fn needles(self, server: &Postgres, password: &str) -> Result<(Needles, &'static [&'static str])> {
+        Ok(match self {
+            Login::Scram => {
+                let needles = Needles::password(server, ROLE, password)?;
+                (needles, &["the password, ", "the salted password, "])
+            }
+            Login::Md5 => {
+                let query = format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{ROLE}'");
+                let stored = server.sql("postgres", &query)?;
+                let digest = stored.strip_prefix("md5").context("what is stored is no MD5")?;
+                let needles = Needles::default().secret("the password", password.as_bytes());
+                (needles.secret("its digest", digest.as_bytes()), &["the password, "])
+            }
+            Login::Cleartext => {
+                let needles = Needles::default().secret("the password", password.as_bytes());
+                (needles, &["the password, "])
+            }
+        })
+    }
+}
+
 fn change(server: &Postgres, password: &str) -> Result<()> {
     server
         .sql("postgres", &format!("ALTER ROLE {ROLE} PASSWORD '{password}'"))
@@ -72,26 +131,24 @@ fn change(server: &Postgres, password: &str) -> Result<()> {
 
 /// A lease is refused by the server and dropped for a fresh one: of the password that it carried, and of what was
 /// derived from it, nothing is in the process any more, while all of the new one is found.
-#[test]
-fn nothing_of_a_password_is_left_once_its_lease_is_gone() -> Result<()> {
+fn nothing_is_left(login: Login) -> Result<()> {
     if !Uid::effective().is_root() {
         eprintln!("heap: SKIPPED: who is not root may not read the memory of a process that made itself undumpable");
         return Ok(());
     }
-    let server = shop::server(Major::V18, Options::default())?;
-    ensure!(server.sql("postgres", "SHOW password_encryption")? == "scram-sha-256");
+    let server = login.server()?;
     change(&server, OLD)?;
-    let old = Needles::password(&server, ROLE, OLD)?;
+    let (old, carried) = login.needles(&server, OLD)?;
     let folder = tempfile::Builder::new().prefix("sidegate-heap-").tempdir()?;
     secret(folder.path(), OLD)?;
     let port = ports::free()?;
-    let up = up(folder.path(), &server, port)?;
+    let up = up(folder.path(), &login.configuration(&server, port)?)?;
     let pid = up.0.id();
     let read = || psql(port, DATABASE, &["SELECT name FROM app.people WHERE id = 1"]);
     let served = |said: &Said| said.out == "Ada";
     until("the read", read, served)?;
     let held = old.held_by(pid)?;
-    for name in ["the password, ", "the salted password, "] {
+    for name in carried {
         let seen = held.iter().any(|found| found.starts_with(name));
         ensure!(seen, "the search does not find {name}which a lease carries: {held:#?}");
     }
@@ -104,4 +161,19 @@ fn nothing_of_a_password_is_left_once_its_lease_is_gone() -> Result<()> {
     until("nothing is left", || old.held_by(pid), Vec::is_empty)?;
     drop(up);
     Ok(())
+}
+
+#[test]
+fn nothing_of_a_password_is_left_once_its_lease_is_gone() -> Result<()> {
+    nothing_is_left(Login::Scram)
+}
+
+#[test]
+fn nothing_of_a_password_is_left_after_logins_by_md5() -> Result<()> {
+    nothing_is_left(Login::Md5)
+}
+
+#[test]
+fn nothing_of_a_password_is_left_after_logins_in_clear() -> Result<()> {
+    nothing_is_left(Login::Cleartext)
 }
