@@ -12,11 +12,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use tikv_jemallocator::Jemalloc;
+use zeroizing_alloc::ZeroAlloc;
 
 use crate::out::{Format, Out, Tone};
 
+/// Freed memory is overwritten, and so is what a growing buffer leaves behind: copies of credentials in buffers of libraries are out
+/// of our reach otherwise (tests `nothing_of_a_token_is_left_once_its_lease_is_gone` and its neighbours).
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: ZeroAlloc<Jemalloc> = ZeroAlloc(Jemalloc);
 
 const EXIT_CODES: &str = "Exit codes:
   0  done

@@ -12,11 +12,15 @@ use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::config::{SidecarConfig, RUN_DIR};
 use sidegate_sidecar::fence;
 use sidegate_sidecar::probe::{self, Probed};
+use tikv_jemallocator::Jemalloc;
 use tokio::signal::unix::{signal, SignalKind};
 use tracing_subscriber::EnvFilter;
+use zeroizing_alloc::ZeroAlloc;
 
+/// Freed memory is overwritten, and so is what a growing buffer leaves behind: copies of credentials in buffers of libraries are out
+/// of our reach otherwise (tests `nothing_of_a_token_is_left_once_its_lease_is_gone` and its neighbours).
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: ZeroAlloc<Jemalloc> = ZeroAlloc(Jemalloc);
 
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {

@@ -4,6 +4,7 @@
 //! Refuses nothing. Searched is what the process can have written: writable mappings and those of no file. The invariant:
 //! a piece is as short as whatever may be left of a copy of which a part was overwritten.
 
+use std::collections::BTreeSet;
 use std::fs::{read_to_string, File};
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -12,6 +13,7 @@ use anyhow::{Context, Result};
 use aws_lc_rs::{hmac, pbkdf2};
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use base64::Engine as _;
+use serde_json::Value;
 use sidegate_policies::record::frame::hex;
 
 use crate::postgres::Postgres;
@@ -94,44 +96,12 @@ impl Needles {
     /// # Errors
     /// Its memory cannot be read.
     pub fn held_by(&self, pid: u32) -> Result<Vec<String>> {
-        let maps = read_to_string(format!("/proc/{pid}/maps")).context("its mappings")?;
-        let memory = File::open(format!("/proc/{pid}/mem")).context("its memory")?;
-        let mut found = Vec::new();
-        for line in maps.lines() {
-            let mut words = line.split_whitespace();
-            let (Some(range), Some(rights)) = (words.next(), words.next()) else {
-                continue;
-            };
-            let place = words.nth(3).unwrap_or("anonymous");
-            let own = rights.contains('w') || !place.starts_with('/');
-            if !rights.starts_with('r') || !own || place.starts_with("[v") {
-                continue;
-            }
-            let (from, to) = range.split_once('-').context("a mapping")?;
-            let (from, to) = (u64::from_str_radix(from, 16)?, u64::from_str_radix(to, 16)?);
-            self.mapping(&memory, (from, to), place, &mut found)?;
-        }
-        Ok(found)
-    }
-
-    fn mapping(&self, memory: &File, (from, to): (u64, u64), place: &str, found: &mut Vec<String>) -> Result<()> {
         let longest = self.0.iter().map(|needle| needle.bytes.len()).max().unwrap_or(1);
-        let zeros = vec![0; CHUNK + longest];
-        let mut buffer = vec![0; CHUNK + longest];
-        let mut at = from;
-        while at < to {
-            let wanted = usize::try_from((to - at).min((CHUNK + longest) as u64))?;
-            match memory.read_exact_at(&mut buffer[..wanted], at) {
-                Ok(()) if buffer[..wanted] != zeros[..wanted] => self.search(&buffer[..wanted], at, place, found),
-                Ok(()) => {}
-                // Unmapped since, or never backed.
-                Err(error) if matches!(error.raw_os_error(), Some(5 | 14)) => {}
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-                Err(error) => return Err(error).with_context(|| format!("{at:x} {place}")),
-            }
-            at += CHUNK as u64;
-        }
-        Ok(())
+        let mut found = Vec::new();
+        walk(pid, longest, |bytes, at, place| {
+            self.search(bytes, at, place, &mut found)
+        })?;
+        Ok(found)
     }
 
     fn search(&self, bytes: &[u8], base: u64, place: &str, found: &mut Vec<String>) {
@@ -151,4 +121,68 @@ impl Needles {
             }
         }
     }
+}
+
+/// Shows all of a process's memory of its own, piece by piece: what begins in the first [`CHUNK`] of a piece, and so many bytes
+/// more, the address, and what the mapping is called.
+fn walk(pid: u32, longest: usize, mut see: impl FnMut(&[u8], u64, &str)) -> Result<()> {
+    let maps = read_to_string(format!("/proc/{pid}/maps")).context("its mappings")?;
+    let memory = File::open(format!("/proc/{pid}/mem")).context("its memory")?;
+    let zeros = vec![0; CHUNK + longest];
+    let mut buffer = vec![0; CHUNK + longest];
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(range), Some(rights)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let place = words.nth(3).unwrap_or("anonymous");
+        let own = rights.contains('w') || !place.starts_with('/');
+        if !rights.starts_with('r') || !own || place.starts_with("[v") {
+            continue;
+        }
+        let (from, to) = range.split_once('-').context("a mapping")?;
+        let (mut at, to) = (u64::from_str_radix(from, 16)?, u64::from_str_radix(to, 16)?);
+        while at < to {
+            let wanted = usize::try_from((to - at).min((CHUNK + longest) as u64))?;
+            match memory.read_exact_at(&mut buffer[..wanted], at) {
+                Ok(()) if buffer[..wanted] != zeros[..wanted] => see(&buffer[..wanted], at, place),
+                Ok(()) => {}
+                // Unmapped since, or never backed.
+                Err(error) if matches!(error.raw_os_error(), Some(5 | 14)) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                Err(error) => return Err(error).with_context(|| format!("{at:x} {place}")),
+            }
+            at += CHUNK as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Whole signed tokens (RFC 7519) for this audience that stand in a process's memory.
+///
+/// # Errors
+/// Its memory cannot be read.
+pub fn bearers(pid: u32, audience: &str) -> Result<BTreeSet<String>> {
+    const LONGEST: usize = 16 << 10;
+    let mut found = BTreeSet::new();
+    let part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    walk(pid, LONGEST, |bytes, _, _| {
+        let within = bytes.len().min(CHUNK);
+        for at in (0..within).filter(|at| bytes[*at..].starts_with(b"eyJ")) {
+            let rest = &bytes[at..(at + LONGEST).min(bytes.len())];
+            let length = rest.iter().position(|byte| !part(byte)).unwrap_or(rest.len());
+            let text = String::from_utf8_lossy(&rest[..length]);
+            let parts: Vec<&str> = text.split('.').collect();
+            let [_, payload, signature] = parts[..] else {
+                continue;
+            };
+            let claims = URL_SAFE_NO_PAD.decode(payload).ok();
+            let claims: Option<Value> = claims.and_then(|claims| serde_json::from_slice(&claims).ok());
+            // Of ES256, and nothing glued to its end.
+            if signature.len() == 86 && claims.is_some_and(|claims| claims["aud"].to_string().contains(audience)) {
+                found.insert(text.into_owned());
+            }
+        }
+    })?;
+    Ok(found)
 }

@@ -9,12 +9,17 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{ensure, Context, Result};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::{Pid, Uid};
-use sidegate_tests::heap::{Needles, NEW, OLD};
+use serde_json::Value;
+use sidegate_tests::bearer;
+use sidegate_tests::heap::{bearers, Needles, NEW, OLD};
 use sidegate_tests::patience::until;
 use sidegate_tests::postgres::{Major, Options, Postgres};
 use sidegate_tests::psql::{psql, Said};
 use sidegate_tests::shop::{self, DATABASE, ROLE};
 use sidegate_tests::{cli, ports};
+
+/// Whom a token is for.
+const AUDIENCE: &str = "postgres://shop.data.svc";
 
 /// `sidegate up`, ended with the test.
 struct Up(Child);
@@ -24,6 +29,15 @@ impl Drop for Up {
         let _ = kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM);
         let _ = self.0.wait();
     }
+}
+
+/// Who is not root is told that nothing is searched.
+fn may_look() -> bool {
+    let root = Uid::effective().is_root();
+    if !root {
+        eprintln!("heap: SKIPPED: who is not root may not read the memory of a process that made itself undumpable");
+    }
+    root
 }
 
 fn private(path: &Path, mode: u32) -> Result<()> {
@@ -132,8 +146,7 @@ fn change(server: &Postgres, password: &str) -> Result<()> {
 /// A lease is refused by the server and dropped for a fresh one: of the password that it carried, and of what was
 /// derived from it, nothing is in the process any more, while all of the new one is found.
 fn nothing_is_left(login: Login) -> Result<()> {
-    if !Uid::effective().is_root() {
-        eprintln!("heap: SKIPPED: who is not root may not read the memory of a process that made itself undumpable");
+    if !may_look() {
         return Ok(());
     }
     let server = login.server()?;
@@ -161,6 +174,81 @@ fn nothing_is_left(login: Login) -> Result<()> {
     until("nothing is left", || old.held_by(pid), Vec::is_empty)?;
     drop(up);
     Ok(())
+}
+
+/// A token of the broker's own, refused by the server and dropped for a fresh one: nothing of its signature is in the process
+/// any more, without which it is no token.
+#[test]
+fn nothing_of_a_token_is_left_once_its_lease_is_gone() -> Result<()> {
+    if !may_look() {
+        return Ok(());
+    }
+    let server = bearer::server()?;
+    let folder = tempfile::Builder::new().prefix("sidegate-heap-").tempdir()?;
+    let (port, keys) = (ports::free()?, folder.path().join("keys"));
+    fs::create_dir_all(folder.path().join("secrets"))?;
+    private(&folder.path().join("secrets"), 0o700)?;
+    fs::create_dir(&keys)?;
+    let up = up(folder.path(), &behind_tokens(&server, port, &keys)?)?;
+    let pid = up.0.id();
+    let published = || -> Result<Option<(String, Value)>> {
+        let read = |name: &str| fs::read(keys.join(name)).ok();
+        let (Some(discovery), Some(set)) = (read(".well-known/openid-configuration"), read("jwks")) else {
+            return Ok(None);
+        };
+        let discovery: Value = serde_json::from_slice(&discovery)?;
+        let issuer = discovery["issuer"].as_str().context("no issuer")?.to_owned();
+        Ok(Some((issuer, serde_json::from_slice(&set)?)))
+    };
+    let found = until("the keys are published", published, Option::is_some)?;
+    let (issuer, set) = found.context("no keys")?;
+    bearer::trust_issuer(&server, &issuer, &set, AUDIENCE)?;
+    let read = || psql(port, DATABASE, &["SELECT name FROM app.people WHERE id = 1"]);
+    let served = |said: &Said| said.out == "Ada";
+    until("the read", read, served)?;
+    let tokens = bearers(pid, AUDIENCE)?;
+    ensure!(!tokens.is_empty(), "the token that is held is not found");
+    let signatures = tokens.iter().filter_map(|token| token.rsplit('.').next());
+    let old = signatures.fold(Needles::default(), |needles, signature| {
+        needles.secret("a signature", signature.as_bytes())
+    });
+    ensure!(
+        !old.held_by(pid)?.is_empty(),
+        "the search does not find what a lease carries"
+    );
+
+    bearer::trust_issuer(&server, &issuer, &set, "postgres://elsewhere")?;
+    until("the read is refused", read, |said| said.code != 0)?;
+    bearer::trust_issuer(&server, &issuer, &set, AUDIENCE)?;
+    until("the read with another token", read, served)?;
+    let new = bearers(pid, AUDIENCE)?;
+    ensure!(
+        new.difference(&tokens).next().is_some(),
+        "no other token is held: {new:?}"
+    );
+    until("nothing is left", || old.held_by(pid), Vec::is_empty)?;
+    drop(up);
+    Ok(())
+}
+
+/// The shop behind tokens of our own, and an issuer for whom the broker's keys are written into a folder.
+fn behind_tokens(server: &Postgres, port: u16, keys: &Path) -> Result<String> {
+    let pem = serde_json::to_string(server.authority.pem())?;
+    let credential = format!("credential: {{token: {{audience: {AUDIENCE:?}, scopes: [db], username: {ROLE}}}}}");
+    let config = shop::configuration(server.port, port, "", "")
+        .replace(
+            "tls: {mode: Disabled}",
+            &format!("tls: {{caBundle: {{inline: {pem}}}}}"),
+        )
+        .replace("credential: {secret: {name: shop-agent}}", &credential);
+    let issuer = "---\napiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {name: corp}\nspec:\n  \
+                  preset: GenericAssertion\n  issuer: https://idp.invalid\n  \
+                  values: {tokenEndpoint: https://idp.invalid/token, clientId: agents}\n  \
+                  allowedNamespaces: {selector: {}}\n";
+    Ok(format!(
+        "{config}{issuer}  publish: {{directory: {:?}}}\n",
+        keys.display().to_string()
+    ))
 }
 
 #[test]
