@@ -134,6 +134,7 @@ bench-injector: ## Measure the injector: reviews over TLS, what each costs, and 
 .PHONY: limits
 limits: ## Print what the injector stands, by the tests' build (CI does; bench-injector measures what is shipped)
 	@$(CARGO) build --locked --quiet --profile $(PROFILE) --workspace --bin sidegate-bench --bin sidegate-injector
+	@echo "By the tests' build, in which nothing of ours is optimised: to be compared with itself, and not with the bars."
 	@"$(TARGET)/$(PROFILE)/sidegate-bench" --rows injector-reviews --rounds 1 --seconds 3 --print
 
 .PHONY: fuzz
