@@ -5,6 +5,6 @@ rustc=$1
 shift
 case " $* " in
   *" --crate-name sidegate"*" --crate-type bin "*) exec "$rustc" "$@" \
-    -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs -C strip=symbols ;;
+    -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,--icf=all -C strip=symbols ;;
   *) exec "$rustc" "$@" ;;
 esac
