@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Builds the release: our crates once instrumented, then a short run of `train.sh`, then the programs themselves, laid out by what
-# that run did. `make bench` measures these; images are built without a profile as yet (the sidecar would be too large). Where llvm-profdata (rustup's component llvm-tools) or PostgreSQL is
-# missing, the programs are built without a profile, and the last lines say so.
-#   release.sh [-p PACKAGE]...     default: every program that is shipped; SIDEGATE_PROFILE=no: without a profile
+# that run did. `make bench` measures these; images are built without a profile as yet (the sidecar would be too large). Where
+# llvm-profdata (rustup's component llvm-tools) or PostgreSQL is missing, the programs are built without a profile, and the last
+# lines say so. SIDEGATE_PROFILE=no: without a profile.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/.."
 CARGO=${CARGO:-cargo}
-packages=("$@")
-[ ${#packages[@]} -gt 0 ] || packages=(-p sidegate -p sidegate-sidecar -p sidegate-broker -p sidegate-injector)
+# Always the same: which packages are built at once changes what they share, and so the names that functions are found again by.
+packages=(-p sidegate -p sidegate-sidecar -p sidegate-broker -p sidegate-injector)
 metadata=$($CARGO metadata --no-deps --format-version 1 --offline)
 target=$(sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p' <<<"$metadata")
 # One that was left out would stay instrumented.
@@ -31,7 +31,7 @@ plain() {
 
 # Builds our crates with more flags, and leaves everybody else's as they are: those are built once for all. Cargo does not look at
 # the flags, so what was built with others goes first. Both times everything else is alike, for functions are found again by names
-# that depend on it, on how everything is linked, and on which packages are built at once.
+# that depend on it and on how everything is linked.
 with() {
   $CARGO clean --quiet --release "${ours[@]}" && build "$@"
 }
@@ -43,7 +43,7 @@ profdata=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p
 compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || plain "no PostgreSQL to train with: bash tests/setup/need.sh postgres"
 
 # What was built of the same sources is there already.
-state=$( { git rev-parse HEAD; git diff HEAD; git ls-files --others --exclude-standard; rustc -vV; echo "${packages[@]}"; } 2>/dev/null | sha256sum)
+state=$( { git rev-parse HEAD; git diff HEAD; git ls-files --others --exclude-standard; rustc -vV; } 2>/dev/null | sha256sum)
 if [ -e "$merged" ] && [ "$(cat "$work/built" 2>/dev/null)" = "$state" ]; then
   build "-Cprofile-use=$merged"
   echo "Built by a profile of bench/train.sh: $target/release" >&2

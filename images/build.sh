@@ -25,9 +25,8 @@ authorities=/etc/ssl/certs/ca-certificates.crt
 mkdir -p "$out"
 sidecar_limit=20000000
 
-# Only the last step of a build is told to link statically. Functions that are alike are one (some 5 %), and relocations are packed
-# (glibc 2.36 and newer can): 0.8 MB of the
-# sidecar's 20.
+# Only the last step of a build is told to link statically. Functions that are alike are one (1 % of the sidecar), and relocations
+# are packed (glibc 2.36 and newer can): 0.8 MB of its 20.
 link_of_the_tests() {
   local mains=({sidecar,broker,injector,cli}/src/main.rs) linked=0
   # They are linked anew, now and for whoever builds next: cargo cannot tell the two forms apart.
@@ -42,8 +41,8 @@ link_of_the_tests() {
 image() {
   local package=$1 program=$2 began=$SECONDS size made
   if [ "$profile" = release ]; then
-    "$cargo" rustc --locked --quiet --profile release -p "$package" --bin "$program" -- \
-      -C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,--icf=all -C strip=symbols
+    # shellcheck disable=SC2046 # several flags
+    "$cargo" rustc --locked --quiet --profile release -p "$package" --bin "$program" -- $(cat images/link.flags)
   fi
   # A copy: the next build may link it anew.
   cp "$target/$profile/$program" "$out/$program"

@@ -18,7 +18,7 @@ use crate::refusal::Refusal;
 const OPT_OUT: &str = "sidegate.dev/allow-pod-opt-out";
 const ADMISSION: &str = "sidegate.dev/admission";
 /// Which injector is asked: for the API server.
-const REV: &str = "sidegate.dev/rev";
+pub(crate) const REV: &str = "sidegate.dev/rev";
 /// Read by the admission policies: it changes nothing here.
 const PORT_FORWARD: &str = "sidegate.dev/allow-port-forward";
 

@@ -37,7 +37,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
-use sidegate_tests::cluster::{Cluster, Programs};
+use sidegate_tests::cluster::{is_required, Cluster, Programs};
 
 /// A test on the shared control plane.
 type Test = fn(&Cluster) -> Result<()>;
@@ -419,8 +419,7 @@ fn skipped(arguments: &Arguments, why: &str) -> ExitCode {
     let trials = ignored();
     let line = format!("real-cluster: SKIPPED {} tests: {why}", trials.len());
     eprintln!("{line}");
-    let required = std::env::var("SIDEGATE_TEST_REQUIRE").unwrap_or_default();
-    if required.split(',').any(|word| word == "cluster") {
+    if is_required("cluster") {
         return ExitCode::FAILURE;
     }
     let note = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/skipped.txt");

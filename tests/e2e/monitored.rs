@@ -2,11 +2,11 @@
 //! cert-manager takes it, and Prometheus' own parser reads its rules and the queries of its dashboard.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{ensure, Context, Result};
-use sidegate_tests::cluster::{Cluster, User};
+use sidegate_tests::cluster::{is_required, Cluster, User};
 use sidegate_tests::postgres::cache;
 
 use crate::site::until;
@@ -113,14 +113,13 @@ pub fn prometheus_reads_the_rules_and_queries(_: &Cluster) -> Result<()> {
 }
 
 /// What `need.sh monitoring` fetched and built. Where it could not, that is said: nothing here is of ours to fix.
-fn parts() -> Result<Option<std::path::PathBuf>> {
+fn parts() -> Result<Option<PathBuf>> {
     let parts = cache()?.join("monitoring");
-    if Path::new(&parts).join("made-of").exists() {
+    if parts.join("made-of").exists() {
         return Ok(Some(parts));
     }
     let why = "the kinds of other operators are not there: bash tests/setup/need.sh monitoring";
-    let required = std::env::var("SIDEGATE_TEST_REQUIRE").unwrap_or_default();
-    ensure!(!required.split(',').any(|word| word == "monitoring"), "{why}");
+    ensure!(!is_required("monitoring"), "{why}");
     eprintln!("monitored: SKIPPED: {why}");
     Ok(None)
 }

@@ -24,7 +24,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use sidegate_tests::cluster::node::house::{self, House};
 use sidegate_tests::cluster::node::site::Site;
 use sidegate_tests::cluster::node::{keeper, Parts};
-use sidegate_tests::cluster::{Programs, Unavailable};
+use sidegate_tests::cluster::{is_required, Programs, Unavailable};
 
 /// A test on the shared node.
 type Test = fn(&Site) -> Result<()>;
@@ -259,8 +259,7 @@ fn skipped(arguments: &Arguments, why: &Unavailable) -> ExitCode {
     let trials = ignored();
     let line = format!("real-node: SKIPPED {} tests: {}", trials.len(), why.0);
     eprintln!("{line}");
-    let required = std::env::var("SIDEGATE_TEST_REQUIRE").unwrap_or_default();
-    if required.split(',').any(|word| word == "node") {
+    if is_required("node") {
         return ExitCode::FAILURE;
     }
     let note = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/skipped.txt");

@@ -156,8 +156,9 @@ need_minio() {
 # What Prometheus' and cert-manager's operators make of a chart's objects: their kinds, from their Go modules, and a reader of rules
 # and queries made of Prometheus' own parser. The tests that want them say so where they are not there.
 need_monitoring() {
-  local here target="$CACHE/monitoring"; here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../monitoring" && pwd)
-  cat "$here"/* "${BASH_SOURCE[0]}" | cmp -s - "$target/made-of" && return
+  local here made_of target="$CACHE/monitoring"; here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../monitoring" && pwd)
+  made_of=$(cat "$here"/* "${BASH_SOURCE[0]}" | sha256sum)
+  [ "$(cat "$target/made-of" 2>/dev/null)" = "$made_of" ] && return
   command -v go >/dev/null || { echo "Kinds for monitoring are not fetched: Go is missing (1.26.7 or newer, https://go.dev/dl)" >&2; return 0; }
   echo "Building the reader of Prometheus' rules, and fetching kinds"
   rm -rf "$target" && mkdir -p "$target/kinds"
@@ -167,7 +168,7 @@ need_monitoring() {
     example/prometheus-operator-crd/monitoring.coreos.com_{podmonitors,prometheusrules,servicemonitors}.yaml &&
   kinds_of github.com/cert-manager/cert-manager v1.21.2 h1:UWgoYM+KLNtRlqmoWOKjKBOBUPVHeepQ6/ac3ERJW68= \
     deploy/crds/cert-manager.io_certificates.yaml &&
-  cat "$here"/* "${BASH_SOURCE[0]}" >"$target/made-of" || echo "Kinds for monitoring are not fetched: see above" >&2
+  echo "$made_of" >"$target/made-of" || echo "Kinds for monitoring are not fetched: see above" >&2
 }
 
 # kinds_of MODULE VERSION SUM FILE...

@@ -9,6 +9,9 @@ use sidegate_broker::Running;
 use crate::postgres::{Major, Options, Postgres};
 use crate::shop::{self, ROLE};
 
+/// Whom tokens for the shop are for.
+pub const AUDIENCE: &str = "postgres://shop.data.svc";
+
 /// The validator as it was built with the tests: beside them.
 fn validator() -> Result<PathBuf> {
     let program = std::env::current_exe()?;
@@ -49,6 +52,14 @@ pub fn server_at(subjects: &str, name: &str, clients: &str, mut settings: Vec<St
     let module = module.to_str().context("a path in UTF-8")?;
     server.reconfigure(&[("oauth_validator_libraries", module)])?;
     Ok(server)
+}
+
+/// The shop's configuration with a token of our own for this audience as the Target's credential.
+pub fn configuration(server: &Postgres, local: u16, audience: &str, role: &str) -> String {
+    let credential = format!("credential: {{token: {{audience: {audience:?}, scopes: [db], username: {role}}}}}");
+    shop::configuration(server.port, local, "", "")
+        .replace("tls: {mode: Disabled}", &shop::tls_by(server.authority.pem()))
+        .replace("credential: {secret: {name: shop-agent}}", &credential)
 }
 
 /// Makes the server trust this broker's keys, for this audience.

@@ -419,6 +419,12 @@ impl Cluster {
     }
 }
 
+/// Whether the absence of a part is a failure: `SIDEGATE_TEST_REQUIRE` names it.
+pub fn is_required(part: &str) -> bool {
+    let required = std::env::var("SIDEGATE_TEST_REQUIRE").unwrap_or_default();
+    required.split(',').any(|word| word == part)
+}
+
 /// What helm says.
 ///
 /// # Errors

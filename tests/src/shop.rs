@@ -77,6 +77,11 @@ spec:
     )
 }
 
+/// What a Target says of TLS to a server for which the authority of this PEM vouches, in place of `tls: {mode: Disabled}`.
+pub fn tls_by(pem: &str) -> String {
+    format!("tls: {{caBundle: {{inline: {}}}}}", serde_json::json!(pem))
+}
+
 impl Shop {
     /// Starts the whole with the plain policy.
     pub async fn start(major: Major) -> Result<Shop> {

@@ -17,15 +17,11 @@ struct Site {
 }
 
 fn configuration(amazon: &Amazon, local: u16, arn: &str) -> String {
-    let tls = format!(
-        "tls: {{caBundle: {{inline: {}}}}}",
-        serde_json::to_string(amazon.authority.pem()).unwrap()
-    );
     let credential = format!(
         "credential: {{awsIam: {{issuer: aws, roleArn: '{arn}', region: {REGION}, service: Rds, username: {ROLE}}}}}"
     );
     let config = shop::configuration(amazon.database.port(), local, "", "")
-        .replace("tls: {mode: Disabled}", &tls)
+        .replace("tls: {mode: Disabled}", &shop::tls_by(amazon.authority.pem()))
         .replace("credential: {secret: {name: shop-agent}}", &credential);
     format!("{config}{}", amazon.issuer())
 }

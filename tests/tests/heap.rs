@@ -10,16 +10,13 @@ use anyhow::{ensure, Context, Result};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::{Pid, Uid};
 use serde_json::Value;
-use sidegate_tests::bearer;
+use sidegate_tests::bearer::{self, AUDIENCE};
 use sidegate_tests::heap::{bearers, Needles, NEW, OLD};
 use sidegate_tests::patience::until;
 use sidegate_tests::postgres::{Major, Options, Postgres};
 use sidegate_tests::psql::{psql, Said};
 use sidegate_tests::shop::{self, DATABASE, ROLE};
 use sidegate_tests::{cli, ports};
-
-/// Whom a token is for.
-const AUDIENCE: &str = "postgres://shop.data.svc";
 
 /// `sidegate up`, ended with the test.
 struct Up(Child);
@@ -103,20 +100,20 @@ impl Login {
         )
     }
 
-    fn configuration(self, server: &Postgres, port: u16) -> Result<String> {
+    fn configuration(self, server: &Postgres, port: u16) -> String {
         let config = shop::configuration(server.port, port, "", "");
-        let pem = serde_json::to_string(server.authority.pem())?;
-        Ok(match self {
+        let tls = shop::tls_by(server.authority.pem());
+        match self {
             Login::Scram => config,
-            Login::Md5 | Login::Cleartext => config.replace(
-                "tls: {mode: Disabled}",
-                &format!("tls: {{caBundle: {{inline: {pem}}}}}\n  weakLogin: InsideTLS"),
-            ),
-        })
+            Login::Md5 | Login::Cleartext => {
+                config.replace("tls: {mode: Disabled}", &format!("{tls}\n  weakLogin: InsideTLS"))
+            }
+        }
     }
 
     /// What logs in as the role, and which of it a lease carries.
     fn needles(self, server: &Postgres, password: &str) -> Result<(Needles, &'static [&'static str])> {
+        let plain = || Needles::default().secret("the password", password.as_bytes());
         Ok(match self {
             Login::Scram => {
                 let needles = Needles::password(server, ROLE, password)?;
@@ -126,13 +123,9 @@ impl Login {
                 let query = format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{ROLE}'");
                 let stored = server.sql("postgres", &query)?;
                 let digest = stored.strip_prefix("md5").context("what is stored is no MD5")?;
-                let needles = Needles::default().secret("the password", password.as_bytes());
-                (needles.secret("its digest", digest.as_bytes()), &["the password, "])
+                (plain().secret("its digest", digest.as_bytes()), &["the password, "])
             }
-            Login::Cleartext => {
-                let needles = Needles::default().secret("the password", password.as_bytes());
-                (needles, &["the password, "])
-            }
+            Login::Cleartext => (plain(), &["the password, "]),
         })
     }
 }
@@ -155,7 +148,7 @@ fn nothing_is_left(login: Login) -> Result<()> {
     let folder = tempfile::Builder::new().prefix("sidegate-heap-").tempdir()?;
     secret(folder.path(), OLD)?;
     let port = ports::free()?;
-    let up = up(folder.path(), &login.configuration(&server, port)?)?;
+    let up = up(folder.path(), &login.configuration(&server, port))?;
     let pid = up.0.id();
     let read = || psql(port, DATABASE, &["SELECT name FROM app.people WHERE id = 1"]);
     let served = |said: &Said| said.out == "Ada";
@@ -189,7 +182,7 @@ fn nothing_of_a_token_is_left_once_its_lease_is_gone() -> Result<()> {
     fs::create_dir_all(folder.path().join("secrets"))?;
     private(&folder.path().join("secrets"), 0o700)?;
     fs::create_dir(&keys)?;
-    let up = up(folder.path(), &behind_tokens(&server, port, &keys)?)?;
+    let up = up(folder.path(), &behind_tokens(&server, port, &keys))?;
     let pid = up.0.id();
     let published = || -> Result<Option<(String, Value)>> {
         let read = |name: &str| fs::read(keys.join(name)).ok();
@@ -232,23 +225,16 @@ fn nothing_of_a_token_is_left_once_its_lease_is_gone() -> Result<()> {
 }
 
 /// The shop behind tokens of our own, and an issuer for whom the broker's keys are written into a folder.
-fn behind_tokens(server: &Postgres, port: u16, keys: &Path) -> Result<String> {
-    let pem = serde_json::to_string(server.authority.pem())?;
-    let credential = format!("credential: {{token: {{audience: {AUDIENCE:?}, scopes: [db], username: {ROLE}}}}}");
-    let config = shop::configuration(server.port, port, "", "")
-        .replace(
-            "tls: {mode: Disabled}",
-            &format!("tls: {{caBundle: {{inline: {pem}}}}}"),
-        )
-        .replace("credential: {secret: {name: shop-agent}}", &credential);
+fn behind_tokens(server: &Postgres, port: u16, keys: &Path) -> String {
+    let config = bearer::configuration(server, port, AUDIENCE, ROLE);
     let issuer = "---\napiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {name: corp}\nspec:\n  \
                   preset: GenericAssertion\n  issuer: https://idp.invalid\n  \
                   values: {tokenEndpoint: https://idp.invalid/token, clientId: agents}\n  \
                   allowedNamespaces: {selector: {}}\n";
-    Ok(format!(
+    format!(
         "{config}{issuer}  publish: {{directory: {:?}}}\n",
         keys.display().to_string()
-    ))
+    )
 }
 
 #[test]

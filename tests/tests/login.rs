@@ -44,7 +44,7 @@ fn store_md5(server: &Postgres) {
 fn configuration(server: u16, local: u16, line: &Line<'_>, weak: &str) -> String {
     let tls = match line {
         Line::Plain => "tls: {mode: Disabled}".to_owned(),
-        Line::Tls(pem) => format!("tls: {{caBundle: {{inline: {}}}}}", serde_json::to_string(pem).unwrap()),
+        Line::Tls(pem) => shop::tls_by(pem),
     };
     shop::configuration(server, local, "", "").replace("tls: {mode: Disabled}", &format!("{tls}\n  weakLogin: {weak}"))
 }

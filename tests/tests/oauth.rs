@@ -2,7 +2,7 @@
 //! the agent's only way in, and the agent, stock `psql` without a password, never sees it.
 
 use sidegate_tests::authority::Authority;
-use sidegate_tests::bearer::{server, server_for, trust, trust_issuer};
+use sidegate_tests::bearer::{configuration, server, server_for, trust, trust_issuer, AUDIENCE};
 use sidegate_tests::postgres::Postgres;
 use sidegate_tests::psql::psql_async;
 use sidegate_tests::shop::{self, DATABASE, ROLE};
@@ -10,19 +10,6 @@ use sidegate_tests::stock::Stock;
 use sidegate_tests::told::{events, values};
 use sidegate_tests::world::World;
 use sidegate_tests::{ports, wire};
-
-const AUDIENCE: &str = "postgres://shop.data.svc";
-
-fn configuration(server: &Postgres, local: u16, audience: &str, role: &str) -> String {
-    let tls = format!(
-        "tls: {{caBundle: {{inline: {}}}}}",
-        serde_json::to_string(server.authority.pem()).unwrap()
-    );
-    let credential = format!("credential: {{token: {{audience: {audience:?}, scopes: [db], username: {role}}}}}");
-    shop::configuration(server.port, local, "", "")
-        .replace("tls: {mode: Disabled}", &tls)
-        .replace("credential: {secret: {name: shop-agent}}", &credential)
-}
 
 async fn world(server: &Postgres, local: u16, audience: &str, role: &str) -> World {
     let world = shop::setup(configuration(server, local, audience, role))

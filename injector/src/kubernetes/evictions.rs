@@ -19,14 +19,13 @@ use sidegate_policies::objects::Namespace;
 use sidegate_policies::pod::shape::text;
 use tokio::sync::watch;
 
+use crate::admit::REV;
 use crate::metrics::{Evicted, Metrics};
 use crate::probe::Readiness;
 use crate::standing::Reason;
 
 /// Between two evictions, where nobody says otherwise.
 pub const EVERY: Duration = Duration::from_secs(10);
-/// Its namespace belongs to an injector of another release.
-const REVISION: &str = "sidegate.dev/rev";
 /// What became of a controller's pods is remembered for so many seconds though none is found: the new one may not be there yet.
 const REMEMBERED: i64 = 600;
 /// So many wait after a look; the others come with the next ones.
@@ -50,10 +49,12 @@ impl Candidate {
             Reason::OlderThanLabel | Reason::Outage | Reason::Tampered | Reason::Unfenced => true,
             Reason::Static | Reason::Windows | Reason::OptedOut | Reason::Audit => false,
         };
+        // Namespaces that name a revision belong to another release's injector.
+        let another = namespace.labels.contains_key(REV);
         let metadata = pod.get("metadata")?;
         let ends = metadata.get("deletionTimestamp").is_some_and(|at| !at.is_null());
         let over = pod.get("status").map(|status| text(status, "phase"));
-        if !helps || ends || matches!(over, Some("Succeeded" | "Failed")) || namespace.labels.contains_key(REVISION) {
+        if !helps || ends || matches!(over, Some("Succeeded" | "Failed")) || another {
             return None;
         }
         let owners = metadata.get("ownerReferences").and_then(Value::as_array)?;

@@ -151,6 +151,9 @@ impl Watchdog {
         let looked = self.looked().await;
         let at = now();
         self.report(looked.as_ref().ok().map(|look| &look.profiles), at).await;
+        if looked.is_err() {
+            self.rest();
+        }
         match looked {
             Ok(look) => {
                 if let Some(evictions) = &mut self.evictions {
@@ -165,12 +168,10 @@ impl Watchdog {
                 })
             }
             Err(error @ Blind::Unsaid) => {
-                self.rest();
                 tracing::info!(%error, "pods without a valid sidecar are not counted yet");
                 None
             }
             Err(error) => {
-                self.rest();
                 tracing::warn!(%error, "pods without a valid sidecar cannot be counted now");
                 None
             }

@@ -14,7 +14,47 @@ struct Fleet<'a> {
     namespace: String,
 }
 
-impl Fleet<'_> {
+impl<'a> Fleet<'a> {
+    fn of(installed: &'a Installed, namespace: &str) -> Fleet<'a> {
+        Fleet {
+            installed,
+            namespace: namespace.to_owned(),
+        }
+    }
+
+    /// Two Deployments, of which a disruption budget keeps one, a Job and a pod without a controller.
+    fn make(&self) -> Result<()> {
+        self.create("apps/v1", "Deployment", "fleet", &deployed("fleet"))?;
+        self.create("apps/v1", "Deployment", "kept", &deployed("kept"))?;
+        let budget = json!({"minAvailable": 1, "selector": {"matchLabels": {"app": "kept"}}});
+        self.create("policy/v1", "PodDisruptionBudget", "kept", &budget)?;
+        self.create(
+            "batch/v1",
+            "Job",
+            "work",
+            &json!({"template": template("work", "Never")}),
+        )?;
+        let mut alone = template("alone", "Always");
+        alone["metadata"]["name"] = json!("alone");
+        alone["metadata"]["namespace"] = json!(self.namespace);
+        alone["apiVersion"] = json!("v1");
+        alone["kind"] = json!("Pod");
+        self.installed.cluster.create(&alone)?;
+        self.runs("kept")
+    }
+
+    fn uid(&self, app: &str) -> Result<Value> {
+        Ok(self.pod(app)?["metadata"]["uid"].clone())
+    }
+
+    /// UIDs of the pods of which an Event says that they were evicted.
+    fn told(&self) -> Result<Vec<Value>> {
+        let events: Value = serde_json::from_str(&self.kubectl(&["get", "events", "-o", "json"], "")?)?;
+        let all = events["items"].as_array().into_iter().flatten();
+        let told = all.filter(|event| event["reason"] == "Evicted");
+        Ok(told.map(|event| event["involvedObject"]["uid"].clone()).collect())
+    }
+
     fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String> {
         let own = ["--namespace", &self.namespace];
         self.installed.cluster.kubectl(&[arguments, &own].concat(), input)
@@ -68,48 +108,6 @@ fn template(app: &str, policy: &str) -> Value {
 
 fn deployed(app: &str) -> Value {
     json!({"replicas": 1, "selector": {"matchLabels": {"app": app}}, "template": template(app, "Always")})
-}
-
-impl<'a> Fleet<'a> {
-    fn of(installed: &'a Installed, namespace: &str) -> Fleet<'a> {
-        Fleet {
-            installed,
-            namespace: namespace.to_owned(),
-        }
-    }
-
-    /// Two Deployments, of which a disruption budget keeps one, a Job and a pod without a controller.
-    fn make(&self) -> Result<()> {
-        self.create("apps/v1", "Deployment", "fleet", &deployed("fleet"))?;
-        self.create("apps/v1", "Deployment", "kept", &deployed("kept"))?;
-        let budget = json!({"minAvailable": 1, "selector": {"matchLabels": {"app": "kept"}}});
-        self.create("policy/v1", "PodDisruptionBudget", "kept", &budget)?;
-        self.create(
-            "batch/v1",
-            "Job",
-            "work",
-            &json!({"template": template("work", "Never")}),
-        )?;
-        let mut alone = template("alone", "Always");
-        alone["metadata"]["name"] = json!("alone");
-        alone["metadata"]["namespace"] = json!(self.namespace);
-        alone["apiVersion"] = json!("v1");
-        alone["kind"] = json!("Pod");
-        self.installed.cluster.create(&alone)?;
-        self.runs("kept")
-    }
-
-    fn uid(&self, app: &str) -> Result<Value> {
-        Ok(self.pod(app)?["metadata"]["uid"].clone())
-    }
-
-    /// UIDs of the pods of which an Event says that they were evicted.
-    fn told(&self) -> Result<Vec<Value>> {
-        let events: Value = serde_json::from_str(&self.kubectl(&["get", "events", "-o", "json"], "")?)?;
-        let all = events["items"].as_array().into_iter().flatten();
-        let told = all.filter(|event| event["reason"] == "Evicted");
-        Ok(told.map(|event| event["involvedObject"]["uid"].clone()).collect())
-    }
 }
 
 fn counted(installed: &Installed, outcome: &str) -> Result<u64> {
