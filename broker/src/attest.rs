@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::issuer::Workload;
 use crate::jwt::{accept, accept_unsigned, Accepted, Alg, KeySet, PublicKey, Refused, Slot, Trust, Unsigned};
 use crate::pins::{Instance, PinRefused, Pins};
+use crate::remembered::Remembered;
 use crate::spans;
 
 pub use sidegate_policies::pod::shape::{Shape, SIDECAR};
@@ -274,6 +275,13 @@ impl Default for Strangers {
     }
 }
 
+/// Pods as they were when a key was found to be theirs, by UID and thumbprint.
+///
+/// A sidecar that asks again within ten seconds costs the API server nothing, as long as the watch tells of no change: not
+/// of a deletion, and not of a newer instance, which alone may bring another key (test
+/// `who_asks_again_soon_is_looked_at_again_only_where_the_pod_changed`).
+pub type Looked = Remembered<(String, String), PodView>;
+
 /// A token as far as it can be judged before the cluster is asked.
 enum Believed {
     Signed(Accepted),
@@ -298,6 +306,8 @@ pub struct Attestor {
     pub images: Arc<dyn Images>,
     /// Turns for tokens of unknown keys.
     pub strangers: Strangers,
+    /// Pods of which a key was found to be theirs.
+    pub looked: Looked,
     /// Who hears how long it takes.
     pub timed: Arc<dyn Timed>,
     /// Wall time.
@@ -354,10 +364,17 @@ impl Attestor {
         };
         let claims = Claims::read(&accepted);
         presented.credential_id = review.credential_id.unwrap_or_default();
-        let pod = self
-            .measured(Step::Pod, self.pods.pod(claims.namespace, claims.pod))
-            .await?;
-        let pod = pod.ok_or(NotAttested::Pod("no such pod"))?;
+        let (whose, now) = ((claims.pod_uid.to_owned(), key.thumbprint()), self.clock.now_ms());
+        let unchanged = self.unchanged(&whose, &claims, now).await?;
+        let again = unchanged.is_some();
+        let pod = match unchanged {
+            Some(pod) => pod,
+            None => {
+                let asked = self.pods.pod(claims.namespace, claims.pod);
+                let found = self.measured(Step::Pod, asked).await?;
+                found.ok_or(NotAttested::Pod("no such pod"))?
+            }
+        };
         check_pod(&pod, &claims)?;
         if let Some(wrong) = pod.shape.wrong() {
             return Err(NotAttested::Shape(wrong));
@@ -368,19 +385,10 @@ impl Attestor {
         if let Some(wrong) = pod.fenced.wrong(self.pods.demanded(&pod.namespace)?.as_ref()) {
             return Err(NotAttested::Fence(wrong));
         }
-        // A pod that is ending gets no new key, but the one it has goes on: agents need their database until they end.
-        let pins = &self.pins;
-        let thumbprint = key.thumbprint();
-        let pinned = pins.pin(&pod.uid, &pod.instance, &thumbprint, pod.deleting);
-        self.measured(Step::Key, pinned)
-            .await
-            .map_err(|refused| match refused {
-                PinRefused::Conflict => {
-                    self.notices.key_conflict(&pod);
-                    NotAttested::RestartNotSeen
-                }
-                other => NotAttested::Unavailable(other.to_string()),
-            })?;
+        if !again {
+            self.pinned(&pod, &whose.1).await?;
+            self.looked.keep(whose, pod.clone(), now);
+        }
         Ok(Workload {
             account_uid: claims.account_uid.to_owned(),
             ends: accepted.integer("exp").unwrap_or(0),
@@ -393,6 +401,32 @@ impl Attestor {
                 pod_uid: pod.uid,
                 labels: pod.labels,
             },
+        })
+    }
+
+    /// The pod, where this key was found to be its a moment ago and nothing was heard of since.
+    async fn unchanged(
+        &self,
+        whose: &(String, String),
+        claims: &Claims<'_>,
+        now: i64,
+    ) -> Result<Option<PodView>, NotAttested> {
+        let Some(pod) = self.looked.get(whose, now) else {
+            return Ok(None);
+        };
+        let known = self.pods.known(claims.namespace, claims.pod).await?;
+        Ok(known.filter(|known| *known == pod))
+    }
+
+    /// A pod that is ending gets no new key, but the one it has goes on: agents need their database until they end.
+    async fn pinned(&self, pod: &PodView, thumbprint: &str) -> Result<(), NotAttested> {
+        let pinned = self.pins.pin(&pod.uid, &pod.instance, thumbprint, pod.deleting);
+        self.measured(Step::Key, pinned).await.map_err(|refused| match refused {
+            PinRefused::Conflict => {
+                self.notices.key_conflict(pod);
+                NotAttested::RestartNotSeen
+            }
+            other => NotAttested::Unavailable(other.to_string()),
         })
     }
 

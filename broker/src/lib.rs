@@ -30,6 +30,7 @@ pub mod ops;
 pub mod people;
 pub mod pins;
 pub mod records;
+pub mod remembered;
 pub mod report;
 pub mod revoked;
 pub mod rings;

@@ -144,6 +144,7 @@ pub fn a_sidecar_of_another_image_is_nobody(cluster: &Cluster) -> Result<()> {
         notices: whole.notices.clone(),
         images: admission.clone(),
         strangers: Default::default(),
+        looked: Default::default(),
         timed: whole.timed.clone(),
         clock: whole.clock.clone(),
     };

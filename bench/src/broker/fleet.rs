@@ -225,6 +225,7 @@ fn ground(
             notices: Arc::new(Logged),
             images: Arc::new(AnyImage),
             strangers: Default::default(),
+            looked: Default::default(),
             timed: Arc::new(Untimed),
             clock: Arc::new(SystemClock),
         },

@@ -77,6 +77,7 @@ impl Bench {
             notices: Arc::new(Logged),
             images: Arc::new(AnyImage),
             strangers: Default::default(),
+            looked: Default::default(),
             timed: Arc::new(Untimed),
             clock: Arc::new(SystemClock),
         }
@@ -348,21 +349,21 @@ async fn a_pod_that_is_ending_keeps_the_key_it_has_and_gets_no_other() {
     ));
 }
 
-/// What was heard of last lags behind: it shows an older instance, or no pod yet.
-struct Lagging {
+/// What was heard of last may lag behind: it shows an older instance, or no pod yet.
+struct Heard {
     now: Arc<LocalCluster>,
-    last: Option<PodView>,
+    last: std::sync::Mutex<Option<PodView>>,
     asked: std::sync::atomic::AtomicU64,
 }
 
-impl Pods for Lagging {
+impl Pods for Heard {
     fn pod<'a>(&'a self, namespace: &'a str, name: &'a str) -> BoxFuture<'a, Result<Option<PodView>, Unavailable>> {
         self.asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         self.now.pod(namespace, name)
     }
 
     fn known<'a>(&'a self, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<Option<PodView>, Unavailable>> {
-        Box::pin(async { Ok(self.last.clone()) })
+        Box::pin(async { Ok(self.last.lock().unwrap().clone()) })
     }
 }
 
@@ -372,9 +373,9 @@ async fn nobody_is_turned_away_for_what_was_heard_of_last() {
     let stale = bench.cluster.view();
     bench.cluster.restarted().unwrap();
     for (last, asked) in [(Some(stale), 1), (None, 1), (Some(bench.cluster.view()), 0)] {
-        let pods = Arc::new(Lagging {
+        let pods = Arc::new(Heard {
             now: bench.cluster.clone(),
-            last,
+            last: std::sync::Mutex::new(last),
             asked: Default::default(),
         });
         let mut attestor = bench.honest();
@@ -383,6 +384,74 @@ async fn nobody_is_turned_away_for_what_was_heard_of_last() {
         attestor.still(&who).await.unwrap();
         assert_eq!(pods.asked.load(std::sync::atomic::Ordering::SeqCst), asked);
     }
+}
+
+/// Pins nothing else than what is kept, and counts how often it is asked.
+struct Counting(PinFiles, std::sync::atomic::AtomicU64);
+
+impl Pins for Counting {
+    fn pin<'a>(
+        &'a self,
+        pod_uid: &'a str,
+        instance: &'a Instance,
+        thumbprint: &'a str,
+        settled: bool,
+    ) -> BoxFuture<'a, Result<(), PinRefused>> {
+        self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        self.0.pin(pod_uid, instance, thumbprint, settled)
+    }
+}
+
+#[tokio::test]
+async fn who_asks_again_soon_is_looked_at_again_only_where_the_pod_changed() {
+    use crate::clock::ManualClock;
+    use std::sync::atomic::Ordering::SeqCst;
+    let bench = Bench::new();
+    let token = bench.cluster.issue().unwrap();
+    let clock = Arc::new(ManualClock::starting_now());
+    let heard = Arc::new(Heard {
+        now: bench.cluster.clone(),
+        last: std::sync::Mutex::new(Some(bench.cluster.view())),
+        asked: Default::default(),
+    });
+    let pins = Arc::new(Counting(PinFiles::open(&bench.state).unwrap(), Default::default()));
+    let attestor = Attestor {
+        pods: heard.clone(),
+        pins: pins.clone(),
+        clock: clock.clone(),
+        ..bench.honest()
+    };
+    let asked = || (heard.asked.load(SeqCst), pins.1.load(SeqCst));
+    let (first, second) = (key(), key());
+    outcome(&attestor, &token, &first).await.unwrap();
+    outcome(&attestor, &token, &first).await.unwrap();
+    assert_eq!(asked(), (1, 1), "nothing changed");
+    // Another key is another caller, however soon.
+    assert!(outcome(&attestor, &token, &second).await.is_err());
+    assert_eq!(asked(), (2, 2));
+    // What was heard is not the pod that was looked at: by whatever, and also where it is gone.
+    let mut other = bench.cluster.view();
+    other.labels.insert("changed".to_owned(), "now".to_owned());
+    for (times, last) in [(3, Some(other)), (4, None)] {
+        *heard.last.lock().unwrap() = last;
+        outcome(&attestor, &token, &first).await.unwrap();
+        assert_eq!(asked(), (times, times));
+    }
+    *heard.last.lock().unwrap() = Some(bench.cluster.view());
+    outcome(&attestor, &token, &first).await.unwrap();
+    assert_eq!(asked(), (4, 4));
+    // It does not count for longer, however often it was asked for.
+    clock.advance_ms(crate::remembered::COUNTS_MS);
+    outcome(&attestor, &token, &first).await.unwrap();
+    assert_eq!(asked(), (5, 5));
+    // A newer instance was heard of, and its key pinned: the old one's is refused, as is a pod that is gone.
+    bench.cluster.restarted().unwrap();
+    *heard.last.lock().unwrap() = Some(bench.cluster.view());
+    outcome(&attestor, &token, &second).await.unwrap();
+    assert!(matches!(
+        outcome(&attestor, &token, &first).await,
+        Err(NotAttested::RestartNotSeen)
+    ));
 }
 
 fn workload(bench: &Bench) -> Workload {

@@ -1,7 +1,7 @@
 //! Live pods: asked for one by one where somebody is attested, and watched for those already known.
 //!
-//! Refuses nothing itself. The invariants: what decides an attestation is read from the API server at that moment;
-//! of a watched pod only what attestation reads is kept.
+//! Refuses nothing itself. The invariants: what decides an attestation is read from the API server at that moment, or was
+//! at most ten seconds ago and the watch tells the same; of a watched pod only what attestation reads is kept.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, RwLock};

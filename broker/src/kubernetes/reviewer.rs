@@ -3,8 +3,7 @@
 //! Refuses nothing itself: it tells what was answered. The invariants: a good answer is remembered for at most ten
 //! seconds and a bad one never; at most 64 reviews are under way.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
@@ -16,10 +15,8 @@ use super::answered;
 use crate::attest::{Review, TokenReviewer, Unavailable};
 use crate::clock::Clock;
 use crate::jwt::sha256_base64url;
+use crate::remembered::Remembered;
 
-/// How long a good answer counts, milliseconds; the API server remembers its own as long.
-const REMEMBERED_MS: i64 = 10_000;
-const MAX_REMEMBERED: usize = 10_000;
 const AT_ONCE: usize = 64;
 /// The token's own id among the same.
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
@@ -30,8 +27,8 @@ const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
 pub struct ClusterReviewer {
     reviews: Api<TokenReview>,
     clock: Arc<dyn Clock>,
-    /// Good answers by digest of token and audience, with the time until which they count.
-    good: Mutex<HashMap<String, (i64, Review)>>,
+    /// Good answers by digest of token and audience.
+    good: Remembered<String, Review>,
     turns: Semaphore,
 }
 
@@ -41,31 +38,14 @@ impl ClusterReviewer {
         ClusterReviewer {
             reviews: Api::all(client),
             clock,
-            good: Mutex::default(),
+            good: Remembered::default(),
             turns: Semaphore::new(AT_ONCE),
-        }
-    }
-
-    fn remembered(&self, digest: &str) -> Option<Review> {
-        let good = self.good.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (until, review) = good.get(digest)?;
-        (*until > self.clock.now_ms()).then(|| review.clone())
-    }
-
-    fn remember(&self, digest: String, review: &Review) {
-        let now = self.clock.now_ms();
-        let mut good = self.good.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if good.len() >= MAX_REMEMBERED {
-            good.retain(|_, (until, _)| *until > now);
-        }
-        if good.len() < MAX_REMEMBERED {
-            good.insert(digest, (now.saturating_add(REMEMBERED_MS), review.clone()));
         }
     }
 
     async fn ask(&self, token: &str, audience: &str) -> Result<Review, Unavailable> {
         let digest = sha256_base64url(format!("{audience} {token}").as_bytes());
-        if let Some(review) = self.remembered(&digest) {
+        if let Some(review) = self.good.get(&digest, self.clock.now_ms()) {
             return Ok(review);
         }
         let _turn = self.turns.acquire().await.map_err(|_| Unavailable)?;
@@ -83,7 +63,7 @@ impl ClusterReviewer {
         })?;
         let review = told(answer.status.unwrap_or_default());
         if review.authenticated && review.error.is_none() {
-            self.remember(digest, &review);
+            self.good.keep(digest, review.clone(), self.clock.now_ms());
         }
         Ok(review)
     }
