@@ -314,11 +314,8 @@ pub(crate) async fn cluster(
     let (events, people) = heard(&client, &clock, tasks);
     let kinds = Kinds::follow(client.clone(), tasks).await?;
     pods.judged_by(&kinds);
-    let led = Arc::clone(&leader);
-    tasks.spawn(
-        "admission",
-        Arc::clone(&admission).run(led, kinds.rest(), tasks.stopping()),
-    );
+    let kept = Arc::clone(&admission).run(Arc::clone(&leader), kinds.rest(), tasks.stopping());
+    tasks.spawn("admission", kept);
     let (stored, at) = kinds.read();
     maps.refresh(&stored).await;
     let mut read = reading::read(&stored, &maps.known());

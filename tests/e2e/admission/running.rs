@@ -190,15 +190,21 @@ pub const GUARDED: &[Written] = &[
 
 /// A pod that runs, as far as an API server knows: created once, by the namespace's admin. Its path, and what is stored.
 fn running(guarded: &Guarded, golden: &str) -> Result<(String, String)> {
+    running_as(guarded, golden, "running", |_| {})
+}
+
+/// The same of another form, under a name of its own.
+fn running_as(guarded: &Guarded, golden: &str, name: &str, change: Change) -> Result<(String, String)> {
     let golden = golden_pod(golden)?;
     let namespace = golden["metadata"]["namespace"].as_str().context("no namespace")?;
-    let path = format!("/api/v1/namespaces/{namespace}/pods/running");
+    let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
     let read = || guarded.asked(User::Dev, &["get", "--raw", &path], "");
     if let Ok(stored) = read()? {
         return Ok((path, stored));
     }
-    let mut pod = named(guarded.injected(&golden)?, "running");
+    let mut pod = named(guarded.injected(&golden)?, name);
     pod["spec"]["nodeSelector"] = json!({"none": "has-it"});
+    change(&mut pod);
     let answer = guarded.asked(User::Dev, &["create", "-f", "-"], &pod.to_string())?;
     ensure!(
         answer
@@ -217,7 +223,15 @@ fn written(
     part: &str,
     change: impl FnOnce(&mut Value),
 ) -> Result<Result<String, String>> {
-    let (path, stored) = running(guarded, golden)?;
+    written_to(guarded, running(guarded, golden)?, part, change)
+}
+
+fn written_to(
+    guarded: &Guarded,
+    (path, stored): (String, String),
+    part: &str,
+    change: impl FnOnce(&mut Value),
+) -> Result<Result<String, String>> {
     let mut pod: Value = serde_json::from_str(&stored)?;
     change(&mut pod);
     let path = format!("{path}{part}?dryRun=All");
@@ -238,6 +252,29 @@ pub fn a_running_pod_keeps_its_sidecar(guarded: &Guarded) -> Result<()> {
         }
     }
     ensure!(missed.is_empty(), "{}", missed.join("\n"));
+    // Whoever makes a pod around the webhook may name the sidecar's user for all of it, and others for each that begins with it:
+    // a debugger that names none would be the sidecar's.
+    let inheriting = || {
+        running_as(guarded, MESHED, "inheriting", |pod| {
+            pod["spec"]["securityContext"]["runAsUser"] = json!(61_937);
+            for container in pod["spec"]["containers"].as_array_mut().into_iter().flatten() {
+                container["securityContext"]["runAsUser"] = json!(1000);
+            }
+            let proxies = pod["spec"]["initContainers"].as_array_mut().into_iter().flatten();
+            for proxy in proxies.filter(|proxy| proxy["name"] != "sidegate") {
+                proxy["securityContext"]["runAsUser"] = json!(0);
+            }
+        })
+    };
+    let answer = written_to(guarded, inheriting()?, "/ephemeralcontainers", |pod| debug(pod, |_| {}))?;
+    let said = answer.err().context("a debugger inherits the user of the sidecar")?;
+    ensure!(
+        says(&said, "runAsUser: ") && said.contains("'sidegate-debuggers'"),
+        "{said}"
+    );
+    let other = |added: &mut Value| added["securityContext"]["runAsUser"] = json!(1000);
+    let answer = written_to(guarded, inheriting()?, "/ephemeralcontainers", |pod| debug(pod, other))?;
+    ensure!(answer.is_ok(), "a debugger with a user of its own: {answer:?}");
     // What does not concern the sidecar is its owner's business.
     let harmless: [(&str, Change); 5] = [
         ("", |pod| {
