@@ -50,6 +50,10 @@ pub const TESTS: &[(&str, Test)] = &[
         created::who_is_spared_by_the_webhook_is_spared,
     ),
     (
+        "admission::a_pod_keeps_its_class_of_service_and_what_autoscalers_divide_by",
+        created::a_pod_keeps_its_class_of_service_and_what_autoscalers_divide_by,
+    ),
+    (
         "admission::a_running_pod_keeps_its_sidecar",
         running::a_running_pod_keeps_its_sidecar,
     ),

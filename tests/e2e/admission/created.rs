@@ -464,6 +464,31 @@ pub fn each_way_around_the_sidecar_is_refused_by_its_rule(guarded: &Guarded) -> 
     Ok(())
 }
 
+/// What the API server makes of requests and limits: a pod is Guaranteed with its sidecar as it was without, and every
+/// container of ours says how much CPU it wants, without which an autoscaler that goes by CPU would stop counting.
+pub fn a_pod_keeps_its_class_of_service_and_what_autoscalers_divide_by(guarded: &Guarded) -> Result<()> {
+    for (golden, class) in [
+        ("guaranteed", "Guaranteed"),
+        ("enforced-guaranteed", "Guaranteed"),
+        ("half-guaranteed", "Burstable"),
+        ("plain", "Burstable"),
+    ] {
+        let create = ["create", "--dry-run=server", "-o", "json", "-f", "-"];
+        let made = guarded.injected(&golden_pod(golden)?)?;
+        let stored = guarded.asked(User::Dev, &create, &made.to_string())?;
+        let stored: Value = serde_json::from_str(&stored.map_err(anyhow::Error::msg)?)?;
+        ensure!(stored["status"]["qosClass"] == class, "{golden}: {}", stored["status"]);
+        let first = stored["spec"]["initContainers"].as_array().into_iter().flatten();
+        let ours = first.filter(|one| one["name"].as_str().is_some_and(|name| name.starts_with("sidegate")));
+        let asked: Vec<&Value> = ours.map(|one| &one["resources"]["requests"]["cpu"]).collect();
+        ensure!(
+            !asked.is_empty() && asked.iter().all(|cpu| cpu.is_string()),
+            "{golden}: {asked:?}"
+        );
+    }
+    Ok(())
+}
+
 /// Exactly what the webhook leaves alone: namespaces that did not ask, the cluster's and ours; pods that opt out where
 /// they may; Windows; and what a node's kubelet runs by itself.
 pub fn who_is_spared_by_the_webhook_is_spared(guarded: &Guarded) -> Result<()> {
