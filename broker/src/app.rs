@@ -23,7 +23,7 @@ use crate::attest::{Attestor, PodView};
 use crate::audit::Audit;
 use crate::authority::{Authority, Home};
 use crate::back;
-use crate::config::{BrokerConfig, StartError};
+use crate::config::{BrokerConfig, Place, StartError};
 use crate::control::server::{bind, run as run_control, Control};
 use crate::control::switch;
 use crate::credentials::publish::Published;
@@ -48,7 +48,7 @@ use crate::rings::RingName;
 use crate::rotation;
 use crate::secrets::Secrets;
 use crate::server::serve_tls;
-use crate::state::StateDir;
+use crate::state::{reclaim, StateDir};
 use crate::task::{blocking, Tasks};
 
 /// A broker.
@@ -251,6 +251,15 @@ pub(crate) struct Base {
 
 impl Base {
     async fn open(config: &BrokerConfig) -> Result<Base, StartError> {
+        if let Place::Cluster(_) = config.place {
+            let taken = reclaim(&config.state_dir)?;
+            if taken > 0 {
+                tracing::warn!(
+                    taken,
+                    "the group of the volume was let into the state directory, and is no more"
+                );
+            }
+        }
         let state = Arc::new(StateDir::open(&config.state_dir)?);
         let listeners = Listeners::bind(config, &state).await?;
         let names = names(config, &listeners);

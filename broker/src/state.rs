@@ -1,7 +1,8 @@
 //! The state directory: one instance per directory, everything in it private to its owner.
 //!
-//! Refuses a directory that others may enter, a second instance, and files that others may read. The invariant:
-//! a file is either its old or its new content, never half of it (write, sync, rename, sync the directory).
+//! Refuses a directory that others may enter, a second instance, and files that others may read; what a kubelet gave to the group
+//! of its volume is taken back first, where asked ([`reclaim`]). The invariant: a file is either its old or its new content,
+//! never half of it (write, sync, rename, sync the directory).
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -165,6 +166,44 @@ impl StateDir {
     }
 }
 
+/// Takes back what a kubelet gave to a volume's group: at every mount it lets the group of `fsGroup` into all of it, and a state
+/// directory that anybody else may enter is refused. Only what is ours is touched, and nothing into which everybody was let.
+/// Answers how many files and directories it was; a directory that is as it should be is not looked into.
+///
+/// # Errors
+/// Something in it cannot be read or changed.
+pub fn reclaim(root: &Path) -> Result<usize, StateError> {
+    match fs::symlink_metadata(root) {
+        Ok(meta) if given_to_a_group(&meta) => take_back(root, &meta),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => at(root, Err(error)),
+        _ => Ok(0),
+    }
+}
+
+fn given_to_a_group(meta: &fs::Metadata) -> bool {
+    let ours = meta.uid() == nix::unistd::geteuid().as_raw();
+    ours && !meta.is_symlink() && meta.mode() & 0o070 != 0 && meta.mode() & 0o007 == 0
+}
+
+/// A directory last of all in it: whoever is interrupted begins again.
+fn take_back(path: &Path, meta: &fs::Metadata) -> Result<usize, StateError> {
+    let mut taken = 1;
+    if meta.is_dir() {
+        for entry in at(path, fs::read_dir(path))? {
+            let entry = at(path, entry)?.path();
+            let meta = at(&entry, fs::symlink_metadata(&entry))?;
+            if given_to_a_group(&meta) {
+                taken += take_back(&entry, &meta)?;
+            }
+        }
+    }
+    at(
+        path,
+        fs::set_permissions(path, Permissions::from_mode(meta.mode() & 0o700)),
+    )?;
+    Ok(taken)
+}
+
 /// Refuses a directory that is not ours alone.
 fn check_private_dir(path: &Path) -> Result<(), StateError> {
     let meta = at(path, fs::metadata(path))?;
@@ -285,6 +324,53 @@ mod tests {
                 "{mode:o}"
             );
         }
+    }
+
+    #[test]
+    fn what_a_kubelet_gave_to_a_group_is_taken_back_and_what_everybody_may_read_is_not() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().join("state");
+        assert_eq!(reclaim(&root).unwrap(), 0, "there is none yet");
+        let state = StateDir::open(&root).unwrap();
+        state.dir("records/day").unwrap();
+        state.write("records/day/one", b"one").unwrap();
+        state.write("key", b"secret").unwrap();
+        drop(state);
+        let mode = |path: &str| fs::metadata(root.join(path)).unwrap().mode() & 0o7777;
+        let set = |path: &str, mode| fs::set_permissions(root.join(path), Permissions::from_mode(mode)).unwrap();
+        assert_eq!(reclaim(&root).unwrap(), 0, "nothing is wrong");
+        // As for `fsGroup`: the group may do what the owner may, and what is made in a directory is the group's.
+        let spoil = || {
+            for folder in ["", "records", "records/day"] {
+                set(folder, 0o2770);
+            }
+            for file in ["key", "lock", "records/day/one"] {
+                set(file, 0o660);
+            }
+        };
+        spoil();
+        assert!(matches!(StateDir::open(&root), Err(StateError::Open { .. })));
+        assert_eq!(reclaim(&root).unwrap(), 6);
+        let state = StateDir::open(&root).unwrap();
+        assert_eq!(state.read("key").unwrap().as_deref(), Some(&b"secret"[..]));
+        assert_eq!((mode("records/day"), mode("records/day/one")), (0o700, 0o600));
+        drop(state);
+        // One file that everybody may read, and one that is somewhere else.
+        let elsewhere = temp.path().join("elsewhere");
+        fs::write(&elsewhere, b"").unwrap();
+        fs::set_permissions(&elsewhere, Permissions::from_mode(0o660)).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, root.join("link")).unwrap();
+        spoil();
+        set("key", 0o664);
+        assert_eq!(reclaim(&root).unwrap(), 5);
+        assert_eq!((mode("key"), mode("../elsewhere")), (0o664, 0o660));
+        assert!(matches!(
+            StateDir::open(&root).unwrap().read("key"),
+            Err(StateError::Open { .. })
+        ));
+        set("", 0o755);
+        assert_eq!(reclaim(&root).unwrap(), 0);
+        assert!(matches!(StateDir::open(&root), Err(StateError::Open { .. })));
     }
 
     #[test]

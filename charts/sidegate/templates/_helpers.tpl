@@ -74,6 +74,8 @@ runAsUser: 65532
 runAsGroup: 65532
 fsGroup: 65532
 {{- end }}
+{{- /* Once a volume is the group's it is not opened to it at every mount again: what the broker keeps there is its own. */}}
+fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
