@@ -5,7 +5,7 @@
 //! mounted here and nowhere else, where admission would otherwise mount the one for the cluster's API.
 
 use serde_json::{json, Value};
-use sidegate_policies::api::injection_profile::{InjectionProfileSpec, Tier};
+use sidegate_policies::api::injection_profile::{InjectionProfileSpec, OnBrokerUnavailable, Tier};
 use sidegate_policies::pod::fence::{rights, FENCE, PROGRAM, TOKEN_FOLDER, UIDS};
 use sidegate_policies::pod::rules::VOLUMES;
 use sidegate_policies::pod::shape::SIDECAR;
@@ -140,6 +140,10 @@ impl Sidecar<'_> {
         if self.profile.tier == Tier::Enforced {
             // It looks whether the fence stands.
             all.push(plain("SIDEGATE_TIER", self.profile.tier.as_str()));
+        }
+        let unavailable = self.profile.on_broker_unavailable;
+        if unavailable != OnBrokerUnavailable::default() {
+            all.push(plain("SIDEGATE_ON_BROKER_UNAVAILABLE", unavailable.as_str()));
         }
         if !install.name_servers.is_empty() {
             all.push(plain("SIDEGATE_NAME_SERVERS", &install.name_servers.join(",")));

@@ -343,6 +343,7 @@ fn each_thing_wrong_with_a_profile_is_named_by_its_field() {
         ),
         ("  journal: {sizeLimit: 1Mi}\n", "spec.journal.sizeLimit"),
         ("  staleness: Lax\n", "spec.staleness"),
+        ("  onBrokerUnavailable: Start\n", "spec.onBrokerUnavailable"),
         ("  allowAnnotations: [image]\n", "spec.allowAnnotations[0]"),
         (
             "  agents: {exemptContainers: [{name: proxy, imagePrefix: proxy}]}\n",

@@ -384,6 +384,11 @@ impl Running {
         matches!(timeout(limit, ready).await, Ok(Ok(_))) && self.authority.fresh()
     }
 
+    /// Waits until any bundle is in force: the broker's, or one that an earlier start of this sidecar left.
+    pub async fn bundled(&self) {
+        let _ = self.status().wait_for(|status| status.bundle.is_some()).await;
+    }
+
     /// Ends everything: no new connections, sessions cut with words, records sealed and sent, leases handed back.
     /// Returns how many tasks had to be left behind; zero is the rule.
     pub async fn shutdown(self) -> usize {

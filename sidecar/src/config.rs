@@ -8,7 +8,7 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use sidegate_policies::api::injection_profile::Tier;
+use sidegate_policies::api::injection_profile::{OnBrokerUnavailable, Tier};
 use sidegate_policies::api::target::TargetProtocol;
 use sidegate_policies::engine::TargetId;
 use sidegate_policies::pod::aliases;
@@ -61,6 +61,8 @@ pub struct SidecarConfig {
     pub staleness: Limits,
     /// Whether there is a fence around the pod to look for.
     pub fenced: bool,
+    /// Whether nothing of the agent's begins before the first bundle.
+    pub unavailable: OnBrokerUnavailable,
     /// Which pod this is, as the kubelet says. For logs, and for what an earlier start kept: who we are is the broker's
     /// word.
     pub pod: PodFacts,
@@ -131,7 +133,13 @@ impl SidecarConfig {
         let staleness = problems.may("SIDEGATE_STALENESS", get("SIDEGATE_STALENESS"), |text| {
             text.parse().map(Limits::of)
         });
-        let tier = problems.may("SIDEGATE_TIER", get("SIDEGATE_TIER"), tier);
+        let tier = problems.may("SIDEGATE_TIER", get("SIDEGATE_TIER"), |text| {
+            word([Tier::Cooperative, Tier::Enforced], Tier::as_str, text)
+        });
+        let unavailable = "SIDEGATE_ON_BROKER_UNAVAILABLE";
+        let unavailable = problems.may(unavailable, get(unavailable), |text| {
+            word(OnBrokerUnavailable::ALL, OnBrokerUnavailable::as_str, text)
+        });
         let said = |name: &str| get(name).unwrap_or_default();
         let ips = said("SIDEGATE_POD_IPS");
         let metrics = problems.may("SIDEGATE_METRICS_PORT", get("SIDEGATE_METRICS_PORT"), |text| {
@@ -156,6 +164,7 @@ impl SidecarConfig {
                 metrics: metrics.unwrap_or_default(),
                 staleness: staleness.unwrap_or_default(),
                 fenced: tier == Some(Tier::Enforced),
+                unavailable: unavailable.unwrap_or_default(),
                 pod: PodFacts {
                     name: said("SIDEGATE_POD_NAME"),
                     uid: said("SIDEGATE_POD_UID"),
@@ -167,10 +176,10 @@ impl SidecarConfig {
     }
 }
 
-fn tier(text: &str) -> Result<Tier, String> {
-    let mut known = [Tier::Cooperative, Tier::Enforced].into_iter();
-    let found = known.find(|tier| tier.as_str() == text);
-    found.ok_or_else(|| format!("`{text}` is none of Cooperative, Enforced"))
+/// One of a field's words.
+fn word<T: Copy>(all: [T; 2], written: fn(T) -> &'static str, text: &str) -> Result<T, String> {
+    let found = all.into_iter().find(|one| written(*one) == text);
+    found.ok_or_else(|| format!("`{text}` is none of {}", all.map(written).join(", ")))
 }
 
 /// A port on each of the pod's addresses.
@@ -384,6 +393,7 @@ mod tests {
             ("SIDEGATE_METRICS_PORT", "9464"),
             ("SIDEGATE_STALENESS", "strict"),
             ("SIDEGATE_TIER", "enforced"),
+            ("SIDEGATE_ON_BROKER_UNAVAILABLE", "Start"),
         ])
         .unwrap_err();
         let names: Vec<&str> = problems.iter().map(|problem| problem.variable).collect();
@@ -398,6 +408,7 @@ mod tests {
                 "SIDEGATE_MEMORY_LIMIT",
                 "SIDEGATE_STALENESS",
                 "SIDEGATE_TIER",
+                "SIDEGATE_ON_BROKER_UNAVAILABLE",
                 "SIDEGATE_METRICS_PORT"
             ]
         );

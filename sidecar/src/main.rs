@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use sidegate_policies::api::injection_profile::OnBrokerUnavailable;
 use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::config::{SidecarConfig, RUN_DIR};
 use sidegate_sidecar::fence;
@@ -96,7 +97,10 @@ fn fenced() -> ExitCode {
 }
 
 async fn run(config: SidecarConfig) -> ExitCode {
-    let run_dir = config.run_dir.clone();
+    let (run_dir, waits) = (
+        config.run_dir.clone(),
+        config.unavailable == OnBrokerUnavailable::BlockPod,
+    );
     let running = match Sidecar::start(config).await {
         Ok(running) => running,
         Err(error) => {
@@ -109,17 +113,22 @@ async fn run(config: SidecarConfig) -> ExitCode {
         tracing::error!("signals cannot be received");
         return ExitCode::FAILURE;
     };
-    let probed = match Probed::open(Path::new(&run_dir)) {
-        Ok(probed) => probed,
-        Err(error) => {
+    let serving = async {
+        if waits {
+            tracing::info!("waiting for a bundle: nothing of the agent's begins before");
+            running.bundled().await;
+        }
+        let probed = Probed::open(Path::new(&run_dir))?;
+        // From here on the kubelet's startup probe passes.
+        tracing::info!("serving");
+        probed.answer().await;
+        Ok::<(), std::io::Error>(())
+    };
+    tokio::select! {
+        served = serving => if let Err(error) = served {
             tracing::error!(%error, folder = %run_dir.display(), "probes cannot be answered");
             return ExitCode::FAILURE;
-        }
-    };
-    // From here on the kubelet's startup probe passes.
-    tracing::info!("serving");
-    tokio::select! {
-        () = probed.answer() => {}
+        },
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }

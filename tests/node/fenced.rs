@@ -16,12 +16,8 @@ const PROMISED: Duration = Duration::from_secs(30);
 
 /// Gives the namespace a profile of tier Enforced with the image of the default one; answers its name.
 fn enforce(agents: &Agents<'_>) -> Result<String> {
-    let default = agents.stored("injectionprofile", "default")?;
     let name = format!("enforced-{}", agents.namespace);
-    agents.create(&json!({
-        "apiVersion": "sidegate.dev/v1alpha1", "kind": "InjectionProfile", "metadata": {"name": name},
-        "spec": {"image": default["spec"]["image"], "tier": "Enforced"},
-    }))?;
+    agents.site.profile(&name, |spec| spec["tier"] = json!("Enforced"))?;
     let label = format!("sidegate.dev/profile={name}");
     agents.kubectl(&["label", "namespace", &agents.namespace, &label])?;
     agents.until_made_with("sidegate-fence", &pod(agents))?;

@@ -13,6 +13,7 @@ mod live;
 mod names;
 mod numbers;
 mod several;
+mod waiting;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -101,6 +102,10 @@ const TESTS: &[(&str, Test)] = &[
     (
         "numbers::how_much_later_a_pod_is_ready",
         numbers::how_much_later_a_pod_is_ready,
+    ),
+    (
+        "waiting::a_pod_waits_for_the_broker_where_its_profile_says_so",
+        waiting::a_pod_waits_for_the_broker_where_its_profile_says_so,
     ),
     (
         "several::a_release_grows_to_two_brokers_and_outlives_the_one_that_leads",
@@ -224,7 +229,7 @@ fn inner(mut arguments: Arguments, programs: &Programs, parts: &Parts, run: &Pat
     });
     // One after another: what is measured, and what changes the release under everybody, at the end.
     let alone = |trial: &Trial| {
-        ["numbers::", "several::"]
+        ["numbers::", "waiting::", "several::"]
             .iter()
             .any(|first| trial.name().starts_with(first))
     };

@@ -1,19 +1,13 @@
 //! Agents that nobody changed: their clients name the hosts and ports they always did, and arrive at the sidecar.
 
 use anyhow::{ensure, Context, Result};
-use serde_json::{json, Value};
+use serde_json::json;
 use sidegate_tests::cluster::node::site::{Agents, Site, MASKED, READ};
 use sidegate_tests::shop::DATABASE;
 
 /// A namespace whose pods find their Targets by name too.
 fn by_hostnames(site: &Site) -> Result<Agents<'_>> {
-    let cluster = &site.node.cluster;
-    let stored = cluster.kubectl(&["get", "injectionprofile", "default", "-o", "json"], "")?;
-    let mut spec = serde_json::from_str::<Value>(&stored)?["spec"].take();
-    spec["reach"] = json!("Hostnames");
-    cluster.create(&json!({
-        "apiVersion": "sidegate.dev/v1alpha1", "kind": "InjectionProfile", "metadata": {"name": "names"}, "spec": spec,
-    }))?;
+    site.profile("names", |spec| spec["reach"] = json!("Hostnames"))?;
     site.agents_by("names")
 }
 

@@ -69,6 +69,12 @@ pub struct InjectionProfileSpec {
     /// How long the broker may be silent before a sidecar stops trusting what it knows.
     #[serde(default)]
     pub staleness: Staleness,
+    /// What pods do that start while the broker cannot be reached. StartAndDeny (default): they start, and every statement is
+    /// refused until it can. BlockPod: the sidecar counts as started once it knows what is allowed, and no sooner, so that
+    /// nothing of the agent's begins before; after two minutes the kubelet restarts it. Pods that run already go on either way.
+    // No default in the schema, as for `networkPolicy`.
+    #[serde(default, skip_serializing_if = "OnBrokerUnavailable::is_default")]
+    pub on_broker_unavailable: OnBrokerUnavailable,
 }
 
 /// How agents find their Targets.
@@ -117,6 +123,34 @@ pub enum NetworkPolicyMode {
 impl NetworkPolicyMode {
     fn is_off(&self) -> bool {
         *self == NetworkPolicyMode::Off
+    }
+}
+
+/// What pods do that start while the broker cannot be reached.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum OnBrokerUnavailable {
+    /// They start, and are refused everything.
+    #[default]
+    StartAndDeny,
+    /// Nothing of the agent's begins.
+    BlockPod,
+}
+
+impl OnBrokerUnavailable {
+    /// Every one, the default first.
+    pub const ALL: [OnBrokerUnavailable; 2] = [OnBrokerUnavailable::StartAndDeny, OnBrokerUnavailable::BlockPod];
+
+    /// As written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            OnBrokerUnavailable::StartAndDeny => "StartAndDeny",
+            OnBrokerUnavailable::BlockPod => "BlockPod",
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == OnBrokerUnavailable::default()
     }
 }
 

@@ -34,10 +34,6 @@ pub const NOT_BUILT: &[NotBuilt] = &[
         "InjectionProfile.spec.trust",
         "certificate authorities handed to agents' containers",
     ),
-    entry(
-        "InjectionProfile.spec.onBrokerUnavailable",
-        "pods that wait for a bundle; they start and deny",
-    ),
     entry("Target.spec.protocol=MySQL", "MySQL and MariaDB"),
     entry("Target.spec.protocol=Redis", "Redis and Valkey"),
     entry("Target.spec.protocol=MongoDB", "MongoDB"),

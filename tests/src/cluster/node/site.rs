@@ -130,6 +130,18 @@ impl Site {
         self.labelled(namespace)
     }
 
+    /// Makes an InjectionProfile that is the default one with a change.
+    pub fn profile(&self, name: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let cluster = &self.node.cluster;
+        let stored = cluster.kubectl(&["get", "injectionprofile", "default", "-o", "json"], "")?;
+        let mut spec = serde_json::from_str::<Value>(&stored)?["spec"].take();
+        change(&mut spec);
+        cluster.create(&json!({
+            "apiVersion": "sidegate.dev/v1alpha1", "kind": "InjectionProfile", "metadata": {"name": name}, "spec": spec,
+        }))?;
+        Ok(())
+    }
+
     /// The same by an InjectionProfile of its own.
     pub fn agents_by(&self, profile: &str) -> Result<Agents<'_>> {
         let namespace = self.node.cluster.namespace()?;
