@@ -101,14 +101,17 @@ generate: ## Write generated files: CRDs
 	$(CARGO) run --locked --quiet --profile $(PROFILE) -p sidegate-policies --features crd --bin crdgen
 
 .PHONY: interop
-interop: ## Test exchanges with a real Keycloak, oidc-provider, MinIO and moto (fetched or built once; MinIO takes Go and minutes)
-	@$(SETUP) build nextest oidc keycloak moto minio
-	@cache="$${SIDEGATE_CACHE:-$$HOME/.cache/sidegate}"; \
+interop: ## Test exchanges with a real Keycloak, oidc-provider, MinIO, Vault and moto (fetched or built once; MinIO and Vault take Go and minutes)
+	@$(SETUP) build postgres18 nextest oidc keycloak moto minio vault
+	@cache="$${SIDEGATE_CACHE:-$$HOME/.cache/sidegate}"; there=3; \
 		export SIDEGATE_KEYCLOAK="$$cache/keycloak" SIDEGATE_MOTO="$$cache/clients/moto/bin/moto_server"; \
-		if [ -x "$$cache/bin/minio" ]; then export SIDEGATE_MINIO="$$cache/bin/minio"; echo "interop: 4 of 4 parts are there"; \
-		else echo "interop: 3 of 4 parts are there; SKIPPED: MinIO (Go could not build it)"; fi; \
+		for part in minio vault; do \
+			if [ -x "$$cache/bin/$$part" ]; then export SIDEGATE_$${part^^}="$$cache/bin/$$part"; there=$$((there + 1)); \
+			else echo "interop: SKIPPED: $$part (Go could not build it)"; fi; \
+		done; \
+		echo "interop: $$there of 5 parts are there"; \
 		$(CARGO) nextest run --locked --cargo-profile $(PROFILE) --workspace --success-output=final \
-		-E 'package(sidegate-broker) and (test(keycloak) or test(stock_provider) or test(moto) or test(minio))'
+		-E '(package(sidegate-broker) or package(sidegate-tests)) and (test(keycloak) or test(stock_provider) or test(moto) or test(minio) or test(real_vault))'
 
 .PHONY: release
 release: ## Build the shipped programs, static and laid out by what a short training run does (says so where it cannot; from nothing an hour and more on two cores)

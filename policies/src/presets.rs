@@ -88,7 +88,10 @@ pub struct Revoke(pub Step);
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Revocation {
     post: Endpoint,
+    #[serde(default)]
     fields: BTreeMap<String, Field>,
+    #[serde(default)]
+    previous_in: Option<Header>,
     #[serde(default)]
     assertion: Option<AssertionSpec>,
     #[serde(default)]
@@ -101,6 +104,7 @@ impl From<Revocation> for Revoke {
             post: read.post,
             encoding: Encoding::Form,
             fields: read.fields,
+            previous_in: read.previous_in,
             assertion: read.assertion,
             login: read.login,
             reply: Reply {
@@ -174,6 +178,9 @@ pub struct Step {
     pub encoding: Encoding,
     /// The fields.
     pub fields: BTreeMap<String, Field>,
+    /// A header that shows the token of the step before, where the provider wants it there.
+    #[serde(default)]
+    pub previous_in: Option<Header>,
     /// The assertion that `{assertion}` stands for.
     #[serde(default)]
     pub assertion: Option<AssertionSpec>,
@@ -185,6 +192,23 @@ pub struct Step {
     /// What errors mean; the first that fits. Without one, the status decides.
     #[serde(default)]
     pub errors: Vec<ErrorRule>,
+}
+
+/// A header that shows a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Header {
+    /// Vault's own.
+    #[serde(rename = "x-vault-token")]
+    VaultToken,
+}
+
+impl Header {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Header::VaultToken => "x-vault-token",
+        }
+    }
 }
 
 /// A client's login by a secret (RFC 6749 section 2.3.1).
@@ -388,6 +412,9 @@ impl Preset {
                 self.known(placeholder, at, step)
                     .map_err(|why| format!("{place}: {why}"))?;
                 unused.retain(|name| placeholder != &Placeholder::Value((*name).clone()));
+            }
+            if step.previous_in.is_some() && (at == 0 || step.login.is_some()) {
+                return Err(format!("{place}: previousIn: in a later step, and without a login"));
             }
             self.fits(step).map_err(|why| format!("{place}: {why}"))?;
             step.sound().map_err(|why| format!("{place}: {why}"))?;

@@ -144,14 +144,21 @@ need_moto() {
   touch "$target/$version"
 }
 
-# An STS that verifies web identity tokens, from its Go module (AGPL: a program of tests, linked to nothing).
-need_minio() {
-  local here; here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../interop/minio" && pwd)
-  [ -x "$CACHE/bin/minio" ] && [ ! "$here/go.mod" -nt "$CACHE/bin/minio" ] && return
-  command -v go >/dev/null || { echo "MinIO is not built: Go is missing (1.26 or newer, https://go.dev/dl)" >&2; return 0; }
-  echo "Building MinIO (once, some minutes)"
-  (cd "$here" && GOTOOLCHAIN=local GOFLAGS= CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" -o "$CACHE/bin/minio" .)
+# built_from_go PROGRAM NAME: of tests/interop/PROGRAM, a module that names what it is made of; licences that are none for a library
+# (AGPL, BUSL) are those of programs of tests, linked to nothing of ours.
+built_from_go() {
+  local program=$1 name=$2 here; here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../interop/$1" && pwd)
+  [ -x "$CACHE/bin/$program" ] && [ ! "$here/go.mod" -nt "$CACHE/bin/$program" ] && return
+  command -v go >/dev/null || { echo "$name is not built: Go is missing (1.26 or newer, https://go.dev/dl)" >&2; return 0; }
+  echo "Building $name (once, some minutes)"
+  (cd "$here" && GOTOOLCHAIN=local GOFLAGS= CGO_ENABLED=0 go build -mod=readonly -trimpath -ldflags "-s -w" -o "$CACHE/bin/$program" .)
 }
+
+# An STS that verifies web identity tokens.
+need_minio() { built_from_go minio MinIO; }
+
+# A Vault, with its jwt login, its database and its SSH engine.
+need_vault() { built_from_go vault Vault; }
 
 # What Prometheus' and cert-manager's operators make of a chart's objects: their kinds, from their Go modules, and a reader of rules
 # and queries made of Prometheus' own parser. The tests that want them say so where they are not there.

@@ -20,6 +20,7 @@ pub mod ports;
 pub mod postgres;
 pub mod provider;
 pub mod psql;
+pub mod real_vault;
 pub mod recording;
 pub mod shop;
 pub mod stock;

@@ -103,14 +103,18 @@ impl Vault {
 
     /// The TokenIssuer `corp-vault` at it, as a document of a configuration.
     pub fn issuer(&self) -> String {
-        let pem = serde_json::to_string(&self.ca_pem).unwrap_or_default();
-        format!(
-            "\n---\napiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {{name: corp-vault}}\nspec:\n  preset: Vault\n  \
-             issuer: {}\n  values: {{mount: jwt, role: sidegate}}\n  allowedNamespaces: {{selector: {{}}}}\n  \
-             caBundle: {{inline: {pem}}}\n",
-            self.origin
-        )
+        issuer(&self.origin, &self.ca_pem)
     }
+}
+
+/// The TokenIssuer `corp-vault` of a Vault there, as a document of a configuration.
+pub fn issuer(origin: &str, ca_pem: &str) -> String {
+    let pem = serde_json::to_string(ca_pem).unwrap_or_default();
+    format!(
+        "\n---\napiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {{name: corp-vault}}\nspec:\n  preset: Vault\n  \
+         issuer: {origin}\n  values: {{mount: jwt, role: sidegate}}\n  allowedNamespaces: {{selector: {{}}}}\n  \
+         caBundle: {{inline: {pem}}}\n"
+    )
 }
 
 /// Users of a server that a Vault made for the role `support`, separated by spaces.

@@ -21,6 +21,7 @@ mod masked;
 mod memory;
 mod moved;
 mod oauth;
+mod real_vault;
 mod records;
 mod redirect;
 mod schema;

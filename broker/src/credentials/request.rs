@@ -77,13 +77,14 @@ impl Facts<'_> {
                 fields.insert(name.as_str(), text);
             }
         }
-        let mut authorization = None;
-        if let Some((login, secret)) = login {
+        let shown = step.previous_in.filter(|_| !self.previous.is_empty());
+        let mut secret = shown.map(|header| (header.as_str(), SecretString::from(self.previous)));
+        if let Some((login, password)) = login {
             let id = self.fill(&login.id)?;
             let id = id.ok_or_else(|| Missing("nobody says whose secret it is".to_owned()))?;
             match login.by {
-                LoginBy::Basic => authorization = Some(basic(id, secret)),
-                LoginBy::Post => fields.extend([("client_id", id), ("client_secret", secret)]),
+                LoginBy::Basic => secret = Some(("authorization", basic(id, password))),
+                LoginBy::Post => fields.extend([("client_id", id), ("client_secret", password)]),
             }
         }
         let (content_type, body) = match step.encoding {
@@ -95,7 +96,7 @@ impl Facts<'_> {
         };
         Ok(Request {
             method: Method::POST,
-            secret: authorization.map(|login| ("authorization", login)),
+            secret,
             url,
             content_type,
             body: Zeroizing::new(body),

@@ -82,17 +82,19 @@ fn requests(preset: &Preset) -> String {
             if secret.is_some() {
                 text.push_str("\n(with a client's secret)");
             }
-            let login = request.secret.as_ref().map(|(_, login)| {
-                let pair = STANDARD
-                    .decode(login.expose_secret().strip_prefix("Basic ").unwrap())
-                    .unwrap();
+            let shown = request.secret.as_ref().map(|(name, login)| {
+                let login = login.expose_secret();
+                if *name != "authorization" {
+                    return format!("{name}: {login}\n");
+                }
+                let pair = STANDARD.decode(login.strip_prefix("Basic ").unwrap()).unwrap();
                 format!("authorization: Basic of {}\n", String::from_utf8(pair).unwrap())
             });
             text.push_str(&format!(
                 "\nPOST {}\ncontent-type: {}\n{}\n",
                 request.url,
                 request.content_type,
-                login.unwrap_or_default()
+                shown.unwrap_or_default()
             ));
             text.push_str(&match request.content_type {
                 "application/json" => request.body.to_string(),

@@ -24,6 +24,8 @@ mod openssh;
 #[path = "../../../tests/src/ports.rs"]
 mod ports;
 mod provider;
+#[path = "../../../tests/src/real_vault.rs"]
+mod real_vault;
 mod rings;
 #[path = "../../../tests/src/stock.rs"]
 mod stock;

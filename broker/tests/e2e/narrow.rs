@@ -1,6 +1,8 @@
 //! Credentials that no protocol uses yet, at the lease: certificates over a key of the sidecar, and keys of a role. A
 //! configuration that names them is refused; here the broker stands on objects that were changed behind its back.
 
+#![allow(clippy::print_stdout)] // what a real server made, and why it was not asked
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
 
@@ -16,7 +18,10 @@ use sidegate_policies::api::target::Credential;
 use crate::client::{Answer, Client};
 use crate::exchanges::verifier;
 use crate::openssh::{public_key, Certificate};
+use crate::ports;
 use crate::provider::{Provider, Reply, Seen};
+use crate::real_vault::RealVault;
+use crate::sts::named;
 use crate::world::{World, CONFIG};
 
 const KEY: [u8; 32] = [3; 32];
@@ -156,6 +161,70 @@ async fn a_key_of_the_sidecar_is_certified_for_named_users_from_its_own_address(
     };
     world.running.front().lockdowns.lock("drill", frozen).unwrap();
     assert_eq!(lease(&mut sidecar, Some(&KEY)).await.error(), "locked");
+}
+
+/// As a real Vault signs it, with a key of its own making and its own habits: what it says is what was asked for, and what
+/// its role does not let it say is not leased.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_real_vault_certifies_a_key_of_the_sidecar_as_it_was_asked_and_no_other() {
+    let Some(program) = named("SIDEGATE_VAULT") else { return };
+    let (temp, port) = (tempfile::tempdir().unwrap(), ports::free().unwrap());
+    let vault = RealVault::start(&program, temp.path(), port).unwrap();
+    let pem = vault.ca_pem.trim_end().replace('\n', "\n      ");
+    let issuer = format!(
+        "---\napiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {{name: corp}}\nspec:\n  preset: Vault\n  issuer: \
+         {}\n  values: {{mount: jwt, role: sidegate}}\n  allowedNamespaces: {{selector: {{}}}}\n  caBundle:\n    inline: |\n      {pem}\n",
+        vault.origin
+    );
+    let address = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7));
+    let world = world(&issuer, ssh(), Some(vec![address])).await;
+    vault.trust(&world.running.issuer_url, &world.running.ca_pem).unwrap();
+    vault.run(&["secrets", "enable", "ssh"]).unwrap();
+    vault
+        .run(&["write", "ssh/config/ca", "generate_signing_key=true"])
+        .unwrap();
+    let role = |allowed: &str, more: &str| {
+        let (allowed, extensions) = (
+            format!("allowed_users={allowed}"),
+            format!("allowed_extensions=permit-pty{more}"),
+        );
+        let words = [
+            "write",
+            "ssh/roles/agents",
+            "key_type=ca",
+            "allow_user_certificates=true",
+            "allowed_critical_options=source-address",
+            &allowed,
+            &extensions,
+        ];
+        vault.run(&words).unwrap();
+    };
+    role("deploy", "");
+    let mut sidecar = world.sidecar().await;
+    // A key as OpenSSH makes them: Vault reads it.
+    let key = aws_lc_rs::signature::Ed25519KeyPair::generate().unwrap();
+    let key: [u8; 32] = aws_lc_rs::signature::KeyPair::public_key(&key)
+        .as_ref()
+        .try_into()
+        .unwrap();
+    let given = lease(&mut sidecar, Some(&key)).await;
+    assert_eq!(given.status, StatusCode::OK, "{}", given.body);
+    let life = given.body["expiresIn"].as_u64().unwrap();
+    assert!((200..=300).contains(&life), "{life}");
+    let certificate = temp.path().join("key-cert.pub");
+    std::fs::write(&certificate, given.body["material"]["certificate"].as_str().unwrap()).unwrap();
+    // What OpenSSH itself reads in it.
+    let read = std::process::Command::new("ssh-keygen")
+        .arg("-Lf")
+        .arg(&certificate)
+        .output();
+    let read = String::from_utf8_lossy(&read.unwrap().stdout).into_owned();
+    for part in ["user certificate", "deploy", "source-address 10.0.0.7/32", "permit-pty"] {
+        assert!(read.contains(part), "{part}: {read}");
+    }
+    println!("{read}");
+    role("somebody-else", "");
+    assert_eq!(lease(&mut sidecar, Some(&key)).await.error(), "credential_refused");
 }
 
 /// Without an address to bind it to, a certificate would open its users from anywhere.

@@ -27,7 +27,7 @@ const AUDIENCE: &str = "sts.amazonaws.com";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A program named by a variable; where it names none, that is said.
-fn named(variable: &str) -> Option<PathBuf> {
+pub fn named(variable: &str) -> Option<PathBuf> {
     let found = std::env::var_os(variable).map(PathBuf::from);
     if found.is_none() {
         println!("SKIPPED: {variable} names no program; `make interop` fetches or builds it");

@@ -38,6 +38,16 @@ fn what_could_not_be_filled_in_safely_is_refused() {
         ("grant_type: x", "grant_type: '{secret}'", "no such placeholder"),
         ("grant_type: x", "grant_type: '{}'", "is no placeholder"),
         ("grant_type: x", "grant_type: '{previous}'", "in the first step"),
+        (
+            "encoding: Form",
+            "encoding: Form\n  previousIn: x-vault-token",
+            "in a later step",
+        ),
+        (
+            "encoding: Form",
+            "encoding: Form\n  previousIn: authorization",
+            "is not known",
+        ),
         ("{tenant}/token", "token", "no step asks for it"),
         ("{tenant}/token", "x{tenant}/token", "a whole segment"),
         ("{tenant}/token", "{tenant}x/token", "a whole segment"),
