@@ -6,6 +6,7 @@
 //! rows are left out, and the reason is printed.
 
 use std::io::{BufRead as _, BufReader};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -19,7 +20,7 @@ use sidegate_tests::authority::Authority;
 use sidegate_tests::cluster::{Cluster, Programs};
 use sidegate_tests::http::connector;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
@@ -30,8 +31,10 @@ use crate::cpu;
 use crate::report::{median, p99, Report};
 use crate::Plan;
 
-/// Connections, as an API server would keep open.
+/// Connections, as API servers would keep open.
 const CONNECTIONS: usize = 16;
+/// How many of those there are: one source alone is let ask for 3,000 reviews a second, and this machine may ask for more.
+const SOURCES: usize = 4;
 /// Reviews a second at which lateness is judged.
 const PACE: u32 = 500;
 /// Reviews of a burst, within a second.
@@ -196,8 +199,11 @@ fn review(at: usize) -> Vec<u8> {
 
 type Stream = TlsStream<TcpStream>;
 
-async fn connect(served: &Served) -> Result<Stream> {
-    let tcp = TcpStream::connect(&served.address).await?;
+async fn connect(served: &Served, worker: usize) -> Result<Stream> {
+    let socket = TcpSocket::new_v4()?;
+    let source = u8::try_from(worker % SOURCES)?.saturating_add(1);
+    socket.bind((Ipv4Addr::new(127, 0, 0, source), 0).into())?;
+    let tcp = socket.connect(served.address.parse()?).await?;
     tcp.set_nodelay(true)?;
     Ok(served
         .connector
@@ -233,7 +239,7 @@ async fn load(served: &Served, length: Duration, pace: Option<u32>) -> Result<Ve
     let mut tasks = JoinSet::new();
     let start = Instant::now() + Duration::from_millis(50);
     for worker in 0..CONNECTIONS {
-        let mut stream = connect(served).await?;
+        let mut stream = connect(served, worker).await?;
         let gap = pace.map(|pace| Duration::from_secs(1) / pace);
         tasks.spawn(async move {
             let (mut took, mut buffer, mut turn) = (Vec::new(), Vec::new(), worker);

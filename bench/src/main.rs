@@ -98,30 +98,35 @@ fn main() -> Result<()> {
         plan.slice.as_secs()
     );
     let mut report = report::Report::new(&plan);
+    // What was measured is told, also where something after it failed.
+    let measured = measure(&plan, &mut report);
+    report.print();
+    if !plan.prints {
+        let file = report.write(&PathBuf::from("bench/results"))?;
+        println!("\nWritten to {}", file.display());
+    }
+    measured
+}
+
+fn measure(plan: &Plan, report: &mut report::Report) -> Result<()> {
     if plan.wants("idle") {
-        idle::measure(&mut report)?;
+        idle::measure(report)?;
     }
     if plan.wants("pg-") {
         let field = contender::Field::start()?;
-        pgbench::measure(&plan, &field, &mut report)?;
+        pgbench::measure(plan, &field, report)?;
     }
     if plan.wants("record-") {
-        record::measure(&plan, &mut report)?;
+        record::measure(plan, report)?;
     }
     if plan.wants("bulk") {
-        bulk::measure(&plan, &mut report)?;
+        bulk::measure(plan, report)?;
     }
     if plan.wants("broker-") {
-        broker::measure(&plan, &mut report)?;
+        broker::measure(plan, report)?;
     }
     if plan.wants("injector-") {
-        injector::measure(&plan, &mut report)?;
+        injector::measure(plan, report)?;
     }
-    report.print();
-    if plan.prints {
-        return Ok(());
-    }
-    let file = report.write(&PathBuf::from("bench/results"))?;
-    println!("\nWritten to {}", file.display());
     Ok(())
 }
