@@ -187,13 +187,13 @@ fn given_to_a_group(meta: &fs::Metadata) -> bool {
 
 /// A directory last of all in it: whoever is interrupted begins again.
 fn take_back(path: &Path, meta: &fs::Metadata) -> Result<usize, StateError> {
-    let mut taken = 1;
+    let mut taken = 1_usize;
     if meta.is_dir() {
         for entry in at(path, fs::read_dir(path))? {
             let entry = at(path, entry)?.path();
             let meta = at(&entry, fs::symlink_metadata(&entry))?;
             if given_to_a_group(&meta) {
-                taken += take_back(&entry, &meta)?;
+                taken = taken.saturating_add(take_back(&entry, &meta)?);
             }
         }
     }
