@@ -41,7 +41,7 @@ pub fn a_deleted_pods_user_is_taken_back(cluster: &Cluster) -> Result<()> {
     )?;
     // The sidecar runs on: it is the broker that takes the user back.
     until("the user is gone", || users(server), |users| users.is_empty())?;
-    until("its token is, too", || Ok(vault.tokens()), |tokens| *tokens == 1)?;
+    until("its tokens are, too", || Ok(vault.tokens()), |tokens| *tokens == 0)?;
     ensure!(vault.refused().is_empty(), "{:?}", vault.refused());
     agent.end(sidecar);
     agent.kubectl(&["delete", "tokenissuer", "corp-vault"]).map(|_| ())
