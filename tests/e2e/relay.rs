@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use anyhow::Result;
 use sidegate_tests::ports;
@@ -18,7 +18,7 @@ pub struct Service {
 struct Behind {
     ports: Vec<u16>,
     turn: usize,
-    open: Vec<TcpStream>,
+    open: Vec<Weak<TcpStream>>,
 }
 
 impl Service {
@@ -47,7 +47,7 @@ impl Service {
     pub fn to(&self, ports: &[u16]) {
         let mut behind = self.behind.lock().unwrap();
         behind.ports = ports.to_vec();
-        for stream in behind.open.drain(..) {
+        for stream in behind.open.drain(..).filter_map(|stream| stream.upgrade()) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -66,15 +66,17 @@ fn connect(behind: &Mutex<Behind>) -> Option<TcpStream> {
 }
 
 fn relay(behind: &Mutex<Behind>, client: TcpStream, server: TcpStream) {
-    let (Ok(up), Ok(down), Ok(kept)) = (client.try_clone(), server.try_clone(), client.try_clone()) else {
-        return;
-    };
-    behind.lock().unwrap().open.push(kept);
-    std::thread::spawn(move || copy(up, server));
-    std::thread::spawn(move || copy(down, client));
+    let (client, server) = (Arc::new(client), Arc::new(server));
+    let open = &mut behind.lock().unwrap().open;
+    // A connection that is over holds no descriptor: a load makes thousands.
+    open.retain(|stream| stream.strong_count() > 0);
+    open.push(Arc::downgrade(&client));
+    let (up, down) = ((Arc::clone(&client), Arc::clone(&server)), (server, client));
+    std::thread::spawn(move || copy(&up.0, &up.1));
+    std::thread::spawn(move || copy(&down.0, &down.1));
 }
 
-fn copy(mut from: TcpStream, mut to: TcpStream) {
+fn copy(mut from: &TcpStream, mut to: &TcpStream) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
         if to.write_all(&buffer[..read]).is_err() {

@@ -444,7 +444,7 @@ async fn who_asks_again_soon_is_looked_at_again_only_where_the_pod_changed() {
     clock.advance_ms(crate::remembered::COUNTS_MS);
     outcome(&attestor, &token, &first).await.unwrap();
     assert_eq!(asked(), (5, 5));
-    // A newer instance was heard of, and its key pinned: the old one's is refused, as is a pod that is gone.
+    // A newer instance was heard of, and its key pinned: the old one's is refused.
     bench.cluster.restarted().unwrap();
     *heard.last.lock().unwrap() = Some(bench.cluster.view());
     outcome(&attestor, &token, &second).await.unwrap();
