@@ -26,7 +26,9 @@ const FILES: &[(&str, &str)] = &[
     ("Generic", include_str!("presets/generic.yaml")),
     ("GenericAssertion", include_str!("presets/generic-assertion.yaml")),
     ("Google", include_str!("presets/google.yaml")),
+    ("GoogleImpersonation", include_str!("presets/google-impersonation.yaml")),
     ("Keycloak", include_str!("presets/keycloak.yaml")),
+    ("KeycloakExchange", include_str!("presets/keycloak-exchange.yaml")),
     ("Okta", include_str!("presets/okta.yaml")),
     ("OpenAI", include_str!("presets/openai.yaml")),
     ("Vault", include_str!("presets/vault.yaml")),
@@ -104,6 +106,7 @@ impl From<Revocation> for Revoke {
             post: read.post,
             encoding: Encoding::Form,
             fields: read.fields,
+            lists: Vec::new(),
             previous_in: read.previous_in,
             assertion: read.assertion,
             login: read.login,
@@ -178,6 +181,9 @@ pub struct Step {
     pub encoding: Encoding,
     /// The fields.
     pub fields: BTreeMap<String, Field>,
+    /// Fields of a JSON request that are lists, of the words of their text.
+    #[serde(default)]
+    pub lists: Vec<String>,
     /// A header that shows the token of the step before, where the provider wants it there.
     #[serde(default)]
     pub previous_in: Option<Header>,
@@ -200,6 +206,9 @@ pub enum Header {
     /// Vault's own.
     #[serde(rename = "x-vault-token")]
     VaultToken,
+    /// As a bearer's (RFC 6750 section 2.1).
+    #[serde(rename = "authorization")]
+    Bearer,
 }
 
 impl Header {
@@ -207,6 +216,15 @@ impl Header {
     pub fn as_str(self) -> &'static str {
         match self {
             Header::VaultToken => "x-vault-token",
+            Header::Bearer => "authorization",
+        }
+    }
+
+    /// What stands in it before the token.
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Header::VaultToken => "",
+            Header::Bearer => "Bearer ",
         }
     }
 }
@@ -522,6 +540,10 @@ impl Step {
             if !inside.all(administrators) {
                 return Err("assertion: a claim holds what the TokenIssuer says, and nothing else".to_owned());
             }
+        }
+        let known = |name: &String| self.fields.contains_key(name);
+        if !self.lists.iter().all(known) || (self.encoding != Encoding::Json && !self.lists.is_empty()) {
+            return Err("lists: fields of a JSON request that are there".to_owned());
         }
         if let Some(login) = &self.login {
             let known = login.instead.iter().all(|name| self.fields.contains_key(name));

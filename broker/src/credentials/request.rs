@@ -9,8 +9,9 @@ use base64::engine::general_purpose::STANDARD;
 use base64::Engine as _;
 use http::Method;
 use secrecy::SecretString;
+use serde::Serialize;
 use sidegate_policies::api::TokenIssuerSpec;
-use sidegate_policies::presets::{url, Encoding, Field, LoginBy, Placeholder, Step};
+use sidegate_policies::presets::{url, Encoding, Field, Header, LoginBy, Placeholder, Step};
 use zeroize::Zeroizing;
 
 /// What placeholders stand for.
@@ -35,6 +36,14 @@ pub(super) struct Request {
     pub(super) url: String,
     pub(super) content_type: &'static str,
     pub(super) body: Zeroizing<String>,
+}
+
+/// A member of a JSON request.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Json<'a> {
+    Text(&'a str),
+    List(Vec<&'a str>),
 }
 
 /// A placeholder with nothing behind it.
@@ -78,7 +87,8 @@ impl Facts<'_> {
             }
         }
         let shown = step.previous_in.filter(|_| !self.previous.is_empty());
-        let mut secret = shown.map(|header| (header.as_str(), SecretString::from(self.previous)));
+        let value = |header: Header| format!("{}{}", header.scheme(), self.previous);
+        let mut secret = shown.map(|header| (header.as_str(), SecretString::from(value(header))));
         if let Some((login, password)) = login {
             let id = self.fill(&login.id)?;
             let id = id.ok_or_else(|| Missing("nobody says whose secret it is".to_owned()))?;
@@ -89,7 +99,13 @@ impl Facts<'_> {
         }
         let (content_type, body) = match step.encoding {
             Encoding::Json => {
-                let body = serde_json::to_string(&fields).map_err(|error| Missing(error.to_string()))?;
+                let listed = |name: &str| step.lists.iter().any(|list| list == name);
+                let members = fields.into_iter().map(|(name, text)| match listed(name) {
+                    true => (name, Json::List(text.split_whitespace().collect())),
+                    false => (name, Json::Text(text)),
+                });
+                let members: BTreeMap<&str, Json<'_>> = members.collect();
+                let body = serde_json::to_string(&members).map_err(|error| Missing(error.to_string()))?;
                 ("application/json", body)
             }
             Encoding::Form | Encoding::AwsQuery => ("application/x-www-form-urlencoded", form(&fields)),

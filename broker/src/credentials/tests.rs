@@ -84,7 +84,7 @@ fn requests(preset: &Preset) -> String {
             }
             let shown = request.secret.as_ref().map(|(name, login)| {
                 let login = login.expose_secret();
-                if *name != "authorization" {
+                if !login.starts_with("Basic ") {
                     return format!("{name}: {login}\n");
                 }
                 let pair = STANDARD.decode(login.strip_prefix("Basic ").unwrap()).unwrap();
@@ -159,7 +159,13 @@ fn a_value_can_neither_add_a_field_nor_leave_its_segment() {
             let request = facts.request(step).unwrap();
             let named: Vec<String> = match request.content_type {
                 "application/json" => {
-                    let body: BTreeMap<String, String> = serde_json::from_str(&request.body).unwrap();
+                    let body: BTreeMap<String, serde_json::Value> = serde_json::from_str(&request.body).unwrap();
+                    let lists: Vec<&String> = body
+                        .iter()
+                        .filter(|(_, value)| value.is_array())
+                        .map(|(name, _)| name)
+                        .collect();
+                    assert_eq!(lists, step.lists.iter().collect::<Vec<_>>(), "{}", preset.name);
                     body.into_keys().collect()
                 }
                 _ => {

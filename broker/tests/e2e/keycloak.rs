@@ -15,6 +15,7 @@ use sidegate_broker::clock::{Clock, SystemClock};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::client::Client;
 use crate::exchanges::config;
 use crate::issuers::{hand_back, noted, put_client_secret};
 use crate::provider::certificates;
@@ -39,8 +40,20 @@ fn realm(issuer: &str, subject: &str) -> Value {
         "clients": [{
             "clientId": "ledger-agent", "enabled": true, "publicClient": false, "serviceAccountsEnabled": true,
             "standardFlowEnabled": false, "clientAuthenticatorType": "federated-jwt",
-            "attributes": {"jwt.credential.issuer": "sidegate", "jwt.credential.sub": subject},
-            "protocolMappers": audience,
+            "attributes": {
+                "jwt.credential.issuer": "sidegate", "jwt.credential.sub": subject,
+                "standard.token.exchange.enabled": "true",
+            },
+            "protocolMappers": [audience[0], {
+                // Who exchanges a token must be among those it is for, and may have it for whom it is for as well.
+                "name": "others", "protocol": "openid-connect", "protocolMapper": "oidc-audience-mapper",
+                "config": {"included.client.audience": "ledger-agent", "access.token.claim": "true"},
+            }, {
+                "name": "books", "protocol": "openid-connect", "protocolMapper": "oidc-audience-mapper",
+                "config": {"included.client.audience": "books", "access.token.claim": "true"},
+            }],
+        }, {
+            "clientId": "books", "enabled": true, "publicClient": false, "standardFlowEnabled": false, "secret": "unused",
         }, {
             "clientId": "ledger-secret", "enabled": true, "publicClient": false, "serviceAccountsEnabled": true,
             "standardFlowEnabled": false, "clientAuthenticatorType": "client-secret", "secret": "kc & secret",
@@ -103,6 +116,22 @@ async fn start(home: &Path, folder: &Path, port: u16, realm: &Value) -> Keycloak
     child
 }
 
+/// What a token says that is leased under another configuration.
+async fn token_by(world: &World, sidecar: &mut Client, config: &str) -> Value {
+    let mut index = world.running.front().index.clone();
+    index.borrow_and_update();
+    std::fs::write(world.path("config/all.yaml"), config).unwrap();
+    let changed = tokio::time::timeout(std::time::Duration::from_secs(9), index.changed());
+    changed.await.expect("the configuration is not taken up").unwrap();
+    let leased = sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await;
+    assert_eq!(leased.status, StatusCode::OK, "{}", leased.body);
+    let token = leased.body["material"]["token"].as_str().unwrap();
+    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+    let claims = serde_json::from_slice(&payload).unwrap();
+    hand_back(sidecar, &leased).await;
+    claims
+}
+
 #[tokio::test]
 async fn keycloak_takes_our_assertion_and_its_token_is_leased() {
     let Some(home) = std::env::var_os("SIDEGATE_KEYCLOAK").map(PathBuf::from) else {
@@ -150,24 +179,22 @@ async fn keycloak_takes_our_assertion_and_its_token_is_leased() {
     hand_back(&mut sidecar, &leased).await;
     noted(&world, "exchange.revoked", 1).await;
 
+    // By a second step the token is for one of those alone.
+    let narrowed = config
+        .replace("preset: Keycloak", "preset: KeycloakExchange")
+        .replace("audience: ledger", "audience: books");
+    let claims = token_by(&world, &mut sidecar, &narrowed).await;
+    assert_eq!(
+        (&claims["aud"], &claims["azp"]),
+        (&json!("books"), &json!("ledger-agent"))
+    );
+    println!("Keycloak's token by exchange: {claims}");
+
     put_client_secret(&world, "kc & secret");
     let with_secret = "preset: Keycloak\n  values: {clientId: ledger-secret}\n  \
                        clientSecretRef: {name: corp-client, key: secret}";
-    let mut index = world.running.front().index.clone();
-    index.borrow_and_update();
-    std::fs::write(
-        world.path("config/all.yaml"),
-        config.replace("preset: Keycloak", with_secret),
-    )
-    .unwrap();
-    let changed = tokio::time::timeout(std::time::Duration::from_secs(9), index.changed());
-    changed.await.expect("the configuration is not taken up").unwrap();
-    let leased = sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await;
-    assert_eq!(leased.status, StatusCode::OK, "{}", leased.body);
-    let token = leased.body["material"]["token"].as_str().unwrap();
-    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
-    let claims: Value = serde_json::from_slice(&payload).unwrap();
+    let config = config.replace("preset: Keycloak", with_secret);
+    let claims = token_by(&world, &mut sidecar, &config).await;
     assert_eq!(claims["azp"], "ledger-secret");
-    hand_back(&mut sidecar, &leased).await;
-    noted(&world, "exchange.revoked", 2).await;
+    noted(&world, "exchange.revoked", 3).await;
 }

@@ -43,11 +43,7 @@ fn what_could_not_be_filled_in_safely_is_refused() {
             "encoding: Form\n  previousIn: x-vault-token",
             "in a later step",
         ),
-        (
-            "encoding: Form",
-            "encoding: Form\n  previousIn: authorization",
-            "is not known",
-        ),
+        ("encoding: Form", "encoding: Form\n  previousIn: cookie", "is not known"),
         ("{tenant}/token", "token", "no step asks for it"),
         ("{tenant}/token", "x{tenant}/token", "a whole segment"),
         ("{tenant}/token", "{tenant}x/token", "a whole segment"),

@@ -31,10 +31,10 @@ pub fn read(text: &str) -> Result<Url<'_>, String> {
     let at = rest.find('/').unwrap_or(rest.len());
     let (authority, path) = rest.split_at_checked(at).ok_or(whole)?;
     let origin = text.get(..text.len().saturating_sub(path.len())).ok_or(whole)?;
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~:@".contains(&byte);
     if !path.bytes().all(plain) || path.split('/').any(|segment| segment == "." || segment == "..") {
         return Err(format!(
-            "`{path}`: a path has letters, digits, `-`, `.`, `_`, `~` and no way up"
+            "`{path}`: a path has letters, digits, `-`, `.`, `_`, `~`, `:`, `@` and no way up"
         ));
     }
     let (host, port) = match authority.strip_prefix('[') {
@@ -99,6 +99,9 @@ mod tests {
         let url = read("https://[2001:db8::1]:444").unwrap();
         assert_eq!((url.host, url.port, url.path), ("2001:db8::1", 444, ""));
         assert_eq!(read("https://a.example").unwrap().port, 443);
+        // Neither makes another host of a path.
+        let url = read("https://a.example/v1/x@b.example:generate").unwrap();
+        assert_eq!((url.origin, url.host), ("https://a.example", "a.example"));
         for wrong in [
             "http://a.example",
             "https://",
