@@ -21,7 +21,7 @@ use sidegate_policies::record::layout::DirectoryStore;
 use tokio::sync::Semaphore;
 
 use crate::client::{Answer, Client};
-use crate::provider::{good, Provider, Reply, Verifier};
+use crate::provider::{good, Provider, Reply, Seen, Verifier};
 use crate::world::{World, CONFIG};
 
 /// The configuration of the other suites, with a Target that takes its token from `corp`.
@@ -237,29 +237,32 @@ const USED: &[Used] = &[
     ),
 ];
 
+/// What the provider of a preset says to a request, in form.
+fn answer_of(preset: &str, request: &Seen) -> Value {
+    let mut body = good();
+    let impersonates = preset == "GoogleImpersonation";
+    // Keycloak's first step is what its other preset ends with.
+    let first = preset == "KeycloakExchange" && request.body.contains("grant_type=client_credentials");
+    if first || (impersonates && request.path == "/v1/token") {
+        body["access_token"] = "first-step".into();
+    } else if impersonates {
+        let until = rfc3339(SystemClock.now_ms() + 120_900);
+        body = json!({"accessToken": "canary-of-the-provider", "expireTime": until});
+    } else if request.path.starts_with("/v1/auth/") {
+        body = json!({"auth": {"client_token": "canary-of-the-provider", "lease_duration": 120}});
+    } else if request.path == "/oauth2/v1/token" {
+        body["token_type"] = "N_A".into();
+        body["issued_token_type"] = "urn:ietf:params:oauth:token-type:id-jag".into();
+        body["access_token"] = "first-step".into();
+    }
+    body
+}
+
 #[tokio::test]
 async fn every_preset_brings_a_lease_by_an_assertion_for_its_provider_alone() {
     for (preset, values, path, first, field, audience) in USED {
         let impersonates = *preset == "GoogleImpersonation";
-        let provider = Provider::start(move |request, _| {
-            let mut body = good();
-            // Keycloak's first step is what its other preset ends with.
-            let first = *preset == "KeycloakExchange" && request.body.contains("grant_type=client_credentials");
-            if first || (impersonates && request.path == "/v1/token") {
-                body["access_token"] = "first-step".into();
-            } else if impersonates {
-                let until = rfc3339(SystemClock.now_ms() + 120_900);
-                body = json!({"accessToken": "canary-of-the-provider", "expireTime": until});
-            } else if request.path.starts_with("/v1/auth/") {
-                body = json!({"auth": {"client_token": "canary-of-the-provider", "lease_duration": 120}});
-            } else if request.path == "/oauth2/v1/token" {
-                body["token_type"] = "N_A".into();
-                body["issued_token_type"] = "urn:ietf:params:oauth:token-type:id-jag".into();
-                body["access_token"] = "first-step".into();
-            }
-            Reply::Json(200, body)
-        })
-        .await;
+        let provider = Provider::start(move |request, _| Reply::Json(200, answer_of(preset, request))).await;
         let issuer = provider.issuer_by(preset, path, &values.replace("ORIGIN", &provider.origin), "");
         let world = World::try_start(&config(&issuer))
             .await
