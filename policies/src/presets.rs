@@ -546,9 +546,8 @@ impl Step {
             return Err("lists: fields of a JSON request that are there".to_owned());
         }
         if let Some(login) = &self.login {
-            let known = login.instead.iter().all(|name| self.fields.contains_key(name));
             if self.encoding != Encoding::Form
-                || !known
+                || !login.instead.iter().all(known)
                 || !matches!(login.id.placeholder(), Some(Placeholder::Value(_)))
             {
                 return Err("login: a form, an id of the values, and instead of fields that are there".to_owned());

@@ -62,7 +62,7 @@ pub struct SidecarConfig {
     /// Whether there is a fence around the pod to look for.
     pub fenced: bool,
     /// Whether nothing of the agent's begins before the first bundle.
-    pub unavailable: OnBrokerUnavailable,
+    pub waits: bool,
     /// Which pod this is, as the kubelet says. For logs, and for what an earlier start kept: who we are is the broker's
     /// word.
     pub pod: PodFacts,
@@ -164,7 +164,7 @@ impl SidecarConfig {
                 metrics: metrics.unwrap_or_default(),
                 staleness: staleness.unwrap_or_default(),
                 fenced: tier == Some(Tier::Enforced),
-                unavailable: unavailable.unwrap_or_default(),
+                waits: unavailable == Some(OnBrokerUnavailable::BlockPod),
                 pod: PodFacts {
                     name: said("SIDEGATE_POD_NAME"),
                     uid: said("SIDEGATE_POD_UID"),

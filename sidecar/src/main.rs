@@ -8,7 +8,6 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use sidegate_policies::api::injection_profile::OnBrokerUnavailable;
 use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::config::{SidecarConfig, RUN_DIR};
 use sidegate_sidecar::fence;
@@ -97,10 +96,7 @@ fn fenced() -> ExitCode {
 }
 
 async fn run(config: SidecarConfig) -> ExitCode {
-    let (run_dir, waits) = (
-        config.run_dir.clone(),
-        config.unavailable == OnBrokerUnavailable::BlockPod,
-    );
+    let (run_dir, waits) = (config.run_dir.clone(), config.waits);
     let running = match Sidecar::start(config).await {
         Ok(running) => running,
         Err(error) => {

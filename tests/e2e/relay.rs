@@ -71,9 +71,9 @@ fn relay(behind: &Mutex<Behind>, client: TcpStream, server: TcpStream) {
     // A connection that is over holds no descriptor: a load makes thousands.
     open.retain(|stream| stream.strong_count() > 0);
     open.push(Arc::downgrade(&client));
-    let (up, down) = ((Arc::clone(&client), Arc::clone(&server)), (server, client));
-    std::thread::spawn(move || copy(&up.0, &up.1));
-    std::thread::spawn(move || copy(&down.0, &down.1));
+    for (from, to) in [(Arc::clone(&client), Arc::clone(&server)), (server, client)] {
+        std::thread::spawn(move || copy(&from, &to));
+    }
 }
 
 fn copy(mut from: &TcpStream, mut to: &TcpStream) {

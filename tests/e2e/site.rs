@@ -378,7 +378,7 @@ impl<'a> Agent<'a> {
             memory_limit: None,
             metrics: vec![(std::net::Ipv4Addr::LOCALHOST, 0).into()],
             staleness: Default::default(),
-            unavailable: Default::default(),
+            waits: false,
             fenced,
             pod: PodFacts::default(),
         };

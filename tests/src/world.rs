@@ -151,7 +151,7 @@ impl Setup {
             metrics: vec![(std::net::Ipv4Addr::LOCALHOST, 0).into()],
             staleness: self.staleness,
             fenced: false,
-            unavailable: Default::default(),
+            waits: false,
             pod: PodFacts {
                 uid: local.pod_uid().to_owned(),
                 ..PodFacts::default()

@@ -1,16 +1,17 @@
 //! A real Vault, over real TLS and on a real PostgreSQL 18: it verifies the agent's assertion by our own discovery and keys,
 //! makes a user for the lease, and removes it with the lease. `make interop` runs it.
 
-#![allow(clippy::print_stdout)] // why a real server was not asked
+#![allow(clippy::print_stdout)] // what it made
 
-use std::path::PathBuf;
+use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
+use anyhow::Result;
 use sidegate_policies::api::lockdown::{Freeze, LockdownSpec};
+use sidegate_tests::patience::until;
 use sidegate_tests::ports;
 use sidegate_tests::postgres::{Major, Options, Postgres};
-use sidegate_tests::psql::psql_async;
+use sidegate_tests::psql::{psql, psql_async};
 use sidegate_tests::real_vault::RealVault;
 use sidegate_tests::shop::{self, DATABASE, ROLE};
 use sidegate_tests::vault::issuer;
@@ -19,9 +20,9 @@ use sidegate_tests::world::Setup;
 /// Who makes users.
 const MAKER: &str = "CREATE ROLE vault SUPERUSER LOGIN PASSWORD 'maker'";
 
-/// The database engine, with users who live so long at most.
-fn engine(vault: &RealVault, server: &Postgres, life: &str) -> std::io::Result<()> {
-    let (port, limit) = (server.port, format!("max_ttl={life}"));
+/// The database engine, with users who live for an hour at most.
+fn engine(vault: &RealVault, server: &Postgres) -> std::io::Result<()> {
+    let port = server.port;
     vault.run(&["secrets", "enable", "database"])?;
     vault.run(&[
         "write",
@@ -40,7 +41,7 @@ fn engine(vault: &RealVault, server: &Postgres, life: &str) -> std::io::Result<(
         "database/roles/support",
         "db_name=shop",
         &format!("creation_statements={statement}"),
-        &limit,
+        "max_ttl=1h",
     ])?;
     Ok(())
 }
@@ -56,28 +57,35 @@ fn tokens(vault: &RealVault) -> usize {
     listed.lines().filter(|line| line.starts_with("- ")).count()
 }
 
-/// Waits until the Vault removed its users, and until so many tokens are good.
-async fn gone(server: &Arc<Postgres>, vault: &Arc<RealVault>, left: usize) {
+/// Waits for something while broker and sidecar, which are in this process, go on.
+async fn eventually<T: Debug + Send + 'static>(
+    what: &'static str,
+    look: impl FnMut() -> Result<T> + Send + 'static,
+    holds: impl Fn(&T) -> bool + Send + 'static,
+) -> T {
+    let waited = tokio::task::spawn_blocking(move || until(what, look, holds));
+    waited.await.unwrap().unwrap()
+}
+
+/// Waits until the Vault removed its users, and every token but its administrator's is over.
+async fn gone(server: &Arc<Postgres>, vault: &Arc<RealVault>) {
     let (server, vault) = (Arc::clone(server), Arc::clone(vault));
-    let waited = tokio::task::spawn_blocking(move || {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            let (users, good) = (users(&server), tokens(&vault));
-            if (users.as_str(), good) == ("", left) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "still there: `{users}`, {good} tokens");
-        }
-    });
-    waited.await.unwrap();
+    let look = move || Ok((users(&server), tokens(&vault)));
+    eventually("users and tokens are gone", look, |(users, good)| {
+        users.is_empty() && *good == 1
+    })
+    .await;
+}
+
+/// What it says once it is let in: a refusal is remembered for a while.
+async fn reads(port: u16, texts: &'static [&'static str]) -> String {
+    let said = eventually("it reads", move || psql(port, DATABASE, texts), |said| said.code == 0);
+    said.await.out
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_real_vault_makes_a_user_by_our_assertion_and_removes_it_with_the_lease() {
-    let Some(program) = std::env::var_os("SIDEGATE_VAULT").map(PathBuf::from) else {
-        println!("SKIPPED: SIDEGATE_VAULT names no program; `make interop` builds it");
-        return;
-    };
+    let Some(program) = RealVault::program() else { return };
     let folder = tempfile::tempdir().unwrap();
     let server = Arc::new(shop::server(Major::V18, Options::default()).unwrap());
     server.sql("postgres", MAKER).unwrap();
@@ -89,7 +97,7 @@ async fn a_real_vault_makes_a_user_by_our_assertion_and_removes_it_with_the_leas
     );
     let issuer = issuer(&vault.origin, &vault.ca_pem);
     let world = Setup::new(format!("{config}{issuer}")).start().await.unwrap();
-    engine(&vault, &server, "1h").unwrap();
+    engine(&vault, &server).unwrap();
     // Before it trusts our assertions it refuses them, and the agent hears that and nothing else.
     let said = psql_async(port, DATABASE, &["SELECT 1"]).await.unwrap();
     assert!(
@@ -98,19 +106,14 @@ async fn a_real_vault_makes_a_user_by_our_assertion_and_removes_it_with_the_leas
     );
     vault.trust(&world.broker.issuer_url, &world.broker.ca_pem).unwrap();
 
-    let texts = ["SELECT session_user", "SELECT name, ssn FROM app.people WHERE id = 1"];
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let said = loop {
-        let said = psql_async(port, DATABASE, &texts).await.unwrap();
-        if said.code == 0 {
-            break said;
-        }
-        // What was refused is remembered for a while.
-        assert!(Instant::now() < deadline, "{said:?}");
-    };
+    let said = reads(
+        port,
+        &["SELECT session_user", "SELECT name, ssn FROM app.people WHERE id = 1"],
+    );
+    let said = said.await;
     let user = users(&server);
     assert!(user.starts_with("v-") && !user.contains(' '), "{user}");
-    assert_eq!(said.out, format!("{user}\nAda|*******8841"), "{said:?}");
+    assert_eq!(said, format!("{user}\nAda|*******8841"));
     // The administrator's, the agent's login and one child of it.
     assert_eq!(tokens(&vault), 3);
     let again = psql_async(port, DATABASE, &["SELECT session_user"]).await.unwrap();
@@ -124,20 +127,13 @@ async fn a_real_vault_makes_a_user_by_our_assertion_and_removes_it_with_the_leas
     };
     let lockdowns = &world.broker.front().lockdowns;
     lockdowns.lock("incident", spec).unwrap();
-    gone(&server, &vault, 1).await;
+    gone(&server, &vault).await;
     lockdowns.unlock("incident").unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let next = loop {
-        let said = psql_async(port, DATABASE, &["SELECT session_user"]).await.unwrap();
-        if said.code == 0 {
-            break said.out;
-        }
-        assert!(Instant::now() < deadline, "{said:?}");
-    };
+    let next = reads(port, &["SELECT session_user"]).await;
     assert!(next.starts_with("v-") && next != user, "{next}");
     // The sidecar's end hands the lease back.
     world.sidecar.shutdown().await;
-    gone(&server, &vault, 1).await;
+    gone(&server, &vault).await;
     world.broker.shutdown().await;
     println!("{user} and {next} were made and removed");
 }

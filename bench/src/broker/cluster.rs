@@ -414,7 +414,7 @@ impl Sidecars {
                 metrics: Vec::new(),
                 staleness: Default::default(),
                 fenced: false,
-                unavailable: Default::default(),
+                waits: false,
             })
             .await?;
             ensure!(sidecar.ready(PATIENCE).await, "no bundle came into force");

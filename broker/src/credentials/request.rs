@@ -11,7 +11,7 @@ use http::Method;
 use secrecy::SecretString;
 use serde::Serialize;
 use sidegate_policies::api::TokenIssuerSpec;
-use sidegate_policies::presets::{url, Encoding, Field, Header, LoginBy, Placeholder, Step};
+use sidegate_policies::presets::{url, Encoding, Field, LoginBy, Placeholder, Step};
 use zeroize::Zeroizing;
 
 /// What placeholders stand for.
@@ -86,9 +86,11 @@ impl Facts<'_> {
                 fields.insert(name.as_str(), text);
             }
         }
-        let shown = step.previous_in.filter(|_| !self.previous.is_empty());
-        let value = |header: Header| format!("{}{}", header.scheme(), self.previous);
-        let mut secret = shown.map(|header| (header.as_str(), SecretString::from(value(header))));
+        let mut secret = match (step.previous_in, self.previous) {
+            (None, _) => None,
+            (Some(_), "") => return Err(Missing("there is no token to show".to_owned())),
+            (Some(header), token) => Some((header.as_str(), format!("{}{token}", header.scheme()).into())),
+        };
         if let Some((login, password)) = login {
             let id = self.fill(&login.id)?;
             let id = id.ok_or_else(|| Missing("nobody says whose secret it is".to_owned()))?;

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{json, Value};
 use sidegate_policies::api::target::{TokenCredential, VaultCredential};
 use sidegate_policies::api::TokenIssuer;
-use sidegate_policies::presets::{url, Class};
+use sidegate_policies::presets::{url, Class, Header};
 use sidegate_policies::record::Kind;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
@@ -269,7 +269,7 @@ impl Exchanges {
         self.admitted(provider)?;
         let request = Request {
             method,
-            secret: Some(("x-vault-token", token.clone())),
+            secret: Some((Header::VaultToken.as_str(), token.clone())),
             url: format!("{}/v1/{path}", server.origin),
             content_type: "application/json",
             body: Zeroizing::new(body.map(|body| body.to_string()).unwrap_or_default()),

@@ -691,14 +691,10 @@ async fn what_was_asked_for_under_another_configuration_is_not_leased() {
     let provider = Provider::start(move |_, _| Reply::Held(Arc::clone(&held), good())).await;
     let world = world(&provider, "").await;
     let mut sidecar = world.sidecar().await;
-    let mut index = world.running.front().index.clone();
     let named = config(&provider.issuer("subject: {named: {}}"));
     let meanwhile = async {
         provider.asked(1).await;
-        index.borrow_and_update();
-        std::fs::write(world.path("config/all.yaml"), named).unwrap();
-        let changed = tokio::time::timeout(std::time::Duration::from_secs(9), index.changed());
-        changed.await.expect("the configuration is not taken up").unwrap();
+        world.configured_by(&named).await;
         gate.add_permits(100);
     };
     let (answer, ()) = tokio::join!(lease(&mut sidecar), meanwhile);

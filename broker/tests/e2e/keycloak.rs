@@ -7,8 +7,6 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use base64::Engine as _;
 use http::StatusCode;
 use serde_json::{json, Value};
 use sidegate_broker::clock::{Clock, SystemClock};
@@ -18,15 +16,21 @@ use tokio::process::{Child, Command};
 use crate::client::Client;
 use crate::exchanges::config;
 use crate::issuers::{hand_back, noted, put_client_secret};
-use crate::provider::certificates;
+use crate::oidc::claims;
+use crate::provider::{certificates, issuer_at};
 use crate::world::World;
 
 /// The realm: our broker as an identity provider whose assertions count, one client per agent, and one with a secret.
 fn realm(issuer: &str, subject: &str) -> Value {
-    let audience = json!([{
-        "name": "ledger", "protocol": "openid-connect", "protocolMapper": "oidc-audience-mapper",
-        "config": {"included.custom.audience": "ledger", "access.token.claim": "true"},
-    }]);
+    let mapper = |name: &str, what: &str, audience: &str| {
+        json!({
+            "name": name, "protocol": "openid-connect", "protocolMapper": "oidc-audience-mapper",
+            "config": {what: audience, "access.token.claim": "true"},
+        })
+    };
+    let ledger = mapper("ledger", "included.custom.audience", "ledger");
+    // Who exchanges a token must be among those it is for, and may have it for whom it is for as well.
+    let others = ["ledger-agent", "books"].map(|client| mapper(client, "included.client.audience", client));
     json!({
         "realm": "corp", "enabled": true,
         "identityProviders": [{
@@ -44,20 +48,13 @@ fn realm(issuer: &str, subject: &str) -> Value {
                 "jwt.credential.issuer": "sidegate", "jwt.credential.sub": subject,
                 "standard.token.exchange.enabled": "true",
             },
-            "protocolMappers": [audience[0], {
-                // Who exchanges a token must be among those it is for, and may have it for whom it is for as well.
-                "name": "others", "protocol": "openid-connect", "protocolMapper": "oidc-audience-mapper",
-                "config": {"included.client.audience": "ledger-agent", "access.token.claim": "true"},
-            }, {
-                "name": "books", "protocol": "openid-connect", "protocolMapper": "oidc-audience-mapper",
-                "config": {"included.client.audience": "books", "access.token.claim": "true"},
-            }],
+            "protocolMappers": [ledger, others[0], others[1]],
         }, {
             "clientId": "books", "enabled": true, "publicClient": false, "standardFlowEnabled": false, "secret": "unused",
         }, {
             "clientId": "ledger-secret", "enabled": true, "publicClient": false, "serviceAccountsEnabled": true,
             "standardFlowEnabled": false, "clientAuthenticatorType": "client-secret", "secret": "kc & secret",
-            "protocolMappers": audience,
+            "protocolMappers": [ledger],
         }],
     })
 }
@@ -118,16 +115,10 @@ async fn start(home: &Path, folder: &Path, port: u16, realm: &Value) -> Keycloak
 
 /// What a token says that is leased under another configuration.
 async fn token_by(world: &World, sidecar: &mut Client, config: &str) -> Value {
-    let mut index = world.running.front().index.clone();
-    index.borrow_and_update();
-    std::fs::write(world.path("config/all.yaml"), config).unwrap();
-    let changed = tokio::time::timeout(std::time::Duration::from_secs(9), index.changed());
-    changed.await.expect("the configuration is not taken up").unwrap();
+    world.configured_by(config).await;
     let leased = sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await;
     assert_eq!(leased.status, StatusCode::OK, "{}", leased.body);
-    let token = leased.body["material"]["token"].as_str().unwrap();
-    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
-    let claims = serde_json::from_slice(&payload).unwrap();
+    let claims = claims(leased.body["material"]["token"].as_str().unwrap());
     hand_back(sidecar, &leased).await;
     claims
 }
@@ -139,12 +130,8 @@ async fn keycloak_takes_our_assertion_and_its_token_is_leased() {
         return;
     };
     let (port, (ca, cert, key)) = (crate::oidc::free(), certificates());
-    let pem = ca.trim_end().replace('\n', "\n      ");
-    let issuer = format!(
-        "---\napiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {{name: corp}}\nspec:\n  \
-         preset: Keycloak\n  issuer: https://127.0.0.1:{port}/realms/corp\n  subject: {{named: {{}}}}\n  \
-         allowedNamespaces: {{selector: {{}}}}\n  caBundle:\n    inline: |\n      {pem}\n"
-    );
+    let realm_url = format!("https://127.0.0.1:{port}/realms/corp");
+    let issuer = issuer_at(&realm_url, &ca, "Keycloak", "{}", "subject: {named: {}}");
     // Keycloak knows of no scope `read`.
     let config = config(&issuer).replace("audience: ledger, scopes: [read]", "audience: ledger");
     let world = World::try_start(&config)
@@ -166,10 +153,8 @@ async fn keycloak_takes_our_assertion_and_its_token_is_leased() {
     let mut sidecar = world.sidecar().await;
     let leased = sidecar.post("/v1/leases", json!({"target": "local/ledger"})).await;
     assert_eq!(leased.status, StatusCode::OK, "{}", leased.body);
-    let token = leased.body["material"]["token"].as_str().unwrap();
-    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
-    let claims: Value = serde_json::from_slice(&payload).unwrap();
-    assert_eq!(claims["iss"], format!("https://127.0.0.1:{port}/realms/corp"));
+    let claims = claims(leased.body["material"]["token"].as_str().unwrap());
+    assert_eq!(claims["iss"], realm_url.as_str());
     assert_eq!(claims["azp"], "ledger-agent");
     assert!(
         claims["aud"] == "ledger" || claims["aud"].as_array().unwrap().contains(&json!("ledger")),
@@ -191,9 +176,8 @@ async fn keycloak_takes_our_assertion_and_its_token_is_leased() {
     println!("Keycloak's token by exchange: {claims}");
 
     put_client_secret(&world, "kc & secret");
-    let with_secret = "preset: Keycloak\n  values: {clientId: ledger-secret}\n  \
-                       clientSecretRef: {name: corp-client, key: secret}";
-    let config = config.replace("preset: Keycloak", with_secret);
+    let with_secret = "values: {clientId: ledger-secret}\n  clientSecretRef: {name: corp-client, key: secret}";
+    let config = config.replace("values: {}", with_secret);
     let claims = token_by(&world, &mut sidecar, &config).await;
     assert_eq!(claims["azp"], "ledger-secret");
     noted(&world, "exchange.revoked", 3).await;

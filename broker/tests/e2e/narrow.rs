@@ -1,7 +1,7 @@
 //! Credentials that no protocol uses yet, at the lease: certificates over a key of the sidecar, and keys of a role. A
 //! configuration that names them is refused; here the broker stands on objects that were changed behind its back.
 
-#![allow(clippy::print_stdout)] // what a real server made, and why it was not asked
+#![allow(clippy::print_stdout)] // what a real server made
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex};
@@ -19,9 +19,8 @@ use crate::client::{Answer, Client};
 use crate::exchanges::verifier;
 use crate::openssh::{public_key, Certificate};
 use crate::ports;
-use crate::provider::{Provider, Reply, Seen};
+use crate::provider::{issuer_at, Provider, Reply, Seen};
 use crate::real_vault::RealVault;
-use crate::sts::named;
 use crate::world::{World, CONFIG};
 
 const KEY: [u8; 32] = [3; 32];
@@ -167,14 +166,15 @@ async fn a_key_of_the_sidecar_is_certified_for_named_users_from_its_own_address(
 /// its role does not let it say is not leased.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_real_vault_certifies_a_key_of_the_sidecar_as_it_was_asked_and_no_other() {
-    let Some(program) = named("SIDEGATE_VAULT") else { return };
+    let Some(program) = RealVault::program() else { return };
     let (temp, port) = (tempfile::tempdir().unwrap(), ports::free().unwrap());
     let vault = RealVault::start(&program, temp.path(), port).unwrap();
-    let pem = vault.ca_pem.trim_end().replace('\n', "\n      ");
-    let issuer = format!(
-        "---\napiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {{name: corp}}\nspec:\n  preset: Vault\n  issuer: \
-         {}\n  values: {{mount: jwt, role: sidegate}}\n  allowedNamespaces: {{selector: {{}}}}\n  caBundle:\n    inline: |\n      {pem}\n",
-        vault.origin
+    let issuer = issuer_at(
+        &vault.origin,
+        &vault.ca_pem,
+        "Vault",
+        "{mount: jwt, role: sidegate}",
+        "",
     );
     let address = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 7));
     let world = world(&issuer, ssh(), Some(vec![address])).await;
@@ -183,23 +183,19 @@ async fn a_real_vault_certifies_a_key_of_the_sidecar_as_it_was_asked_and_no_othe
     vault
         .run(&["write", "ssh/config/ca", "generate_signing_key=true"])
         .unwrap();
-    let role = |allowed: &str, more: &str| {
-        let (allowed, extensions) = (
-            format!("allowed_users={allowed}"),
-            format!("allowed_extensions=permit-pty{more}"),
-        );
+    let role = |allowed: &str| {
         let words = [
             "write",
             "ssh/roles/agents",
             "key_type=ca",
             "allow_user_certificates=true",
             "allowed_critical_options=source-address",
-            &allowed,
-            &extensions,
+            "allowed_extensions=permit-pty",
+            &format!("allowed_users={allowed}"),
         ];
         vault.run(&words).unwrap();
     };
-    role("deploy", "");
+    role("deploy");
     let mut sidecar = world.sidecar().await;
     // A key as OpenSSH makes them: Vault reads it.
     let key = aws_lc_rs::signature::Ed25519KeyPair::generate().unwrap();
@@ -223,7 +219,7 @@ async fn a_real_vault_certifies_a_key_of_the_sidecar_as_it_was_asked_and_no_othe
         assert!(read.contains(part), "{part}: {read}");
     }
     println!("{read}");
-    role("somebody-else", "");
+    role("somebody-else");
     assert_eq!(lease(&mut sidecar, Some(&key)).await.error(), "credential_refused");
 }
 

@@ -170,14 +170,18 @@ impl Provider {
 
     /// A TokenIssuer of any preset at this provider; `path` is that of its issuer URL.
     pub fn issuer_by(&self, preset: &str, path: &str, values: &str, more: &str) -> String {
-        let pem = self.ca_pem.trim_end().replace('\n', "\n      ");
-        format!(
-            "---\napiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {{name: corp}}\nspec:\n  \
-             preset: {preset}\n  issuer: {origin}{path}\n  values: {values}\n  \
-             allowedNamespaces: {{selector: {{}}}}\n  caBundle:\n    inline: |\n      {pem}\n  {more}\n",
-            origin = self.origin
-        )
+        issuer_at(&format!("{}{path}", self.origin), &self.ca_pem, preset, values, more)
     }
+}
+
+/// A TokenIssuer of any preset at this URL, under this authority.
+pub fn issuer_at(url: &str, ca_pem: &str, preset: &str, values: &str, more: &str) -> String {
+    let pem = ca_pem.trim_end().replace('\n', "\n      ");
+    format!(
+        "---\napiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {{name: corp}}\nspec:\n  \
+         preset: {preset}\n  issuer: {url}\n  values: {values}\n  \
+         allowedNamespaces: {{selector: {{}}}}\n  caBundle:\n    inline: |\n      {pem}\n  {more}\n"
+    )
 }
 
 async fn serve(mut stream: tokio_rustls::server::TlsStream<tokio::net::TcpStream>, state: &State) {

@@ -19,7 +19,7 @@ use tokio::process::{Child, Command};
 use crate::client::{Answer, Client};
 use crate::narrow::world;
 use crate::oidc::free;
-use crate::provider::certificates;
+use crate::provider::{certificates, issuer_at};
 use crate::world::World;
 
 /// What AWS calls itself as an audience.
@@ -28,7 +28,7 @@ const AUDIENCE: &str = "sts.amazonaws.com";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A program named by a variable; where it names none, that is said.
-pub fn named(variable: &str) -> Option<PathBuf> {
+fn named(variable: &str) -> Option<PathBuf> {
     let found = std::env::var_os(variable).map(PathBuf::from);
     if found.is_none() {
         println!("SKIPPED: {variable} names no program; `make interop` fetches or builds it");
@@ -47,11 +47,7 @@ fn certified(folder: &Path) -> String {
 
 /// A TokenIssuer that asks this port.
 fn issuer(port: u16, ca: &str) -> String {
-    let pem = ca.trim_end().replace('\n', "\n      ");
-    format!(
-        "---\napiVersion: sidegate.dev/v1alpha1\nkind: TokenIssuer\nmetadata: {{name: corp}}\nspec:\n  preset: AwsSts\n  \
-         issuer: https://127.0.0.1:{port}\n  allowedNamespaces: {{selector: {{}}}}\n  caBundle:\n    inline: |\n      {pem}\n"
-    )
+    issuer_at(&format!("https://127.0.0.1:{port}"), ca, "AwsSts", "{}", "")
 }
 
 fn started(command: &mut Command) -> Child {

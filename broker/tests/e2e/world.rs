@@ -126,6 +126,15 @@ impl World {
         World { temp, clock, running }
     }
 
+    /// Puts another configuration in its place, and returns once it is taken up.
+    pub async fn configured_by(&self, config: &str) {
+        let mut index = self.running.front().index.clone();
+        index.borrow_and_update();
+        fs::write(self.path("config/all.yaml"), config).unwrap();
+        let changed = tokio::time::timeout(std::time::Duration::from_secs(9), index.changed());
+        changed.await.expect("the configuration is not taken up").unwrap();
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.temp.path().join(name)
     }

@@ -231,7 +231,7 @@ fn sidecar_config(
         metrics: Vec::new(),
         staleness: Default::default(),
         fenced: false,
-        unavailable: Default::default(),
+        waits: false,
         pod: PodFacts::default(),
         agent_uid: Some(run_as.map_or_else(Uid::effective, |user| user.uid).as_raw()),
     })
