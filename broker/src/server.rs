@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use axum::{Extension, Router};
 use hyper::rt::Executor;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
+use sidegate_cluster::http1::{converse, Silence, KEPT};
 use sidegate_cluster::listen;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -93,7 +94,6 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = TowerToHyperService::new(router);
-    let stream = TokioIo::new(stream);
     let stop = tasks.stopping();
     if is_h2 {
         let mut builder = http2::Builder::new(tasks);
@@ -103,23 +103,17 @@ where
             .max_concurrent_streams(MAX_STREAMS)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING);
-        let mut connection = std::pin::pin!(builder.serve_connection(stream, service));
+        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
         tokio::select! {
             _ = connection.as_mut() => return,
             () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
         }
         let _ = tokio::time::timeout(FAREWELL, connection).await;
     } else {
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADERS)
-            .max_buf_size(64 * 1024);
-        let mut connection = std::pin::pin!(builder.serve_connection(stream, service));
-        tokio::select! {
-            _ = connection.as_mut() => return,
-            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
-        }
-        let _ = tokio::time::timeout(FAREWELL, connection).await;
+        let silence = Silence {
+            first: HEADERS,
+            next: KEPT,
+        };
+        converse(stream, service, silence, stop).await;
     }
 }

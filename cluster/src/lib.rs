@@ -1,12 +1,13 @@
 //! What the broker and the injector share of their life in a cluster: a client of the API server, the Lease of a leader,
-//! a Secret that replicas share, following objects, Events, certificates with their keys, taking connections, and numbers
-//! for Prometheus.
+//! a Secret that replicas share, following objects, Events, certificates with their keys, taking connections and keeping them,
+//! and numbers for Prometheus.
 //!
 //! Refuses nothing by itself; it knows neither kinds of ours nor what a Secret holds. Invariants: every call ends in
 //! time; what replicas share is written only as it was read.
 
 pub mod certificate;
 pub mod events;
+pub mod http1;
 pub mod leader;
 pub mod leases;
 pub mod listen;

@@ -11,6 +11,7 @@ use http::{header, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
+use sidegate_cluster::http1::{converse, Silence};
 use sidegate_cluster::listen;
 use tokio::net::TcpListener;
 use tokio::sync::{watch, Semaphore};
@@ -19,7 +20,7 @@ use crate::kubernetes::{Cluster, Configurations, Counted, Leader};
 use crate::metrics::{Metrics, Now};
 use crate::probe::{now, Readiness};
 use crate::served::Served;
-use crate::server::{converse, said};
+use crate::server::{said, HEADERS};
 use crate::task::Tasks;
 
 /// Connections at once: a kubelet, a scraper, a person.
@@ -102,7 +103,12 @@ pub async fn serve(listener: TcpListener, ops: Arc<Ops>, tasks: Tasks) {
                 let answer = ops.answered(&request);
                 async move { Ok::<_, Infallible>(answer) }
             });
-            converse(stream, service, stop).await;
+            // Who looks asks with GET, and again where it must; few have room here, so that nobody rests.
+            let silence = Silence {
+                first: HEADERS,
+                next: HEADERS,
+            };
+            converse(stream, service, silence, stop).await;
         });
     }
 }

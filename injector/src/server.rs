@@ -13,12 +13,10 @@ use bytes::Bytes;
 use http::{header, Method, Request as HttpRequest, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body as _, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::{service_fn, HttpService};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::service::service_fn;
 use rustls::ServerConfig;
+use sidegate_cluster::http1::{converse, Silence, KEPT};
 use sidegate_cluster::listen;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -35,11 +33,9 @@ const BODY: Duration = Duration::from_secs(5);
 /// The API server waits 5 s for all of it.
 const HANDLER: Duration = Duration::from_secs(1);
 const HANDSHAKE: Duration = Duration::from_secs(5);
-const HEADERS: Duration = Duration::from_secs(5);
+pub(crate) const HEADERS: Duration = Duration::from_secs(5);
 const CONNECTIONS: usize = 2_048;
 const REVIEWS: usize = 256;
-/// What is under way has so long once the injector stops.
-const FAREWELL: Duration = Duration::from_secs(3);
 
 /// The face of one injector.
 pub struct Server {
@@ -201,24 +197,9 @@ async fn connection(
     };
     let (server, source) = (&*server, &source);
     let service = service_fn(|request| async move { Ok::<_, Infallible>(server.answered(request, source).await) });
-    converse(stream, service, stop).await;
-}
-
-/// Speaks HTTP on one connection until it ends or the injector stops.
-pub(crate) async fn converse<S, H>(stream: S, service: H, stop: CancellationToken)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-    H: HttpService<Incoming, ResBody = Full<Bytes>, Error = Infallible>,
-{
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS)
-        .max_buf_size(64 * 1024);
-    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-    tokio::select! {
-        _ = connection.as_mut() => return,
-        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
-    }
-    let _ = tokio::time::timeout(FAREWELL, connection).await;
+    let silence = Silence {
+        first: HEADERS,
+        next: KEPT,
+    };
+    converse(stream, service, silence, stop).await;
 }

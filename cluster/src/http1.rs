@@ -1,0 +1,134 @@
+//! One HTTP/1.1 connection of a server, kept for as long as its client may want it.
+//!
+//! Refuses a client that says nothing: its first request has to come soon. The invariant: of a connection that rests, the
+//! client lets go first. Ended by the server just as a request with a body is on its way, that request is lost, and a
+//! client sends it again only where nothing of it had left: a pod would be refused because of nothing
+//! (`a_connection_that_rested_takes_the_next_request`).
+
+use std::error::Error;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{service_fn, Service};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+/// Longer than clients keep a connection that rests: an API server, as all that is built of client-go, 90 s.
+pub const KEPT: Duration = Duration::from_secs(120);
+/// Of each connection, for reading heads.
+const BUFFER: usize = 64 * 1024;
+/// What is under way has so long once it is time to stop.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// How long a client may say nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Silence {
+    /// Before its first request.
+    pub first: Duration,
+    /// Behind an answer, until the whole head of the next request.
+    pub next: Duration,
+}
+
+/// Speaks HTTP on one connection until it ends, or `stop` comes.
+pub async fn converse<S, H, B>(stream: S, service: H, silence: Silence, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: Service<Request<Incoming>, Response = Response<B>>,
+    H::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let asked = AtomicBool::new(false);
+    let heard = service_fn(|request| {
+        asked.store(true, Ordering::Relaxed);
+        service.call(request)
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(silence.next.max(silence.first))
+        .max_buf_size(BUFFER);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), heard));
+    let silent = async {
+        tokio::time::sleep(silence.first).await;
+        if asked.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = silent => return,
+        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = tokio::time::timeout(FAREWELL, connection).await;
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used)]
+mod tests {
+    use std::convert::Infallible;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    const SILENCE: Silence = Silence {
+        first: Duration::from_secs(5),
+        next: KEPT,
+    };
+
+    /// The client's end of a connection that is served.
+    fn served(silence: Silence) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        tokio::spawn(async move {
+            let service = service_fn(|_| async { Ok::<_, Infallible>(Response::new(String::from("yes"))) });
+            converse(ours, service, silence, CancellationToken::new()).await;
+        });
+        theirs
+    }
+
+    /// Asks with a body, as a review has one, and reads the answer.
+    async fn ask(client: &mut DuplexStream) {
+        let request = b"POST /mutate HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}";
+        client.write_all(request).await.expect("the connection is open");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"yes") {
+            assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "ended unanswered");
+        }
+    }
+
+    /// How long the connection lasts if nothing more is said.
+    async fn lasts(client: &mut DuplexStream) -> Duration {
+        let began = Instant::now();
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_rested_takes_the_next_request() {
+        let mut client = served(SILENCE);
+        for rest in [0, 6, 60, 91] {
+            tokio::time::sleep(Duration::from_secs(rest)).await;
+            ask(&mut client).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_is_let_go() {
+        assert_eq!(lasts(&mut served(SILENCE)).await.as_secs(), 5);
+        let mut half = served(SILENCE);
+        half.write_all(b"POST /mutate HTTP/1.1\r\nhost:").await.unwrap();
+        assert_eq!(lasts(&mut half).await.as_secs(), 5);
+        let mut kept = served(SILENCE);
+        ask(&mut kept).await;
+        kept.write_all(b"POST").await.unwrap();
+        assert_eq!(lasts(&mut kept).await.as_secs(), KEPT.as_secs());
+    }
+}
