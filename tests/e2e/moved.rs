@@ -70,6 +70,17 @@ fn a_live_session_goes_on_recording_wherever_its_sidecar_is(replicas: &mut Repli
     shop.open()?;
     let sidecar = shop.agent.sidecar()?;
     until("the read", || shop.ask(NAME), |said| said.code == 0)?;
+    // Where the log's certificate came later than the session's end, that is sealed with its segment, ten seconds old.
+    until(
+        "the read's record is sealed",
+        || verified(replicas),
+        |report| {
+            !report
+                .sessions
+                .iter()
+                .any(|session| matches!(session.verdict, Verdict::Open { .. }))
+        },
+    )?;
     let mut open = Wire::login(shop.local, DATABASE)?;
     let mut run = Vec::new();
     let mut ask = |open: &mut Wire, turn: usize| -> Result<()> {

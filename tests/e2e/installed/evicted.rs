@@ -158,8 +158,8 @@ pub fn its_leader_evicts_who_would_come_back_better_and_nobody_else(installed: &
     ensure!(counted(installed, "evicted")? == 1, "{}", numbers(installed)?);
     until("it is told", || fleet.told(), |told| *told == [old.clone()])?;
 
-    let delete = ["delete", "namespace", &namespace, "--wait=false"];
-    installed.cluster.kubectl(&delete, "")?;
+    // Until they are gone: who counts next would count them.
+    installed.cluster.kubectl(&["delete", "namespace", &namespace], "")?;
     installed.end();
     installed.evicts = false;
     installed.helm("upgrade", &[]).map(drop)
