@@ -3,6 +3,9 @@
 # git, and does nothing when they are there. `--key` and `--folder` print which build this checkout wants and where it
 # lies: the tests ask, so that the key is worked out in one place.
 #
+# SIDEGATE_KUBERNETES names another minor version than the one of kube/go.mod: kube/1.33.mod and its like pin them. Builds
+# and tests take it, so `SIDEGATE_KUBERNETES=1.33 make cluster-binaries e2e` runs the suite on that one.
+#
 # SIDEGATE_GOCACHE names a Go build cache to keep: after a change in a main.go a build is then one link. Otherwise it
 # lies in a temporary folder, since it grows to some 5 GB that nothing else uses.
 set -euo pipefail
@@ -15,12 +18,24 @@ if ! command -v go >/dev/null; then
   exit 1
 fi
 
-# The key: everything in this folder, Go's version (which names system and processor). Names before contents, and
-# sorted by bytes, so that no locale changes it.
+# Which go.mod the Kubernetes of this build is pinned by.
+modfile=go.mod
+if [ -n "${SIDEGATE_KUBERNETES:-}" ]; then
+  modfile=$SIDEGATE_KUBERNETES.mod
+  if [ ! -e "$here/kube/$modfile" ]; then
+    echo "SIDEGATE_KUBERNETES=$SIDEGATE_KUBERNETES: none of$(cd "$here/kube" && printf ' %s' [0-9]*.mod | sed 's/\.mod//g'), which tests/cluster/kube pins beside the default" >&2
+    exit 64
+  fi
+fi
+
+# The key: everything in this folder but what pins another Kubernetes, Go's version (which names system and processor).
+# Names before contents, and sorted by bytes, so that no locale changes it.
 key=$({
   go version
   cd "$here"
-  find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
+  find . -type f ! -path './kube/*.mod' ! -path './kube/*.sum' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
+  cd kube
+  sha256sum "$modfile" "${modfile%.mod}.sum"
 } | sha256sum | cut -c1-16)
 folder=$cache/cluster/$key
 case ${1:-} in
@@ -30,9 +45,9 @@ case ${1:-} in
   *) echo "usage: build.sh [--key | --folder]" >&2; exit 64 ;;
 esac
 
-# The version of a module as its go.mod pins it.
+# pinned FOLDER MODULE [MODFILE]: the version of a module as its go.mod pins it.
 pinned() {
-  (cd "$here/$1" && go list -mod=readonly -m -f '{{.Version}}' "$2")
+  (cd "$here/$1" && go list -mod=readonly -modfile="${3:-go.mod}" -m -f '{{.Version}}' "$2")
 }
 
 told() {
@@ -59,10 +74,10 @@ else
 fi
 
 lines=()
-# build NAME MODULE PACKAGE VERSION [LDFLAGS]
+# build NAME MODULE PACKAGE VERSION [LDFLAGS [MODFILE]]
 build() {
-  local name=$1 module=$2 package=$3 version=$4 flags=${5:-} began=$SECONDS size took
-  (cd "$here/$module" && go build -mod=readonly -trimpath -p 2 -ldflags "-s -w $flags" -o "$folder/$name" "$package")
+  local name=$1 module=$2 package=$3 version=$4 flags=${5:-} pins=${6:-go.mod} began=$SECONDS size took
+  (cd "$here/$module" && go build -mod=readonly -modfile="$pins" -trimpath -p 2 -ldflags "-s -w $flags" -o "$folder/$name" "$package")
   took=$((SECONDS - began))
   size=$(stat -c %s "$folder/$name")
   lines+=("    {\"program\": \"$name\", \"version\": \"$version\", \"seconds\": $took, \"bytes\": $size}")
@@ -70,7 +85,7 @@ build() {
 }
 
 etcd=$(pinned etcd go.etcd.io/etcd/server/v3)
-kube=$(pinned kube k8s.io/kubernetes)
+kube=$(pinned kube k8s.io/kubernetes "$modfile")
 helm=$(pinned tools helm.sh/helm/v4)
 kwok=$(pinned tools sigs.k8s.io/kwok)
 kubeconform=$(pinned tools github.com/yannh/kubeconform)
@@ -83,7 +98,7 @@ for where in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
 done
 
 build etcd etcd . "$etcd"
-build kube kube . "$kube" "$stamp"
+build kube kube . "$kube" "$stamp" "$modfile"
 build kubeconform tools github.com/yannh/kubeconform/cmd/kubeconform "$kubeconform" "-X main.version=$kubeconform"
 build kwok tools sigs.k8s.io/kwok/cmd/kwok "$kwok"
 build helm tools helm.sh/helm/v4/cmd/helm "$helm" "-X helm.sh/helm/v4/internal/version.version=$helm"

@@ -57,6 +57,10 @@ const TESTS: &[(&str, Test)] = &[
     ("plane::a_user_may_what_was_granted", plane::a_user_may_what_was_granted),
     ("plane::helm_speaks_to_it", plane::helm_speaks_to_it),
     (
+        "plane::says_the_version_it_was_built_of",
+        plane::says_the_version_it_was_built_of,
+    ),
+    (
         "plane::pods_run_on_a_node_that_kwok_plays",
         plane::pods_run_on_a_node_that_kwok_plays,
     ),
@@ -395,6 +399,7 @@ fn main() -> ExitCode {
 /// The shared control plane, with our kinds: what a test finds must not depend on which ran before.
 fn started(programs: &Programs) -> Result<Cluster> {
     let mut cluster = Cluster::start(programs)?;
+    eprintln!("real-cluster: Kubernetes {}", cluster.version()?);
     cluster.kwok()?;
     charts::install_kinds(&cluster)?;
     kinds::install_and_are_established(&cluster)?;

@@ -52,6 +52,17 @@ pub fn helm_speaks_to_it(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// Clients ask for the version before they decide what they may use; without its linker flags a server calls itself v0.0.0.
+pub fn says_the_version_it_was_built_of(cluster: &Cluster) -> Result<()> {
+    let built = cluster.version()?;
+    let said: serde_json::Value = serde_json::from_str(&cluster.kubectl(&["get", "--raw", "/version"], "")?)?;
+    ensure!(
+        said["gitVersion"] == built.as_str(),
+        "built of {built}, and says {said}"
+    );
+    Ok(())
+}
+
 /// Twenty pods get their status from kwok.
 pub fn pods_run_on_a_node_that_kwok_plays(cluster: &Cluster) -> Result<()> {
     let namespace = cluster.namespace()?;

@@ -221,6 +221,13 @@ fn inner(mut arguments: Arguments, programs: &Programs, parts: &Parts, run: &Pat
             return ExitCode::FAILURE;
         }
     };
+    match site.node.cluster.version() {
+        Ok(version) => eprintln!("real-node: Kubernetes {version}"),
+        Err(error) => {
+            eprintln!("node: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    }
     let trials = TESTS.iter().map(|(name, test)| {
         let site = Arc::clone(&site);
         Trial::test(*name, move || {

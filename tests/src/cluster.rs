@@ -64,6 +64,15 @@ impl Programs {
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
+
+    /// The version of a program as it was built, such as `v1.36.3` of `kube`.
+    pub fn version(&self, name: &str) -> Result<String> {
+        let built: Value = serde_json::from_slice(&std::fs::read(self.0.join("BUILT.json"))?)?;
+        let programs = built["programs"].as_array().context("BUILT.json lists no programs")?;
+        let program = programs.iter().find(|program| program["program"] == name);
+        let version = program.and_then(|program| program["version"].as_str());
+        Ok(version.with_context(|| format!("BUILT.json has no {name}"))?.to_owned())
+    }
 }
 
 /// The folder that build.sh would fill for this checkout.
@@ -129,6 +138,11 @@ impl Drop for Folder {
 }
 
 impl Cluster {
+    /// Which Kubernetes it was built of, such as `v1.36.3`.
+    pub fn version(&self) -> Result<String> {
+        self.programs.version("kube")
+    }
+
     /// Starts a control plane and waits until it serves: the `default` service account is the last thing to come.
     pub fn start(programs: &Programs) -> Result<Cluster> {
         Cluster::at(programs, Ipv4Addr::LOCALHOST, ports::free()?)

@@ -38,11 +38,22 @@ func program(name string) *cobra.Command {
 	case "kube-scheduler":
 		return scheduler.NewSchedulerCommand()
 	case "kubelet":
-		return kubelet.NewKubeletCommand(context.Background())
+		return made(kubelet.NewKubeletCommand)
 	case "kube-proxy":
 		return proxy.NewProxyCommand()
 	case "kubectl":
 		return kubectl.NewDefaultKubectlCommand()
+	}
+	return nil
+}
+
+// The kubelet's constructor takes a context from 1.34 on.
+func made(constructor any) *cobra.Command {
+	switch constructor := constructor.(type) {
+	case func() *cobra.Command:
+		return constructor()
+	case func(context.Context) *cobra.Command:
+		return constructor(context.Background())
 	}
 	return nil
 }

@@ -126,10 +126,11 @@ pub(super) fn api_server(folder: &Path, server: &str, place: &Place) -> Vec<Stri
         port,
         store: [etcd, _],
     } = place;
-    let bind = if address.is_loopback() {
-        address
+    let (bind, reconciler) = if address.is_loopback() {
+        // An address of loopback can be no endpoint: 1.37 does not start with one that it is to make an endpoint of.
+        (address, "none")
     } else {
-        &Ipv4Addr::UNSPECIFIED
+        (&Ipv4Addr::UNSPECIFIED, "lease")
     };
     let mut flags = vec![
         format!("--etcd-servers=http://127.0.0.1:{etcd}"),
@@ -137,6 +138,7 @@ pub(super) fn api_server(folder: &Path, server: &str, place: &Place) -> Vec<Stri
         format!("--bind-address={bind}"),
         // Without a default route the server does not start unless it is told.
         format!("--advertise-address={address}"),
+        format!("--endpoint-reconciler-type={reconciler}"),
         format!("--service-cluster-ip-range={SERVICES}"),
         // How it reaches a kubelet: without this it looks the node's name up, and those that kwok plays lead nowhere.
         "--kubelet-preferred-address-types=InternalIP".to_owned(),
