@@ -3,14 +3,16 @@
 //! Refuses a client that says nothing: its first request has to come soon. The invariant: of a connection that rests, the
 //! client lets go first. Ended by the server just as a request with a body is on its way, that request is lost, and a
 //! client sends it again only where nothing of it had left: a pod would be refused because of nothing
-//! (`a_connection_that_rested_takes_the_next_request`).
+//! (`a_connection_that_rested_takes_the_next_request`). A server that stops tells a client with the next answer, for the
+//! same reason (`a_server_that_stops_answers_once_more`).
 
 use std::error::Error;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -23,7 +25,9 @@ use tokio_util::sync::CancellationToken;
 pub const KEPT: Duration = Duration::from_secs(120);
 /// Of each connection, for reading heads.
 const BUFFER: usize = 64 * 1024;
-/// What is under way has so long once it is time to stop.
+/// A client that asks again and again does so within this time, and hears in the answer that it was the last one.
+const ONCE_MORE: Duration = Duration::from_millis(500);
+/// What is under way has so long once that is over.
 const FAREWELL: Duration = Duration::from_secs(3);
 
 /// How long a client may say nothing.
@@ -47,7 +51,16 @@ where
     let asked = AtomicBool::new(false);
     let heard = service_fn(|request| {
         asked.store(true, Ordering::Relaxed);
-        service.call(request)
+        let (answer, stop) = (service.call(request), &stop);
+        async move {
+            let mut answer = answer.await?;
+            if stop.is_cancelled() {
+                answer
+                    .headers_mut()
+                    .insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, H::Error>(answer)
+        }
     });
     let mut builder = http1::Builder::new();
     builder
@@ -64,8 +77,12 @@ where
     tokio::select! {
         _ = connection.as_mut() => return,
         () = silent => return,
-        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = stop.cancelled() => {}
     }
+    if tokio::time::timeout(ONCE_MORE, connection.as_mut()).await.is_ok() {
+        return;
+    }
+    connection.as_mut().graceful_shutdown();
     let _ = tokio::time::timeout(FAREWELL, connection).await;
 }
 
@@ -86,22 +103,27 @@ mod tests {
 
     /// The client's end of a connection that is served.
     fn served(silence: Silence) -> DuplexStream {
+        served_until(silence, CancellationToken::new())
+    }
+
+    fn served_until(silence: Silence, stop: CancellationToken) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         tokio::spawn(async move {
             let service = service_fn(|_| async { Ok::<_, Infallible>(Response::new(String::from("yes"))) });
-            converse(ours, service, silence, CancellationToken::new()).await;
+            converse(ours, service, silence, stop).await;
         });
         theirs
     }
 
-    /// Asks with a body, as a review has one, and reads the answer.
-    async fn ask(client: &mut DuplexStream) {
+    /// Asks with a body, as a review has one, and answers what it heard.
+    async fn ask(client: &mut DuplexStream) -> String {
         let request = b"POST /mutate HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}";
         client.write_all(request).await.expect("the connection is open");
         let mut answer = Vec::new();
         while !answer.ends_with(b"yes") {
             assert_ne!(client.read_buf(&mut answer).await.unwrap(), 0, "ended unanswered");
         }
+        String::from_utf8(answer).unwrap()
     }
 
     /// How long the connection lasts if nothing more is said.
@@ -130,5 +152,17 @@ mod tests {
         ask(&mut kept).await;
         kept.write_all(b"POST").await.unwrap();
         assert_eq!(lasts(&mut kept).await.as_secs(), KEPT.as_secs());
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_stops_answers_once_more() {
+        let stop = CancellationToken::new();
+        let (mut busy, mut resting) = (served_until(SILENCE, stop.clone()), served_until(SILENCE, stop.clone()));
+        assert!(!ask(&mut busy).await.contains("close"));
+        ask(&mut resting).await;
+        stop.cancel();
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        assert!(ask(&mut busy).await.contains("connection: close"));
+        assert_eq!(lasts(&mut busy).await, Duration::ZERO);
+        assert!(lasts(&mut resting).await <= Duration::from_millis(250));
     }
 }
