@@ -4,6 +4,7 @@
 //! No kubelet runs: a pod's token comes from TokenRequest, as its kubelet would ask for it, and its container's state
 //! is what a test writes into its status. Everything else is real.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -424,31 +425,28 @@ pub fn may(cluster: &Cluster, account: &str, arguments: &[&str]) -> Result<bool>
     Ok(String::from_utf8_lossy(&stdout).trim() == "yes")
 }
 
-/// Everything an account may do in the release's namespace and everywhere, as the API server counts it: rights that every
-/// account has stand in there too.
+/// Everything an account may do in the release's namespace and everywhere, as the API server counts it, beyond what any
+/// account may: that is the cluster's, and differs between versions.
 pub fn effective_rights(cluster: &Cluster, account: &str) -> Result<String> {
     let mut rights = String::new();
     for namespace in [NAMESPACE, "default"] {
-        let list = [
-            "auth",
-            "can-i",
-            "--list",
-            "--no-headers",
-            "--as",
-            account,
-            "--namespace",
-            namespace,
-        ];
-        let said = cluster.kubectl(&list, "")?;
-        let lines = said
-            .lines()
-            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
-        let mut lines: Vec<String> = lines.filter(|line| !line.is_empty()).collect();
-        lines.sort();
-        lines.dedup();
-        rights.push_str(&format!("# {namespace}\n{}\n", lines.join("\n")));
+        let anybody = rights_in(cluster, &format!("system:serviceaccount:{NAMESPACE}:nobody"), namespace)?;
+        let own = rights_in(cluster, account, namespace)?;
+        ensure!(own.is_superset(&anybody), "{account} may less than anybody");
+        let own: Vec<&str> = own.difference(&anybody).map(String::as_str).collect();
+        rights.push_str(&format!("# {namespace}\n{}\n", own.join("\n")));
     }
     Ok(rights)
+}
+
+/// What `kubectl auth can-i --list` says of an account.
+fn rights_in(cluster: &Cluster, account: &str, namespace: &str) -> Result<BTreeSet<String>> {
+    let list = ["auth", "can-i", "--list", "--no-headers", "--as", account];
+    let said = cluster.kubectl(&[&list[..], &["--namespace", namespace]].concat(), "")?;
+    let lines = said
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    Ok(lines.filter(|line| !line.is_empty()).collect())
 }
 
 /// A file that nobody else reads.
