@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::approvals::store::{RequestFolder, Store};
-use crate::approvals::{self, Approvals};
+use crate::approvals::Approvals;
 use crate::attest::{Attestor, PodView};
 use crate::audit::Audit;
 use crate::authority::{Authority, Home};
@@ -31,7 +31,7 @@ use crate::credentials::{Exchanges, Outbound};
 use crate::dpop::Dpop;
 use crate::front::budget::Budget;
 use crate::front::{self, Front, Leases, Streams};
-use crate::ground::{self, host, Follow, Ground, Read, Shared};
+use crate::ground::{self, host, Below, Follow, Ground, Read, Shared};
 use crate::in_force::{accepted, InForce};
 use crate::issuer::{random, Issuer};
 use crate::keeper::Keeper;
@@ -89,7 +89,8 @@ impl Broker {
         let ground = match read {
             Read::Machine(read) => ground::machine(read, &config, &base.state)?,
             Read::Cluster(options) => {
-                match ground::cluster(&options, &base, Arc::clone(&config.clock)).await {
+                let below = base.below();
+                match ground::cluster(&options, below, Arc::clone(&config.clock)).await {
                     Ok(ground) => ground,
                     Err(error) => {
                         // Whatever it started already must not outlive a start that failed.
@@ -231,22 +232,21 @@ fn timed(mut attestor: Attestor) -> Result<(Metrics, Attestor), StartError> {
 /// What goes on beside calls.
 fn work(front: &Arc<Front>, front_url: String) {
     let tasks = &front.tasks;
-    let published = Arc::clone(front.exchanges.published());
-    tasks.spawn("publish", published.run(Arc::clone(front), front_url, tasks.stopping()));
+    tasks.spawn("publish", back::publish(Arc::clone(front), front_url));
     tasks.spawn("leases", front::lease_table::keep(Arc::clone(front)));
-    tasks.spawn("approvals", approvals::keep(Arc::clone(front)));
+    tasks.spawn("approvals", front::approvals::keep(Arc::clone(front)));
     tasks.spawn("audit", Arc::clone(&front.audit).run(tasks.stopping()));
 }
 
 /// What every broker has below its ground.
-pub(crate) struct Base {
+struct Base {
     /// Its private folder.
-    pub(crate) state: Arc<StateDir>,
+    state: Arc<StateDir>,
     listeners: Listeners,
     /// What the certificate of both faces is for.
-    pub(crate) names: Vec<String>,
+    names: Vec<String>,
     /// All its tasks.
-    pub(crate) tasks: Tasks,
+    tasks: Tasks,
 }
 
 impl Base {
@@ -271,8 +271,13 @@ impl Base {
         })
     }
 
-    pub(crate) fn issuer_url(&self) -> &str {
-        &self.listeners.issuer_url
+    fn below(&self) -> Below<'_> {
+        Below {
+            state: &self.state,
+            issuer_url: &self.listeners.issuer_url,
+            names: &self.names,
+            tasks: &self.tasks,
+        }
     }
 }
 

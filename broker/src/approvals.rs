@@ -29,7 +29,6 @@ use tokio::sync::watch;
 
 use crate::audit::{Audit, Event, Unrecorded};
 use crate::clock::{parse_rfc3339, rfc3339, Clock};
-use crate::front::Front;
 use crate::index::{AskBasis, Index};
 use crate::issuer::{client_id, random};
 use crate::lockdown::{About, Denied};
@@ -644,39 +643,8 @@ impl Approvals {
     }
 }
 
-/// Housekeeping until the broker stops: whenever a request moved, and twice a second. A store that does not answer holds
-/// up nothing else.
-pub async fn keep(front: Arc<Front>) {
-    let stop = front.tasks.stopping();
-    let mut moved = front.approvals.watch();
-    let mut failures = 0_u32;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            // What moves while nothing can be swept is no reason to come sooner.
-            _ = moved.changed(), if failures == 0 => {}
-            () = tokio::time::sleep(pause(failures)) => {}
-        }
-        let (tasks, kept) = (front.tasks.clone(), Arc::clone(&front));
-        let swept = tasks
-            .blocking(move || kept.approvals.sweep(&kept.index(), &kept.lockdowns.now()))
-            .await;
-        match swept {
-            Some(Ok(())) => failures = 0,
-            Some(Err(error)) => {
-                // Said once, until it works again.
-                if failures == 0 {
-                    tracing::error!(%error, "requests cannot be swept now");
-                }
-                failures = failures.saturating_add(1);
-            }
-            None => failures = failures.saturating_add(1),
-        }
-    }
-}
-
 /// Until the next look, after so many that failed: half a minute at most, with a quarter off so that replicas part.
-fn pause(failures: u32) -> Duration {
+pub(crate) fn pause(failures: u32) -> Duration {
     if failures == 0 {
         return TICK;
     }

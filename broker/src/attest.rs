@@ -432,7 +432,7 @@ impl Attestor {
 
     async fn measured<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
         let since = Instant::now();
-        let done = work.instrument(spans::step(step)).await;
+        let done = work.instrument(spans::step(step.as_str())).await;
         self.timed.took(step, since.elapsed());
         done
     }

@@ -1,16 +1,21 @@
-//! The back face: what the world may know of the issuer. Discovery and keys, read-only, without authentication.
+//! The back face: what the world may know of the issuer. Discovery and keys, read-only, without authentication, and kept
+//! where a TokenIssuer has them published.
 //!
 //! Refuses everything else. The invariant: the metadata lists exactly what works, and no answer depends on who
 //! asks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 use http::header::{HeaderName, CACHE_CONTROL};
 use serde_json::{json, Value};
+use sidegate_policies::api::token_issuer::Publish;
 
+use crate::credentials::publish::Documents;
 use crate::front::{Front, Refusal};
 
 /// The back face of one issuer.
@@ -20,6 +25,8 @@ struct Back {
     front_url: Arc<str>,
 }
 
+/// The keys are looked at so often: a new one is published within that time.
+const EVERY: Duration = Duration::from_millis(500);
 /// Keys may be cached this long: a key is published well before its first use.
 const CACHE: [(HeaderName, &str); 1] = [(CACHE_CONTROL, "public, max-age=300")];
 
@@ -67,4 +74,34 @@ pub fn metadata(served: &Front, front: &str) -> Value {
 
 async fn jwks(State(back): State<Back>) -> ([(HeaderName, &'static str); 1], Json<Value>) {
     (CACHE, Json(back.front.issuer.jwks(back.front.clock.now())))
+}
+
+/// Keeps what is published elsewhere as it should be, until told to stop. `front_url` is what sidecars call us by.
+pub async fn publish(front: Arc<Front>, front_url: String) {
+    let stop = front.tasks.stopping();
+    let mut tick = tokio::time::interval(EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let index = front.index();
+        let issuers = index.objects().token_issuers.iter();
+        let wanted: BTreeSet<Publish> = issuers
+            .filter_map(|located| located.object.spec.publish.clone())
+            .collect();
+        front.exchanges.published().only(&wanted);
+        if wanted.is_empty() {
+            continue;
+        }
+        let documents = Documents {
+            discovery: metadata(&front, &front_url).to_string(),
+            jwks: front.issuer.jwks(front.clock.now()).to_string(),
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = front.exchanges.published().look(wanted, &documents, front.clock.as_ref()) => {}
+        }
+    }
 }

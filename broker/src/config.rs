@@ -14,8 +14,6 @@ use serde::{Deserialize, Serialize};
 use sidegate_policies::compile::Problem;
 
 use crate::clock::{Clock, SystemClock};
-use crate::front::budget::Limits;
-use crate::kubernetes::ClusterOptions;
 use crate::state::StateError;
 
 /// What a broker is started with.
@@ -110,6 +108,33 @@ impl Place {
 /// The broker's own namespace on one machine.
 pub const HOME: &str = "sidegate-system";
 
+/// How the API server is found.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// A kubeconfig; absent: the service account of the broker's own pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// The broker's own namespace, where pins are kept.
+    pub namespace: String,
+    /// What the objects of the broker begin with, as the chart names them: Secrets `<name>-keys` and `<name>-tls`.
+    pub name: String,
+    /// What the install says of pods.
+    pub admission: AdmissionOptions,
+}
+
+/// What the install says of pods.
+#[derive(Debug, Clone, Default)]
+pub struct AdmissionOptions {
+    /// Digest of the sidecar's image, `sha256:` and 64 hex digits; absent: images are not pinned.
+    pub sidecar_digest: Option<String>,
+    /// User ids that sidecars run as, besides those that profiles name.
+    pub uids: Vec<u32>,
+    /// Members may change what the admission policies protect.
+    pub break_glass_group: Option<String>,
+}
+
+/// What the chart calls the broker of a release named `sidegate`.
+pub const DEFAULT_NAME: &str = "sidegate-broker";
+
 /// One machine with one agent.
 #[derive(Debug, Clone, Default)]
 pub struct Machine {
@@ -178,6 +203,43 @@ impl fmt::Display for Separation {
         match self {
             Separation::None => f.write_str("none"),
             Separation::User { name, .. } => write!(f, "user {name}"),
+        }
+    }
+}
+
+/// How fast a budget refills, and how much it holds; in calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Calls a second in the long run.
+    pub per_second: u32,
+    /// Calls at once after a pause.
+    pub burst: u32,
+}
+
+/// The budgets of one front face.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Calls without a present nonce, by peer address.
+    pub stranger: Rate,
+    /// Calls with a present nonce by a key not attested here, by peer address.
+    pub newcomer: Rate,
+    /// Calls by a key that was attested here, by key: before its signature is checked.
+    pub known: Rate,
+    /// Exchanges at `/token`, by pod UID: before the cluster is asked.
+    pub exchange: Rate,
+    /// All other calls, by pod UID.
+    pub pod: Rate,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let rate = |per_second, burst| Rate { per_second, burst };
+        Limits {
+            stranger: rate(10, 40),
+            newcomer: rate(50, 200),
+            known: rate(50, 200),
+            exchange: rate(5, 20),
+            pod: rate(50, 200),
         }
     }
 }

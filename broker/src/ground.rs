@@ -13,10 +13,9 @@ use sidegate_policies::record::layout::is_replica;
 use sidegate_policies::seal::Revisions;
 use tokio::sync::watch;
 
-use crate::app::Base;
 use crate::attest::{AnyImage, Attestor, Issuers, Logged, Pods, TokenReviewer, Untimed};
 use crate::clock::Clock;
-use crate::config::{BrokerConfig, Machine, Place, Separation, StartError, HOME};
+use crate::config::{BrokerConfig, ClusterOptions, Machine, Place, Separation, StartError, HOME};
 use crate::credentials::publish::KeyMaps;
 use crate::folder::{Fingerprint, Folders};
 use crate::in_force::InForce;
@@ -25,8 +24,8 @@ use crate::issuer::random_id;
 use crate::keeper::{load, Watched};
 use crate::kubernetes::{
     connect, findings, heard, own_name, reading, replica, Admission, At, Authorities, ClusterIssuers, ClusterMaps,
-    ClusterOptions, ClusterPeople, ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret,
-    Kinds, Leader, Measured, PinLeases, PinSweeper, PublishedMaps, RequestObjects, RevokedLeases, TlsSecret,
+    ClusterPeople, ClusterPods, ClusterReviewer, ClusterSecrets, Conditions, Follower, KeySecret, Kinds, Leader,
+    Measured, PinLeases, PinSweeper, PublishedMaps, RequestObjects, RevokedLeases, TlsSecret,
 };
 use crate::local_cluster::{LocalCluster, AUDIENCE};
 use crate::pins::PinFiles;
@@ -34,6 +33,7 @@ use crate::records::Leads;
 use crate::report::{Findings, Reporter};
 use crate::secrets::{check_folder, SecretFolder, Secrets};
 use crate::state::StateDir;
+use crate::task::Tasks;
 
 /// A configuration as it was read, before anything is started.
 pub enum Read {
@@ -284,13 +284,25 @@ pub fn machine(read: Box<MachineRead>, config: &BrokerConfig, state: &Arc<StateD
     })
 }
 
+/// What is below the ground of a cluster.
+pub(crate) struct Below<'a> {
+    /// The broker's private folder.
+    pub state: &'a Arc<StateDir>,
+    /// The issuer's name.
+    pub issuer_url: &'a str,
+    /// What the certificate of both faces is for.
+    pub names: &'a [String],
+    /// All tasks.
+    pub tasks: &'a Tasks,
+}
+
 /// A cluster. Its own audience is the issuer's URL: a token for another broker is nobody's here.
 pub(crate) async fn cluster(
     options: &ClusterOptions,
-    base: &Base,
+    below: Below<'_>,
     clock: Arc<dyn Clock>,
 ) -> Result<Ground, StartError> {
-    let (issuer_url, tasks) = (base.issuer_url(), &base.tasks);
+    let (issuer_url, tasks) = (below.issuer_url, below.tasks);
     let client = connect(options).await?;
     let own_name = own_name(&client).await?;
     let secrets = ClusterSecrets::new(client.clone(), own_name.clone());
@@ -302,9 +314,9 @@ pub(crate) async fn cluster(
     let unique = random_id().map_err(|error| StartError::crypto("a name of this replica", error))?;
     let (leader, measured) = replica(&client, options, sidegate_cluster::leader::name(&unique), tasks);
     let led = Arc::clone(&leader);
-    let keys = KeySecret::open(client.clone(), options, led, &base.state, clock.now(), tasks).await?;
+    let keys = KeySecret::open(client.clone(), options, led, below.state, clock.now(), tasks).await?;
     let (led, time) = (Arc::clone(&leader), Arc::clone(&clock));
-    let tls = TlsSecret::open(client.clone(), options, led, &base.names, time, tasks).await?;
+    let tls = TlsSecret::open(client.clone(), options, led, below.names, time, tasks).await?;
     let (led, time) = (Arc::clone(&leader), Arc::clone(&clock));
     let revoked = RevokedLeases::open(client.clone(), &options.namespace, led, time, tasks).await?;
     let requests = RequestObjects::open(&client, &leader, &pods, &clock, tasks).await?;
@@ -335,7 +347,7 @@ pub(crate) async fn cluster(
             timed: Arc::new(Untimed),
             clock,
         },
-        secrets: Secrets::Cluster(secrets.clone()),
+        secrets: Secrets::Cluster(Arc::new(secrets.clone())),
         objects: read.objects,
         withheld: read.withheld,
         revisions: Some(at.rest.clone()),

@@ -27,7 +27,6 @@ mod status;
 mod sweep;
 mod tls;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
@@ -36,7 +35,7 @@ use kube::{Api, Client};
 pub use sidegate_cluster::leader::Leader;
 use sidegate_cluster::{answered, leader, leases, named, watch, Failed, Failing};
 
-pub use admission::{Admission, AdmissionOptions, Authorities};
+pub use admission::{Admission, Authorities};
 pub use events::PodEvents;
 pub use follow::{findings, Follower};
 pub use issuers::ClusterIssuers;
@@ -57,24 +56,8 @@ pub use sweep::PinSweeper;
 pub use tls::TlsSecret;
 
 use crate::clock::Clock;
-use crate::config::StartError;
+use crate::config::{ClusterOptions, StartError};
 use crate::task::Tasks;
-
-/// How the API server is found.
-#[derive(Debug, Clone)]
-pub struct ClusterOptions {
-    /// A kubeconfig; absent: the service account of the broker's own pod.
-    pub kubeconfig: Option<PathBuf>,
-    /// The broker's own namespace, where pins are kept.
-    pub namespace: String,
-    /// What the objects of the broker begin with, as the chart names them: Secrets `<name>-keys` and `<name>-tls`.
-    pub name: String,
-    /// What the install says of pods.
-    pub admission: AdmissionOptions,
-}
-
-/// What the chart calls the broker of a release named `sidegate`.
-pub const DEFAULT_NAME: &str = "sidegate-broker";
 
 /// The Lease of whoever leads among the brokers of a namespace.
 pub const LEADER: &str = "sidegate-broker-leader";

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sidegate_broker::kubernetes::{AdmissionOptions, ClusterOptions};
+use sidegate_broker::config::{AdmissionOptions, ClusterOptions};
 use sidegate_broker::traces::{is_span, Traces};
 use sidegate_broker::{Broker, BrokerConfig, Identity, Machine, Place, Running, SharedRecords, StartError};
 use tokio::signal::unix::{signal, SignalKind};
@@ -61,7 +61,7 @@ struct Arguments {
         long,
         requires = "kubernetes",
         value_name = "NAME",
-        default_value = sidegate_broker::kubernetes::DEFAULT_NAME
+        default_value = sidegate_broker::config::DEFAULT_NAME
     )]
     name: String,
     /// The digest that sidecars' images must have (this release's; those of the two before it stay allowed). Default: any

@@ -11,13 +11,12 @@ use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{EcdsaKeyPair, KeyPair as _, ECDSA_P256_SHA256_ASN1_SIGNING};
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine as _;
-use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, Issuer, KeyUsagePurpose, PublicKeyData, SigningKey};
-use rustls_pki_types::CertificateDer;
+use rcgen::{DnType, ExtendedKeyUsagePurpose, KeyUsagePurpose, PublicKeyData};
 use sidegate_policies::engine::Subject;
 use sidegate_policies::seal::{deny_digest, signed, Seal, Statement, USAGE};
 use sidegate_policies::wire::DenySet;
 
-use crate::authority::material::{Material, MaterialError};
+use crate::authority::material::{Material, MaterialError, Sealing};
 use crate::index::Offer;
 
 /// Why nothing was sealed: the library would not sign.
@@ -52,7 +51,7 @@ impl PublicKeyData for Public<'_> {
 impl Sealer {
     /// A new key under this authority, in place of the present one.
     pub fn renew(&self, material: &Material) -> Result<(), MaterialError> {
-        self.0.store(Some(Arc::new(material.sealing()?)));
+        self.0.store(Some(Arc::new(SealKey::certified(material.sealing()?)?)));
         Ok(())
     }
 
@@ -79,13 +78,13 @@ impl Sealer {
 }
 
 impl SealKey {
-    /// A new key with a certificate by this authority; `params` say when it counts. `above` are the certificates
-    /// between it and the ones that sidecars have pinned.
-    pub(crate) fn issued(
-        mut params: CertificateParams,
-        issuer: &Issuer<'_, impl SigningKey>,
-        above: &[CertificateDer<'_>],
-    ) -> Result<Self, MaterialError> {
+    /// A new key with a certificate.
+    fn certified(with: Sealing) -> Result<Self, MaterialError> {
+        let Sealing {
+            mut params,
+            authority,
+            above,
+        } = with;
         let key = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING);
         let key = key.map_err(|_| MaterialError::Damaged("no key for seals can be made"))?;
         params
@@ -94,7 +93,7 @@ impl SealKey {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(USAGE.to_vec())];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(&Public(&key), issuer)?;
+        let certificate = params.signed_by(&Public(&key), &authority)?;
         let own = std::iter::once(certificate.der().as_ref());
         let chain = own.chain(above.iter().map(|certificate| certificate.as_ref()));
         Ok(SealKey {

@@ -1,4 +1,5 @@
-//! Secrets from a directory shaped like mounted Secrets: `<namespace>/<name>/<key>`, read anew for every lease.
+//! Secrets, read anew for every lease: from a directory shaped like mounted Secrets, `<namespace>/<name>/<key>`, or from a
+//! cluster, each by its name.
 //!
 //! Refuses files that their group or others may read, links that lead out of the Secret's own folder, and names
 //! that are not Kubernetes names. The invariant: no path is ever built from anything but checked names.
@@ -7,11 +8,12 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use tracing::Instrument as _;
 use zeroize::Zeroizing;
 
-use crate::kubernetes::ClusterSecrets;
 use crate::spans;
 use crate::task::blocking;
 
@@ -82,7 +84,18 @@ pub enum Secrets {
     /// In a folder.
     Folder(SecretFolder),
     /// In the cluster.
-    Cluster(ClusterSecrets),
+    Cluster(Arc<dyn NamedSecrets>),
+}
+
+/// Secrets that are asked for by name.
+pub trait NamedSecrets: Send + Sync {
+    /// These keys of one Secret, in their order, as they are now.
+    fn read<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+        keys: &'a [&'a str],
+    ) -> BoxFuture<'a, Result<Vec<Zeroizing<String>>, SecretError>>;
 }
 
 impl Secrets {

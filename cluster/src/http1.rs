@@ -90,6 +90,7 @@ where
 #[allow(clippy::unwrap_used, clippy::expect_used)]
 mod tests {
     use std::convert::Infallible;
+    use std::future::Future;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::time::Instant;
@@ -101,18 +102,11 @@ mod tests {
         next: KEPT,
     };
 
-    /// The client's end of a connection that is served.
-    fn served(silence: Silence) -> DuplexStream {
-        served_until(silence, CancellationToken::new())
-    }
-
-    fn served_until(silence: Silence, stop: CancellationToken) -> DuplexStream {
+    /// A connection, and what serves it until it ends.
+    fn served(silence: Silence, stop: &CancellationToken) -> (DuplexStream, impl Future<Output = ()>) {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
-        tokio::spawn(async move {
-            let service = service_fn(|_| async { Ok::<_, Infallible>(Response::new(String::from("yes"))) });
-            converse(ours, service, silence, stop).await;
-        });
-        theirs
+        let service = service_fn(|_| async { Ok::<_, Infallible>(Response::new(String::from("yes"))) });
+        (theirs, converse(ours, service, silence, stop.clone()))
     }
 
     /// Asks with a body, as a review has one, and answers what it heard.
@@ -135,34 +129,48 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_rested_takes_the_next_request() {
-        let mut client = served(SILENCE);
-        for rest in [0, 6, 60, 91] {
-            tokio::time::sleep(Duration::from_secs(rest)).await;
-            ask(&mut client).await;
-        }
+        let (mut client, served) = served(SILENCE, &CancellationToken::new());
+        let asked = async move {
+            for rest in [0, 6, 60, 91] {
+                tokio::time::sleep(Duration::from_secs(rest)).await;
+                ask(&mut client).await;
+            }
+        };
+        tokio::join!(served, asked);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_says_nothing_is_let_go() {
-        assert_eq!(lasts(&mut served(SILENCE)).await.as_secs(), 5);
-        let mut half = served(SILENCE);
-        half.write_all(b"POST /mutate HTTP/1.1\r\nhost:").await.unwrap();
-        assert_eq!(lasts(&mut half).await.as_secs(), 5);
-        let mut kept = served(SILENCE);
-        ask(&mut kept).await;
-        kept.write_all(b"POST").await.unwrap();
-        assert_eq!(lasts(&mut kept).await.as_secs(), KEPT.as_secs());
+        for (said, lasted) in [("", 5), ("POST /mutate HTTP/1.1\r\nhost:", 5)] {
+            let (mut client, served) = served(SILENCE, &CancellationToken::new());
+            let silent = async move {
+                client.write_all(said.as_bytes()).await.unwrap();
+                assert_eq!(lasts(&mut client).await.as_secs(), lasted, "{said}");
+            };
+            tokio::join!(served, silent);
+        }
+        let (mut client, served) = served(SILENCE, &CancellationToken::new());
+        let kept = async move {
+            ask(&mut client).await;
+            client.write_all(b"POST").await.unwrap();
+            assert_eq!(lasts(&mut client).await.as_secs(), KEPT.as_secs());
+        };
+        tokio::join!(served, kept);
     }
+
     #[tokio::test(start_paused = true)]
     async fn a_server_that_stops_answers_once_more() {
         let stop = CancellationToken::new();
-        let (mut busy, mut resting) = (served_until(SILENCE, stop.clone()), served_until(SILENCE, stop.clone()));
-        assert!(!ask(&mut busy).await.contains("close"));
-        ask(&mut resting).await;
-        stop.cancel();
-        tokio::time::sleep(Duration::from_millis(250)).await;
-        assert!(ask(&mut busy).await.contains("connection: close"));
-        assert_eq!(lasts(&mut busy).await, Duration::ZERO);
-        assert!(lasts(&mut resting).await <= Duration::from_millis(250));
+        let ((mut busy, one), (mut resting, other)) = (served(SILENCE, &stop), served(SILENCE, &stop));
+        let asked = async move {
+            assert!(!ask(&mut busy).await.contains("close"));
+            ask(&mut resting).await;
+            stop.cancel();
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            assert!(ask(&mut busy).await.contains("connection: close"));
+            assert_eq!(lasts(&mut busy).await, Duration::ZERO);
+            assert!(lasts(&mut resting).await <= Duration::from_millis(250));
+        };
+        tokio::join!(one, other, asked);
     }
 }

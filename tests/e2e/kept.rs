@@ -6,8 +6,9 @@ use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
 use sidegate_broker::attest::{Attestor, NotAttested};
 use sidegate_broker::clock::ManualClock;
+use sidegate_broker::config::AdmissionOptions;
 use sidegate_broker::jwt::{SigningKey, Slot};
-use sidegate_broker::kubernetes::{connect, Admission, AdmissionOptions, PinSweeper};
+use sidegate_broker::kubernetes::{connect, Admission, PinSweeper};
 use sidegate_tests::cluster::Cluster;
 
 use crate::site::{Agent, NAMESPACE};

@@ -11,7 +11,7 @@ use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
 use sidegate_broker::authority::material::Material;
 use sidegate_broker::clock::{Clock, SystemClock};
-use sidegate_broker::front::budget::Limits;
+use sidegate_broker::config::Limits;
 use sidegate_broker::front::caller;
 use sidegate_broker::issuer::Workload;
 use sidegate_broker::jwt::{PublicKey, SigningKey, Slot};

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use anyhow::{bail, ensure, Context, Result};
 use serde_json::{json, Value};
 use sidegate_broker::clock::{Clock, SystemClock};
-use sidegate_broker::front::budget::{Limits, Rate};
+use sidegate_broker::config::{Limits, Rate};
 use sidegate_broker::jwt::{sha256_base64url, SigningKey};
 use sidegate_broker::rings::{KeyInfo, RingName};
 use sidegate_broker::rotation;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
-use sidegate_broker::kubernetes::{ClusterOptions, DEFAULT_NAME};
+use sidegate_broker::config::{ClusterOptions, DEFAULT_NAME};
 use sidegate_broker::{Broker, BrokerConfig, Place};
 use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::authority::Separation;

@@ -14,13 +14,12 @@ use sidegate_broker::attest::{
     Untimed, SIDECAR,
 };
 use sidegate_broker::clock::{Clock, SystemClock};
+use sidegate_broker::config::{ClusterOptions, Limits, Rate, DEFAULT_NAME};
 use sidegate_broker::control::client::Client;
 use sidegate_broker::folder::Folders;
-use sidegate_broker::front::budget::{Limits, Rate};
 use sidegate_broker::ground::{Follow, Ground};
 use sidegate_broker::jwt::{Alg, KeySet, SigningKey};
 use sidegate_broker::keeper::load;
-use sidegate_broker::kubernetes::{ClusterOptions, DEFAULT_NAME};
 use sidegate_broker::pins::{Instance, PinFiles};
 use sidegate_broker::report::Findings;
 use sidegate_broker::secrets::{SecretFolder, Secrets};

@@ -6,9 +6,9 @@
 
 use std::net::IpAddr;
 
-use crate::seal::SealKey;
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 pub use sidegate_cluster::certificate::CertificateError as MaterialError;
 use sidegate_cluster::certificate::{authority_params, der, validity, Pair, DAY};
@@ -50,6 +50,16 @@ pub struct Material {
     names: Vec<String>,
     /// Newest first.
     older: Vec<Older>,
+}
+
+/// What a key for seals is certified with. No Debug: it holds the authority's key.
+pub struct Sealing {
+    /// When it counts.
+    pub params: CertificateParams,
+    /// Who signs.
+    pub authority: Issuer<'static, KeyPair>,
+    /// The certificates between the authority and those that sidecars have pinned.
+    pub above: Vec<CertificateDer<'static>>,
 }
 
 /// A fresh P-256 key, PKCS #8.
@@ -164,8 +174,8 @@ impl Material {
         self.leaf.certified(crossed?)
     }
 
-    /// A key for seals, made now and kept in memory alone, under the authority for as long as the leaf.
-    pub fn sealing(&self) -> Result<SealKey, MaterialError> {
+    /// What a key for seals is certified with: for as long as the leaf, by the authority, and below these.
+    pub fn sealing(&self) -> Result<Sealing, MaterialError> {
         let above: Vec<_> = self
             .older
             .iter()
@@ -173,7 +183,11 @@ impl Material {
             .collect::<Result<_, _>>()?;
         let mut params = CertificateParams::default();
         validity(&mut params, self.leaf.made, self.leaf.until);
-        SealKey::issued(params, &self.authority.issuer()?, &above)
+        Ok(Sealing {
+            params,
+            authority: self.authority.issuer()?,
+            above,
+        })
     }
 
     /// The authority's certificate, PEM.

@@ -10,20 +10,15 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use rustix::fs::OFlags;
 use serde_json::Value;
 use sidegate_policies::api::token_issuer::Publish;
-use tokio_util::sync::CancellationToken;
 
-use crate::back::metadata;
-use crate::front::Front;
+use crate::clock::Clock;
 use crate::task::blocking;
 
-/// The keys are looked at so often: a new one is published within that time.
-const EVERY: Duration = Duration::from_millis(500);
 /// A place that has them is looked at again after so long, and one that has not, milliseconds.
 const GOOD_MS: i64 = 60_000;
 const BAD_MS: i64 = 5_000;
@@ -97,45 +92,22 @@ impl Published {
         Some(known.outcome.as_ref().map(|_| ()).map_err(Clone::clone))
     }
 
-    /// Keeps every place as it should be, until told to stop. `front_url` is what sidecars call us by.
-    pub async fn run(self: Arc<Self>, front: Arc<Front>, front_url: String, stop: CancellationToken) {
-        let mut tick = tokio::time::interval(EVERY);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = tick.tick() => {}
-            }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = self.look(&front, &front_url) => {}
-            }
-        }
+    /// Forgets every place but those that are wanted.
+    pub fn only(&self, wanted: &BTreeSet<Publish>) {
+        self.places().retain(|place, _| wanted.contains(place));
     }
 
-    async fn look(&self, front: &Front, front_url: &str) {
-        let index = front.index();
-        let issuers = index.objects().token_issuers.iter();
-        let wanted: BTreeSet<Publish> = issuers
-            .filter_map(|located| located.object.spec.publish.clone())
-            .collect();
-        self.places().retain(|place, _| wanted.contains(place));
-        if wanted.is_empty() {
-            return;
-        }
-        let documents = Documents {
-            discovery: metadata(front, front_url).to_string(),
-            jwks: front.issuer.jwks(front.clock.now()).to_string(),
-        };
+    /// Sees to it that every place that is wanted has the documents, where that was not seen just now.
+    pub async fn look(&self, wanted: BTreeSet<Publish>, documents: &Documents, clock: &dyn Clock) {
         for place in wanted {
-            let now = front.clock.now_ms();
+            let now = clock.now_ms();
             let due = self.places().get(&place).is_none_or(|known| {
-                known.documents != documents || known.again_ms <= now || known.again_ms.saturating_sub(now) > GOOD_MS
+                known.documents != *documents || known.again_ms <= now || known.again_ms.saturating_sub(now) > GOOD_MS
             });
             if !due {
                 continue;
             }
-            let outcome = self.put(&place, &documents).await;
+            let outcome = self.put(&place, documents).await;
             if let Err(error) = &outcome {
                 tracing::warn!(%error, "our keys cannot be published");
             }

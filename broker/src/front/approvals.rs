@@ -13,7 +13,7 @@ use sidegate_policies::wire::{ApprovalAsk, ApprovalClaim, ApprovalOutcome, Appro
 
 use super::caller::{refused, Caller};
 use super::{json, Front, Refusal, MAX_ASK, MAX_BODY};
-use crate::approvals::ApprovalError;
+use crate::approvals::{pause, ApprovalError};
 use crate::audit::{Event, More};
 
 type Answer = Result<Json<ApprovalState>, Refusal>;
@@ -159,4 +159,35 @@ fn wish(query: &str) -> Option<(Duration, Option<serde_json::Value>)> {
         }
     }
     Some((wait, state))
+}
+
+/// Housekeeping until the broker stops: whenever a request moved, and twice a second. A store that does not answer holds
+/// up nothing else.
+pub async fn keep(front: Arc<Front>) {
+    let stop = front.tasks.stopping();
+    let mut moved = front.approvals.watch();
+    let mut failures = 0_u32;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            // What moves while nothing can be swept is no reason to come sooner.
+            _ = moved.changed(), if failures == 0 => {}
+            () = tokio::time::sleep(pause(failures)) => {}
+        }
+        let (tasks, kept) = (front.tasks.clone(), Arc::clone(&front));
+        let swept = tasks
+            .blocking(move || kept.approvals.sweep(&kept.index(), &kept.lockdowns.now()))
+            .await;
+        match swept {
+            Some(Ok(())) => failures = 0,
+            Some(Err(error)) => {
+                // Said once, until it works again.
+                if failures == 0 {
+                    tracing::error!(%error, "requests cannot be swept now");
+                }
+                failures = failures.saturating_add(1);
+            }
+            None => failures = failures.saturating_add(1),
+        }
+    }
 }

@@ -18,44 +18,8 @@ use sidegate_policies::record::Kind;
 use super::{Front, Refusal};
 use crate::audit::{Audit, Event};
 use crate::clock::Clock;
+use crate::config::{Limits, Rate};
 use crate::server::Peer;
-
-/// How fast a budget refills, and how much it holds; in calls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rate {
-    /// Calls a second in the long run.
-    pub per_second: u32,
-    /// Calls at once after a pause.
-    pub burst: u32,
-}
-
-/// The budgets of one front face.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Calls without a present nonce, by peer address.
-    pub stranger: Rate,
-    /// Calls with a present nonce by a key not attested here, by peer address.
-    pub newcomer: Rate,
-    /// Calls by a key that was attested here, by key: before its signature is checked.
-    pub known: Rate,
-    /// Exchanges at `/token`, by pod UID: before the cluster is asked.
-    pub exchange: Rate,
-    /// All other calls, by pod UID.
-    pub pod: Rate,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        let rate = |per_second, burst| Rate { per_second, burst };
-        Limits {
-            stranger: rate(10, 40),
-            newcomer: rate(50, 200),
-            known: rate(50, 200),
-            exchange: rate(5, 20),
-            pod: rate(50, 200),
-        }
-    }
-}
 
 /// Which budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -19,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::leader::Leader;
 use super::profiles::{self, Relaxed};
-use super::{answered, ClusterOptions, Failed, Failing};
+use super::{answered, Failed, Failing};
 use crate::attest::Images;
+use crate::config::{AdmissionOptions, ClusterOptions};
 
 /// Its name in the broker's namespace.
 const NAME: &str = "sidegate-admission";
@@ -29,17 +30,6 @@ const EVERY: Duration = Duration::from_secs(10);
 const SOON: Duration = Duration::from_millis(500);
 /// Releases whose sidecars are taken: this one and those before it.
 const RELEASES: usize = 3;
-
-/// What the install says of pods.
-#[derive(Debug, Clone, Default)]
-pub struct AdmissionOptions {
-    /// Digest of the sidecar's image, `sha256:` and 64 hex digits; absent: images are not pinned.
-    pub sidecar_digest: Option<String>,
-    /// User ids that sidecars run as, besides those that profiles name.
-    pub uids: Vec<u32>,
-    /// Members may change what the admission policies protect.
-    pub break_glass_group: Option<String>,
-}
 
 /// Certificates of the authorities that a pod made now may pin, as PEM.
 pub type Authorities = dyn Fn() -> Vec<String> + Send + Sync;

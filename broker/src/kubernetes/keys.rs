@@ -15,7 +15,8 @@ use kube::Client;
 use zeroize::Zeroizing;
 
 use super::named::{Entries, Named, NotPut};
-use super::{ClusterOptions, Leader};
+use super::Leader;
+use crate::config::ClusterOptions;
 use crate::config::StartError;
 use crate::issuer::random;
 use crate::rings::{Home, Keys, Ring, RingError, RingName};

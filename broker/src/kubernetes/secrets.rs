@@ -3,12 +3,13 @@
 //! Refuses a Secret whose owner did not grant it, and says which Role to apply. The invariant: one named Secret is
 //! read for one lease, and nothing of it is kept here.
 
+use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{answered, Failed};
-use crate::secrets::SecretError;
+use crate::secrets::{NamedSecrets, SecretError};
 
 const MAX_SECRET: usize = 64 * 1024;
 
@@ -26,13 +27,7 @@ impl ClusterSecrets {
         ClusterSecrets { client, own_name }
     }
 
-    /// These keys of one Secret, in their order.
-    pub async fn read(
-        &self,
-        namespace: &str,
-        name: &str,
-        keys: &[&str],
-    ) -> Result<Vec<Zeroizing<String>>, SecretError> {
+    async fn found(&self, namespace: &str, name: &str, keys: &[&str]) -> Result<Vec<Zeroizing<String>>, SecretError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let path = format!("Secret {namespace}/{name}");
         let secret = answered(api.get(name))
@@ -70,6 +65,17 @@ impl ClusterSecrets {
                 why: other.to_string(),
             },
         }
+    }
+}
+
+impl NamedSecrets for ClusterSecrets {
+    fn read<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+        keys: &'a [&'a str],
+    ) -> BoxFuture<'a, Result<Vec<Zeroizing<String>>, SecretError>> {
+        Box::pin(self.found(namespace, name, keys))
     }
 }
 

@@ -15,10 +15,11 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::named::{Entries, Named, NotPut};
-use super::{answered, ClusterOptions, Failed, Leader};
+use super::{answered, Failed, Leader};
 use crate::authority::material::Material;
 use crate::authority::{AuthorityError, Held, Home, Served};
 use crate::clock::Clock;
+use crate::config::ClusterOptions;
 use crate::config::StartError;
 use crate::task::Tasks;
 

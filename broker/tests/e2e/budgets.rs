@@ -1,7 +1,7 @@
 //! Who calls too often is turned away early, and nobody is locked out by somebody else's garbage.
 
 use http::{Method, StatusCode};
-use sidegate_broker::front::budget::Limits;
+use sidegate_broker::config::Limits;
 use sidegate_policies::record::audit::read;
 use sidegate_policies::record::layout::DirectoryStore;
 
