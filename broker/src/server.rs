@@ -14,7 +14,7 @@ use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
-use sidegate_cluster::http1::{converse, Silence, KEPT};
+use sidegate_cluster::http1::{converse, Ends, Silence, KEPT};
 use sidegate_cluster::listen;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -114,6 +114,6 @@ where
             first: HEADERS,
             next: KEPT,
         };
-        converse(stream, service, silence, stop).await;
+        converse(stream, service, silence, Ends::by(stop)).await;
     }
 }

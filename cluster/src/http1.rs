@@ -39,8 +39,27 @@ pub struct Silence {
     pub next: Duration,
 }
 
-/// Speaks HTTP on one connection until it ends, or `stop` comes.
-pub async fn converse<S, H, B>(stream: S, service: H, silence: Silence, stop: CancellationToken)
+/// What ends a connection beside its client.
+#[derive(Debug, Clone)]
+pub struct Ends {
+    /// The server stops: the next answer is the last.
+    pub stop: CancellationToken,
+    /// Its place is needed: it ends now, or behind the answer that is under way.
+    pub place: CancellationToken,
+}
+
+impl Ends {
+    /// With a place that nobody needs.
+    pub fn by(stop: CancellationToken) -> Self {
+        Ends {
+            stop,
+            place: CancellationToken::new(),
+        }
+    }
+}
+
+/// Speaks HTTP on one connection until it ends.
+pub async fn converse<S, H, B>(stream: S, service: H, silence: Silence, ends: Ends)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Service<Request<Incoming>, Response = Response<B>>,
@@ -51,7 +70,7 @@ where
     let asked = AtomicBool::new(false);
     let heard = service_fn(|request| {
         asked.store(true, Ordering::Relaxed);
-        let (answer, stop) = (service.call(request), &stop);
+        let (answer, stop) = (service.call(request), &ends.stop);
         async move {
             let mut answer = answer.await?;
             if stop.is_cancelled() {
@@ -77,10 +96,12 @@ where
     tokio::select! {
         _ = connection.as_mut() => return,
         () = silent => return,
-        () = stop.cancelled() => {}
-    }
-    if tokio::time::timeout(ONCE_MORE, connection.as_mut()).await.is_ok() {
-        return;
+        () = ends.place.cancelled() => {}
+        () = ends.stop.cancelled() => {
+            if tokio::time::timeout(ONCE_MORE, connection.as_mut()).await.is_ok() {
+                return;
+            }
+        }
     }
     connection.as_mut().graceful_shutdown();
     let _ = tokio::time::timeout(FAREWELL, connection).await;
@@ -106,7 +127,7 @@ mod tests {
     fn served(silence: Silence, stop: &CancellationToken) -> (DuplexStream, impl Future<Output = ()>) {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let service = service_fn(|_| async { Ok::<_, Infallible>(Response::new(String::from("yes"))) });
-        (theirs, converse(ours, service, silence, stop.clone()))
+        (theirs, converse(ours, service, silence, Ends::by(stop.clone())))
     }
 
     /// Asks with a body, as a review has one, and answers what it heard.

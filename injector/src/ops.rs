@@ -11,7 +11,7 @@ use http::{header, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use sidegate_cluster::http1::{converse, Silence};
+use sidegate_cluster::http1::{converse, Ends, Silence};
 use sidegate_cluster::listen;
 use tokio::net::TcpListener;
 use tokio::sync::{watch, Semaphore};
@@ -108,7 +108,7 @@ pub async fn serve(listener: TcpListener, ops: Arc<Ops>, tasks: Tasks) {
                 first: HEADERS,
                 next: HEADERS,
             };
-            converse(stream, service, silence, stop).await;
+            converse(stream, service, silence, Ends::by(stop)).await;
         });
     }
 }

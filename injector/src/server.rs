@@ -15,10 +15,11 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use rustls::ServerConfig;
-use sidegate_cluster::http1::{converse, Silence, KEPT};
+use sidegate_cluster::http1::{converse, Ends, Silence, KEPT};
 use sidegate_cluster::listen;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::server::TlsStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +36,8 @@ const HANDLER: Duration = Duration::from_secs(1);
 const HANDSHAKE: Duration = Duration::from_secs(5);
 pub(crate) const HEADERS: Duration = Duration::from_secs(5);
 const CONNECTIONS: usize = 2_048;
+/// With fewer places left than these, each connection that comes costs the greediest source one.
+const SPARE: usize = 64;
 const REVIEWS: usize = 256;
 
 /// The face of one injector.
@@ -172,34 +175,32 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, server: Arc<Se
         let Ok(slot) = Arc::clone(&connections).try_acquire_owned() else {
             continue;
         };
-        let Some(source) = server.sources.connect(peer.ip(), Instant::now()) else {
+        let place = CancellationToken::new();
+        let Some(source) = server.sources.connect(peer.ip(), Instant::now(), place.clone()) else {
             server.metrics.turned_away(Limit::Source);
             continue;
         };
+        if connections.available_permits() < SPARE {
+            server.sources.make_room();
+        }
         let (acceptor, server, stop) = (acceptor.clone(), Arc::clone(&server), tasks.stopping());
         tasks.spawn(async move {
             let _slot = slot;
-            connection(stream, acceptor, server, source, stop).await;
+            let _ = stream.set_nodelay(true);
+            let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
+            if let Some(Ok(Ok(stream))) = place.run_until_cancelled(handshake).await {
+                connection(stream, server, source, Ends { stop, place }).await;
+            }
         });
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    acceptor: TlsAcceptor,
-    server: Arc<Server>,
-    source: Connection,
-    stop: CancellationToken,
-) {
-    let _ = stream.set_nodelay(true);
-    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else {
-        return;
-    };
+async fn connection(stream: TlsStream<TcpStream>, server: Arc<Server>, source: Connection, ends: Ends) {
     let (server, source) = (&*server, &source);
     let service = service_fn(|request| async move { Ok::<_, Infallible>(server.answered(request, source).await) });
     let silence = Silence {
         first: HEADERS,
         next: KEPT,
     };
-    converse(stream, service, silence, stop).await;
+    converse(stream, service, silence, ends).await;
 }

@@ -8,6 +8,7 @@
 mod applied;
 mod certificates;
 mod evicted;
+mod held;
 mod told;
 
 use std::io::{Read as _, Write as _};
@@ -68,6 +69,10 @@ pub const TESTS: &[(&str, Test)] = &[
     (
         "installed::certificates_rotate_under_load_without_a_failed_admission",
         certificates::certificates_rotate_under_load_without_a_failed_admission,
+    ),
+    (
+        "installed::who_holds_connections_keeps_nobody_out",
+        held::who_holds_connections_keeps_nobody_out,
     ),
     (
         "installed::without_an_injector_labelled_namespaces_refuse_and_others_do_not",
