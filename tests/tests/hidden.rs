@@ -164,7 +164,8 @@ async fn what_a_detector_finds_in_texts_and_values_is_shown_to_nobody() {
     let told = told(&folder.path().join("state/records"));
     let lines: Vec<&str> = told
         .lines()
-        .filter(|line| line.contains("canary-") || line.contains("4111"))
+        // Four digits alone stand in a digest now and then.
+        .filter(|line| line.contains("canary-") || line.contains("4111 1111"))
         .collect();
     assert!(lines.is_empty(), "{}", lines.join("\n"));
     for shown in ["Shown Vera, ***", "Shown Walt", "'***'"] {
