@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
 use sidegate_policies::wire::{ToBroker, ToSidecar};
+use sidegate_tests::sockets::more_sockets;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 
@@ -137,7 +138,7 @@ fn now_micros() -> u64 {
 
 /// The figures of `make bench-broker`.
 pub fn measure(plan: &Plan, report: &mut Report) -> Result<()> {
-    client::more_files();
+    more_sockets()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

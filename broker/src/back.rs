@@ -91,17 +91,13 @@ pub async fn publish(front: Arc<Front>, front_url: String) {
         let wanted: BTreeSet<Publish> = issuers
             .filter_map(|located| located.object.spec.publish.clone())
             .collect();
-        front.exchanges.published().only(&wanted);
-        if wanted.is_empty() {
-            continue;
-        }
-        let documents = Documents {
+        let documents = || Documents {
             discovery: metadata(&front, &front_url).to_string(),
             jwks: front.issuer.jwks(front.clock.now()).to_string(),
         };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = front.exchanges.published().look(wanted, &documents, front.clock.as_ref()) => {}
+            () = front.exchanges.published().look(wanted, documents, front.clock.as_ref()) => {}
         }
     }
 }

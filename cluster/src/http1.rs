@@ -84,7 +84,7 @@ where
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(silence.next.max(silence.first))
+        .header_read_timeout(silence.next)
         .max_buf_size(BUFFER);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), heard));
     let silent = async {

@@ -5,7 +5,7 @@
 //! that several who hold connections and say little keep nobody out. Invariant: the table is bounded, and a full one gives
 //! what it does not know one share together, so that inventing addresses buys nothing.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,12 +26,7 @@ struct Source {
     left: f64,
     filled: Instant,
     /// What ends its connections, the oldest first.
-    connections: VecDeque<Held>,
-}
-
-struct Held {
-    id: u64,
-    end: CancellationToken,
+    connections: BTreeMap<u64, CancellationToken>,
 }
 
 /// All sources.
@@ -59,7 +54,7 @@ impl Sources {
             return None;
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        source.connections.push_back(Held { id, end });
+        source.connections.insert(id, end);
         Some(Connection {
             sources: Arc::clone(self),
             address,
@@ -69,12 +64,12 @@ impl Sources {
 
     /// Ends the oldest connection of whoever has the most: for the next one there is little room.
     pub fn make_room(&self) {
-        let mut table = self.table();
-        let most = table.values_mut().max_by_key(|source| source.connections.len());
+        let table = self.table();
+        let most = table.values().max_by_key(|source| source.connections.len());
         // It is counted until it is over, and not asked twice.
-        let asked = most.and_then(|source| source.connections.iter().find(|held| !held.end.is_cancelled()));
-        if let Some(held) = asked {
-            held.end.cancel();
+        let asked = most.and_then(|source| source.connections.values().find(|end| !end.is_cancelled()));
+        if let Some(end) = asked {
+            end.cancel();
         }
     }
 
@@ -102,7 +97,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(source) = self.sources.table().get_mut(&self.address) {
-            source.connections.retain(|held| held.id != self.id);
+            source.connections.remove(&self.id);
         }
     }
 }
@@ -129,7 +124,7 @@ fn known(table: &mut HashMap<IpAddr, Source>, address: IpAddr, now: Instant) -> 
     table.entry(address).or_insert(Source {
         left: RATE,
         filled: now,
-        connections: VecDeque::new(),
+        connections: BTreeMap::new(),
     });
     address
 }
@@ -177,6 +172,7 @@ mod tests {
         assert_eq!(late.address, at(9_999));
         assert_eq!(sources.table().len(), 1);
     }
+
     #[test]
     fn whoever_has_the_most_makes_room() {
         let (sources, start) = (Arc::new(Sources::default()), Instant::now());

@@ -23,6 +23,7 @@ pub mod psql;
 pub mod real_vault;
 pub mod recording;
 pub mod shop;
+pub mod sockets;
 pub mod stock;
 pub mod told;
 pub mod vault;

@@ -11,7 +11,6 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::{json, Value};
@@ -25,13 +24,6 @@ use tokio::sync::mpsc;
 pub type Connection = http2::SendRequest<BoxBody<Bytes, std::convert::Infallible>>;
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
-
-/// Raises the limit on open files as far as it goes: ten thousand streams are as many sockets.
-pub fn more_files() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
-}
 
 /// A TLS setting for all sidecars of one broker: what each makes once is not measured ten thousand times.
 pub fn tls(ca: &str) -> Result<Arc<rustls::ClientConfig>> {

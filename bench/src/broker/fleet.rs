@@ -24,6 +24,7 @@ use sidegate_broker::pins::{Instance, PinFiles};
 use sidegate_broker::report::Findings;
 use sidegate_broker::secrets::{SecretFolder, Secrets};
 use sidegate_broker::{Broker, BrokerConfig, Machine, Place, Separation, StartError};
+use sidegate_tests::sockets::more_sockets;
 
 const ISSUER: &str = "https://fleet.invalid";
 const AUDIENCE: &str = "bench";
@@ -160,7 +161,7 @@ fn unlimited() -> Limits {
 /// The broker's process, on a double of so many pods or on the cluster of a kubeconfig: says where it listens, then when
 /// each index was in force; ends with its input.
 pub fn serve(folder: &Path, place: &str) -> Result<()> {
-    super::client::more_files();
+    more_sockets()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -92,22 +92,23 @@ impl Published {
         Some(known.outcome.as_ref().map(|_| ()).map_err(Clone::clone))
     }
 
-    /// Forgets every place but those that are wanted.
-    pub fn only(&self, wanted: &BTreeSet<Publish>) {
+    /// Forgets every place but those that are wanted, and sees to it that these have the documents, where that was not
+    /// seen just now.
+    pub async fn look(&self, wanted: BTreeSet<Publish>, documents: impl FnOnce() -> Documents, clock: &dyn Clock) {
         self.places().retain(|place, _| wanted.contains(place));
-    }
-
-    /// Sees to it that every place that is wanted has the documents, where that was not seen just now.
-    pub async fn look(&self, wanted: BTreeSet<Publish>, documents: &Documents, clock: &dyn Clock) {
+        if wanted.is_empty() {
+            return;
+        }
+        let documents = documents();
         for place in wanted {
             let now = clock.now_ms();
             let due = self.places().get(&place).is_none_or(|known| {
-                known.documents != *documents || known.again_ms <= now || known.again_ms.saturating_sub(now) > GOOD_MS
+                known.documents != documents || known.again_ms <= now || known.again_ms.saturating_sub(now) > GOOD_MS
             });
             if !due {
                 continue;
             }
-            let outcome = self.put(&place, documents).await;
+            let outcome = self.put(&place, &documents).await;
             if let Err(error) = &outcome {
                 tracing::warn!(%error, "our keys cannot be published");
             }

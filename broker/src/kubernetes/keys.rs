@@ -16,8 +16,7 @@ use zeroize::Zeroizing;
 
 use super::named::{Entries, Named, NotPut};
 use super::Leader;
-use crate::config::ClusterOptions;
-use crate::config::StartError;
+use crate::config::{ClusterOptions, StartError};
 use crate::issuer::random;
 use crate::rings::{Home, Keys, Ring, RingError, RingName};
 use crate::state::{remove, StateDir};

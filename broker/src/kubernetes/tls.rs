@@ -19,8 +19,7 @@ use super::{answered, Failed, Leader};
 use crate::authority::material::Material;
 use crate::authority::{AuthorityError, Held, Home, Served};
 use crate::clock::Clock;
-use crate::config::ClusterOptions;
-use crate::config::StartError;
+use crate::config::{ClusterOptions, StartError};
 use crate::task::Tasks;
 
 /// The entry of the Secret.

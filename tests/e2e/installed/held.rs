@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{ensure, Context, Result};
-use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use sidegate_tests::http::connector;
+use sidegate_tests::sockets::more_sockets;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -32,8 +32,7 @@ async fn held(connector: &TlsConnector, source: Ipv4Addr, port: u16) -> Option<T
 /// anew, is let in all the same, again and again.
 pub fn who_holds_connections_keeps_nobody_out(installed: &mut Installed) -> Result<()> {
     let namespace = installed.labelled()?;
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    more_sockets()?;
     let port = installed.replicas.first().map(Replica::port).context("no replica")?;
     let connector = connector(&installed.bundles()?[0], None)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
