@@ -14,25 +14,35 @@ use sidegate_tests::shop::{DATABASE, ROLE};
 use sidegate_tests::{ports, wire};
 
 use crate::outage::number;
-use crate::site::{effective_rights, may, until, Agent, BROKER};
+use crate::site::{effective_rights, may, until, Agent, Site, BROKER};
 
 /// The audience the database expects.
 const DATABASE_AUDIENCE: &str = "postgres://shop.data.svc";
 
-fn key() -> Result<PublicKey> {
+/// A key nobody has.
+pub fn key() -> Result<PublicKey> {
     Ok(SigningKey::from_pkcs8(&SigningKey::generate()?)?.public().clone())
 }
 
 /// Attests a token that came with a proof of this key.
 fn attest(agent: &Agent<'_>, token: &str, key: &PublicKey) -> Result<Workload, NotAttested> {
-    let attestor = &agent.site.broker.front().attestor;
+    attest_at(&agent.site, token, key)
+}
+
+fn attest_at(site: &Site, token: &str, key: &PublicKey) -> Result<Workload, NotAttested> {
+    let attestor = &site.broker.front().attestor;
     let attested = attestor.attest(Slot::ServiceAccount, token, key, &|_| false, &|_| true);
-    agent.site.runtime.block_on(attested)
+    site.runtime.block_on(attested)
 }
 
 /// What is said to a token of this agent's pod, as the audit would have it.
 pub fn said(agent: &Agent<'_>, token: &str) -> Result<String> {
-    Ok(match attest(agent, token, &key()?) {
+    said_by(&agent.site, token, &key()?)
+}
+
+/// The same at this broker, where it comes with a proof of this key.
+pub fn said_by(site: &Site, token: &str, key: &PublicKey) -> Result<String> {
+    Ok(match attest_at(site, token, key) {
         Ok(who) => format!("attested {}", who.subject.pod),
         Err(refused) => refused.to_string(),
     })

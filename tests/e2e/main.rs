@@ -3,6 +3,7 @@
 //! `make e2e` runs it. Without the binaries every test is registered as ignored and the reason is printed and kept in
 //! `target/skipped.txt`; with `SIDEGATE_TEST_REQUIRE=cluster` their absence is a failure.
 
+mod account_keys;
 mod admission;
 mod applied;
 mod canary;
@@ -314,6 +315,10 @@ const ALONE: &[(&str, Alone)] = &[
     (
         "outage::sessions_outlive_an_absent_api_server_and_a_restarted_broker",
         outage::sessions_outlive_an_absent_api_server_and_a_restarted_broker,
+    ),
+    (
+        "account_keys::tokens_of_both_keys_are_sessions_until_the_old_one_is_withdrawn",
+        account_keys::tokens_of_both_keys_are_sessions_until_the_old_one_is_withdrawn,
     ),
     (
         "restored::a_restored_store_is_newer_once_its_generation_is_raised",

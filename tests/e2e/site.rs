@@ -104,6 +104,13 @@ fn started(runtime: &Runtime, folder: &Path, ports: [u16; 2], change: &Change) -
     Ok(runtime.block_on(Broker::start(config))?)
 }
 
+/// Gives the broker of this folder a token of its account.
+fn log_in(cluster: &Cluster, folder: &Path) -> Result<()> {
+    let account = ["create", "token", "sidegate-broker", "--namespace", NAMESPACE];
+    let token = cluster.kubectl(&[&account[..], &["--duration", "2h"]].concat(), "")?;
+    private(&folder.join("broker.json"), &cluster.kubeconfig_of(token.trim()))
+}
+
 fn configuration(folder: &Path, ports: [u16; 2]) -> BrokerConfig {
     let place = Place::Cluster(ClusterOptions {
         kubeconfig: Some(folder.join("broker.json")),
@@ -134,19 +141,7 @@ impl Site {
     /// Starts one more broker with the rights of the chart, which is installed.
     pub fn join(cluster: &Cluster, change: Arc<Change>) -> Result<Site> {
         let folder = tempfile::Builder::new().prefix("sidegate-site-").tempdir()?;
-        let token = cluster.kubectl(
-            &[
-                "create",
-                "token",
-                "sidegate-broker",
-                "--namespace",
-                NAMESPACE,
-                "--duration",
-                "2h",
-            ],
-            "",
-        )?;
-        private(&folder.path().join("broker.json"), &cluster.kubeconfig_of(token.trim()))?;
+        log_in(cluster, folder.path())?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -160,6 +155,12 @@ impl Site {
             folder,
             change,
         })
+    }
+
+    /// Ends the broker and starts another one, whose own token the API server has signed just now.
+    pub fn logged_in_again(self, cluster: &Cluster) -> Result<Site> {
+        log_in(cluster, self.folder.path())?;
+        self.restarted()
     }
 
     /// Ends the broker and starts another one on its state, at its addresses.

@@ -155,6 +155,7 @@ impl Cluster {
             address,
             port,
             store: [ports::free()?, ports::free()?],
+            accounts: vec![settings::FIRST.to_owned()],
         };
         let mut cluster = Cluster {
             programs: programs.clone(),
@@ -209,11 +210,37 @@ impl Cluster {
     /// Stops every server, puts such a copy in the place of etcd's data, and starts them again where they were: versions
     /// of objects count on from where the copy was made.
     pub fn restore(&mut self, copy: &Path) -> Result<()> {
-        while self.servers.pop().is_some() {}
+        self.stop();
         let store = self.folder.path().join(settings::STORE);
         std::fs::remove_dir_all(&store)?;
         copied(&copy.join(settings::STORE), &store)?;
         self.plane()
+    }
+
+    /// Starts every server again with one more key of service-account tokens: it signs, and tokens of those before it are
+    /// believed as they were.
+    pub fn another_account_key(&mut self) -> Result<()> {
+        let name = format!("{}-{}", settings::FIRST, self.place.accounts.len());
+        settings::write_accounts(self.folder.path(), &name)?;
+        self.place.accounts.push(name);
+        self.again()
+    }
+
+    /// Starts every server again with the key that signs alone: tokens of any other are nobody's from now on.
+    pub fn newest_account_key_alone(&mut self) -> Result<()> {
+        let before = self.place.accounts.len().saturating_sub(1);
+        self.place.accounts.drain(..before);
+        self.again()
+    }
+
+    fn again(&mut self) -> Result<()> {
+        self.stop();
+        self.plane()
+    }
+
+    /// Stops every server, etcd last: an API server without it takes far longer to end.
+    fn stop(&mut self) {
+        while self.servers.pop().is_some() {}
     }
 
     /// Plays the kubelet for nodes annotated `kwok.x-k8s.io/node: fake`; a port-forward to the people's face of a broker's
@@ -467,7 +494,6 @@ impl Drop for Frozen {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // etcd last: an API server without it takes far longer to end.
-        while self.servers.pop().is_some() {}
+        self.stop();
     }
 }

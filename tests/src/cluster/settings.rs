@@ -37,7 +37,12 @@ pub(super) struct Place {
     pub port: u16,
     /// Ports of etcd: for its client and for a peer.
     pub store: [u16; 2],
+    /// Keys of service-account tokens that are believed; the last one signs.
+    pub accounts: Vec<String>,
 }
+
+/// The first key of service-account tokens.
+pub(super) const FIRST: &str = "accounts";
 
 /// etcd's data, within the folder.
 pub(super) const STORE: &str = "etcd";
@@ -81,10 +86,7 @@ pub(super) fn write(folder: &Path, server: &str, authority: &Authority) -> Resul
         private(folder, &format!("{name}.pem"), &pair.certificate)?;
         private(folder, &format!("{name}.key"), &pair.key)?;
     }
-    // RS256 is what most clusters sign service-account tokens with.
-    let accounts = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)?;
-    private(folder, "accounts.key", &accounts.serialize_pem())?;
-    private(folder, "accounts.pub", &accounts.public_key_pem())?;
+    write_accounts(folder, FIRST)?;
     let mut tokens = String::new();
     for (file, name, group) in USERS {
         let token = Uuid::new_v4().simple().to_string();
@@ -93,6 +95,13 @@ pub(super) fn write(folder: &Path, server: &str, authority: &Authority) -> Resul
         private(folder, &format!("{file}.json"), &config)?;
     }
     private(folder, "tokens.csv", &tokens)
+}
+
+/// A key of service-account tokens. RS256 is what most clusters sign them with.
+pub(super) fn write_accounts(folder: &Path, name: &str) -> Result<()> {
+    let accounts = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)?;
+    private(folder, &format!("{name}.key"), &accounts.serialize_pem())?;
+    private(folder, &format!("{name}.pub"), &accounts.public_key_pem())
 }
 
 fn private(folder: &Path, name: &str, text: &str) -> Result<()> {
@@ -125,6 +134,7 @@ pub(super) fn api_server(folder: &Path, server: &str, place: &Place) -> Vec<Stri
         address,
         port,
         store: [etcd, _],
+        accounts,
     } = place;
     let (bind, reconciler) = if address.is_loopback() {
         // An address of loopback can be no endpoint: 1.37 does not start with one that it is to make an endpoint of.
@@ -149,12 +159,19 @@ pub(super) fn api_server(folder: &Path, server: &str, place: &Place) -> Vec<Stri
         file(folder, "cert-dir", "api-server"),
         file(folder, "client-ca-file", "ca.pem"),
         file(folder, "token-auth-file", "tokens.csv"),
-        file(folder, "service-account-key-file", "accounts.pub"),
-        file(folder, "service-account-signing-key-file", "accounts.key"),
         // The broker fetches its keys there, by the issuer's own discovery.
         format!("--service-account-issuer={server}"),
         format!("--api-audiences={API_AUDIENCE}"),
     ];
+    flags.extend(
+        accounts
+            .iter()
+            .map(|name| file(folder, "service-account-key-file", &format!("{name}.pub"))),
+    );
+    let signing = accounts
+        .last()
+        .map(|name| file(folder, "service-account-signing-key-file", &format!("{name}.key")));
+    flags.extend(signing);
     flags.extend(owned(&[
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
@@ -187,7 +204,7 @@ pub(super) fn controllers(folder: &Path, port: u16) -> Vec<String> {
     let mut flags = client(folder, "controllers", port);
     flags.extend([
         file(folder, "root-ca-file", "ca.pem"),
-        file(folder, "service-account-private-key-file", "accounts.key"),
+        file(folder, "service-account-private-key-file", &format!("{FIRST}.key")),
         // Else root makes a folder under /usr/libexec.
         file(folder, "flex-volume-plugin-dir", "flex"),
         // Without it RBAC refuses the controllers, and no namespace gets its root certificate.

@@ -51,10 +51,8 @@ pub fn suits(parts: &Parts) -> Result<(), Unavailable> {
     if !Uid::effective().is_root() {
         return Err(Unavailable("it needs root".to_owned()));
     }
-    let groups = traces::hierarchies().unwrap_or_default();
-    if !groups.iter().any(|group| group.ends_with("memory")) {
-        let why = "control groups are not mounted one by one (v1 or hybrid); on a pure v2 host this was not tried";
-        return Err(Unavailable(why.to_owned()));
+    if let Some(missing) = traces::missing_controllers() {
+        return Err(Unavailable(format!("control groups lack the controller {missing}")));
     }
     let overlay = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if !overlay.lines().any(|line| line.ends_with("overlay")) {

@@ -110,17 +110,46 @@ fn folders(root: &Path) -> Vec<PathBuf> {
     all
 }
 
+/// What a kubelet counts and limits pods by.
+const CONTROLLERS: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
+/// A kubelet asks for this one, too, where v2 has it.
+const HUGE_PAGES: &str = "hugetlb";
+/// In the one hierarchy of v2: which controllers there are, and which of them groups below have.
+const OFFERED: &str = "cgroup.controllers";
+const HANDED_DOWN: &str = "cgroup.subtree_control";
+/// In the run's folder: what its hierarchy handed down before.
+const BEFORE: &str = "subtree_control";
+
+/// A controller that a node needs and this machine has in no hierarchy: in none of its own (v1), nor in the one of v2.
+pub(super) fn missing_controllers() -> Option<&'static str> {
+    let all = hierarchies().unwrap_or_default();
+    let unified: Vec<String> = all
+        .iter()
+        .filter_map(|at| fs::read_to_string(at.join(OFFERED)).ok())
+        .collect();
+    let is_there = |name: &str| {
+        all.iter().any(|at| at.ends_with(name))
+            || unified
+                .iter()
+                .any(|offered| offered.split_whitespace().any(|it| it == name))
+    };
+    CONTROLLERS.into_iter().find(|name| !is_there(name))
+}
+
 /// Makes a run's control group in every hierarchy.
 pub(super) fn make_groups(run: &Path) -> Result<()> {
     let name = run.file_name().context("a folder with a name")?;
     for hierarchy in hierarchies()? {
         let group = hierarchy.join(name);
         fs::create_dir(&group).with_context(|| group.display().to_string())?;
+        hand_down(&hierarchy, run)?;
         // Pods ask for hundredths of a processor: beside a busy machine's other work they would wait for seconds.
-        if group.join("cpu.shares").exists() {
-            fs::write(group.join("cpu.shares"), "8192")?;
+        for (file, most) in [("cpu.shares", "8192"), ("cpu.weight", "800")] {
+            if group.join(file).exists() {
+                fs::write(group.join(file), most)?;
+            }
         }
-        // A new group of this one has no processor until it is told.
+        // A new group of v1 has no processor until it is told; one of v2 has its parent's.
         for file in ["cpuset.cpus", "cpuset.mems"] {
             if let Ok(value) = fs::read_to_string(hierarchy.join(file)) {
                 fs::write(group.join(file), value)?;
@@ -128,6 +157,38 @@ pub(super) fn make_groups(run: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Lets groups of a hierarchy of v2 have what pods are limited by, and keeps what it was before.
+fn hand_down(hierarchy: &Path, run: &Path) -> Result<()> {
+    let file = hierarchy.join(HANDED_DOWN);
+    let Ok(before) = fs::read_to_string(&file) else {
+        return Ok(());
+    };
+    let offered = fs::read_to_string(hierarchy.join(OFFERED))?;
+    if !offered.trim().is_empty() {
+        fs::write(run.join(BEFORE), &before)?;
+    }
+    for name in offered.split_whitespace() {
+        if !CONTROLLERS.contains(&name) && name != HUGE_PAGES {
+            continue;
+        }
+        fs::write(&file, format!("+{name}")).with_context(|| format!("+{name} to {}", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Takes back what this run, its kubelet included, lets groups of a hierarchy of v2 have beyond what they had.
+fn take_back(hierarchy: &Path, run: &Path) {
+    let file = hierarchy.join(HANDED_DOWN);
+    let (Ok(before), Ok(now)) = (fs::read_to_string(run.join(BEFORE)), fs::read_to_string(&file)) else {
+        return;
+    };
+    let had: BTreeSet<&str> = before.split_whitespace().collect();
+    for name in now.split_whitespace().filter(|name| !had.contains(name)) {
+        // Another run may be using it.
+        let _ = fs::write(&file, format!("-{name}"));
+    }
 }
 
 /// Removes what the namespaces did not take with them: empty control groups and the folder.
@@ -147,6 +208,7 @@ pub(super) fn clear(run: &Path) -> Result<()> {
                 Ok(()) => {}
             }
         }
+        take_back(&hierarchy, run);
     }
     if run.exists() {
         fs::remove_dir_all(run).with_context(|| run.display().to_string())?;
