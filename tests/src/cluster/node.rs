@@ -108,6 +108,8 @@ pub struct Node {
     pub names: NameServer,
     parts: Parts,
     run: PathBuf,
+    /// What containerd keeps images by.
+    snapshotter: &'static str,
 }
 
 impl Node {
@@ -120,7 +122,14 @@ impl Node {
             names,
             parts: parts.clone(),
             run: run.to_owned(),
+            snapshotter: settings::snapshotter(run)?,
         };
+        if node.snapshotter != "overlayfs" {
+            eprintln!(
+                "node: images are copies ({}): no overlay goes upon this folder",
+                node.snapshotter
+            );
+        }
         node.containerd()?;
         node.kubelet()?;
         let ready = [
@@ -138,7 +147,7 @@ impl Node {
     }
 
     fn containerd(&mut self) -> Result<()> {
-        let config = settings::containerd(&self.parts.0, &self.run)?;
+        let config = settings::containerd(&self.parts.0, &self.run, self.snapshotter)?;
         let arguments = ["--config".to_owned(), config.display().to_string()];
         let program = self.parts.program("containerd");
         let variables = self.parts.variables();
@@ -183,7 +192,14 @@ impl Node {
         let base = image.name.split(':').next().unwrap_or_default();
         let socket = socket.to_string_lossy();
         let import = ["--address", &socket, "--namespace", "k8s.io", "images", "import"];
-        let which = ["--digests", "--base-name", base, &archive];
+        let which = [
+            "--snapshotter",
+            self.snapshotter,
+            "--digests",
+            "--base-name",
+            base,
+            &archive,
+        ];
         self.parts.run("ctr", &[&import[..], &which].concat()).map(|_| ())
     }
 

@@ -54,9 +54,10 @@ pub fn suits(parts: &Parts) -> Result<(), Unavailable> {
     if let Some(missing) = traces::missing_controllers() {
         return Err(Unavailable(format!("control groups lack the controller {missing}")));
     }
-    let overlay = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if !overlay.lines().any(|line| line.ends_with("overlay")) {
-        return Err(Unavailable("the kernel has no overlay file system".to_owned()));
+    // Without it an answer goes from pod to pod over the bridge, past what would give it the Service's address again.
+    if !Path::new("/proc/sys/net/bridge").exists() {
+        let why = "the kernel does not filter what crosses a bridge: modprobe br_netfilter";
+        return Err(Unavailable(why.to_owned()));
     }
     // What the network needs, tried in namespaces that end at once.
     let tried =

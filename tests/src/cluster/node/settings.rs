@@ -5,8 +5,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use serde_json::json;
 
 use super::{ADDRESS, NAME, PODS};
@@ -17,8 +18,30 @@ pub(super) const PAUSE: &str = "local.test/pause:1";
 /// The cluster's domain.
 pub(super) const DOMAIN: &str = "cluster.local";
 
+/// How containerd keeps images: by layers over each other, or, where the folder lies on such a file system already and the
+/// kernel takes no second one upon it, by copies.
+pub(super) fn snapshotter(run: &Path) -> Result<&'static str> {
+    let tried = run.join("overlay");
+    let [lower, upper, work, merged] = ["lower", "upper", "work", "merged"].map(|name| tried.join(name));
+    for folder in [&lower, &upper, &work, &merged] {
+        fs::create_dir_all(folder)?;
+    }
+    let [lower, upper, work] = [lower, upper, work].map(|folder| folder.display().to_string());
+    let layers = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    let mount = Command::new("mount")
+        .args(["-t", "overlay", "overlay", "-o", &layers])
+        .arg(&merged)
+        .output()?;
+    if !mount.status.success() {
+        return Ok("native");
+    }
+    let gone = Command::new("umount").arg(&merged).status()?;
+    ensure!(gone.success(), "umount {}", merged.display());
+    Ok("overlayfs")
+}
+
 /// Writes containerd's configuration and CNI's; answers the path of the first.
-pub(super) fn containerd(parts: &Path, run: &Path) -> Result<PathBuf> {
+pub(super) fn containerd(parts: &Path, run: &Path, snapshotter: &str) -> Result<PathBuf> {
     let (root, at) = (parts.join("root"), run.display());
     let networks = run.join("cni/net.d");
     fs::create_dir_all(&networks)?;
@@ -50,6 +73,8 @@ restrict_oom_score_adj = true
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "{cni}"
 conf_dir = "{at}/cni/net.d"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "{snapshotter}"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
