@@ -128,10 +128,12 @@ pub(super) fn missing_controllers() -> Option<&'static str> {
         .filter_map(|at| fs::read_to_string(at.join(OFFERED)).ok())
         .collect();
     let is_there = |name: &str| {
-        all.iter().any(|at| at.ends_with(name))
-            || unified
-                .iter()
-                .any(|offered| offered.split_whitespace().any(|it| it == name))
+        // Those of v1 may share one, such as `cpu,cpuacct`.
+        let own = all.iter().filter_map(|at| at.file_name()?.to_str());
+        let of_v2 = unified.iter().flat_map(|offered| offered.split_whitespace());
+        own.flat_map(|names| names.split(','))
+            .chain(of_v2)
+            .any(|found| found == name)
     };
     CONTROLLERS.into_iter().find(|name| !is_there(name))
 }
