@@ -4,25 +4,16 @@
 use std::sync::Arc;
 
 use anyhow::{ensure, Context, Result};
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use base64::Engine as _;
-use serde_json::Value;
 use sidegate_broker::jwt::PublicKey;
 use sidegate_tests::cluster::{Cluster, Programs};
+use sidegate_tests::provider::kid;
 use sidegate_tests::psql::psql;
 use sidegate_tests::shop::DATABASE;
 
 use crate::applied::{Shop, NAME};
 use crate::charts;
-use crate::identity::{key, said_by};
-use crate::site::{private, until, Agent, Site};
-
-/// The name of the key that a token is signed with.
-fn key_of(token: &str) -> Result<String> {
-    let header = token.split('.').next().unwrap_or_default();
-    let header: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header)?)?;
-    Ok(header["kid"].as_str().context("no kid")?.to_owned())
-}
+use crate::identity::said_by;
+use crate::site::{key, private, until, Agent, Site};
 
 /// How many keys of the cluster's the broker holds.
 fn held(site: &Site) -> usize {
@@ -81,7 +72,7 @@ pub fn tokens_of_both_keys_are_sessions_until_the_old_one_is_withdrawn(programs:
     caller.attested(&site, &old[0])?;
     reads("the agent reads with a token of the old key")?;
     let new = token(&cluster, &site, &caller.namespace)?;
-    ensure!(key_of(&new)? != key_of(&old[0])?, "the same key signs");
+    ensure!(kid(&new)? != kid(&old[0])?, "the same key signs");
     caller.attested(&site, &new)?;
     ensure!(held(&site) == 2, "{} keys", held(&site));
     // What a kubelet does by and by, and waiting for it is why there are two keys for a while: everybody gets a new token.

@@ -3,9 +3,7 @@
 
 use anyhow::{ensure, Result};
 use serde_json::{json, Value};
-use sidegate_broker::attest::NotAttested;
-use sidegate_broker::issuer::Workload;
-use sidegate_broker::jwt::{PublicKey, SigningKey, Slot};
+use sidegate_broker::jwt::PublicKey;
 use sidegate_tests::bearer;
 use sidegate_tests::cluster::Cluster;
 use sidegate_tests::postgres::Postgres;
@@ -14,26 +12,10 @@ use sidegate_tests::shop::{DATABASE, ROLE};
 use sidegate_tests::{ports, wire};
 
 use crate::outage::number;
-use crate::site::{effective_rights, may, until, Agent, Site, BROKER};
+use crate::site::{effective_rights, key, may, until, Agent, Site, BROKER};
 
 /// The audience the database expects.
 const DATABASE_AUDIENCE: &str = "postgres://shop.data.svc";
-
-/// A key nobody has.
-pub fn key() -> Result<PublicKey> {
-    Ok(SigningKey::from_pkcs8(&SigningKey::generate()?)?.public().clone())
-}
-
-/// Attests a token that came with a proof of this key.
-fn attest(agent: &Agent<'_>, token: &str, key: &PublicKey) -> Result<Workload, NotAttested> {
-    attest_at(&agent.site, token, key)
-}
-
-fn attest_at(site: &Site, token: &str, key: &PublicKey) -> Result<Workload, NotAttested> {
-    let attestor = &site.broker.front().attestor;
-    let attested = attestor.attest(Slot::ServiceAccount, token, key, &|_| false, &|_| true);
-    site.runtime.block_on(attested)
-}
 
 /// What is said to a token of this agent's pod, as the audit would have it.
 pub fn said(agent: &Agent<'_>, token: &str) -> Result<String> {
@@ -42,7 +24,7 @@ pub fn said(agent: &Agent<'_>, token: &str) -> Result<String> {
 
 /// The same at this broker, where it comes with a proof of this key.
 pub fn said_by(site: &Site, token: &str, key: &PublicKey) -> Result<String> {
-    Ok(match attest_at(site, token, key) {
+    Ok(match site.attest(token, key) {
         Ok(who) => format!("attested {}", who.subject.pod),
         Err(refused) => refused.to_string(),
     })
@@ -51,7 +33,7 @@ pub fn said_by(site: &Site, token: &str, key: &PublicKey) -> Result<String> {
 /// A pending pod of the right shape is attested, with what the API server knows of it.
 pub fn a_pending_pod_of_the_right_shape_is_attested(cluster: &Cluster) -> Result<()> {
     let agent = Agent::new(cluster)?;
-    let who = attest(&agent, &agent.token()?, &key()?)?;
+    let who = agent.site.attest(&agent.token()?, &key()?)?;
     ensure!(who.subject.pod_uid == agent.uid, "{who:?}");
     ensure!(
         who.subject.account() == format!("{}/support", agent.namespace),
@@ -114,8 +96,10 @@ pub fn a_second_key_waits_for_a_restart(cluster: &Cluster) -> Result<()> {
     let agent = Agent::new(cluster)?;
     let (first, second) = (key()?, key()?);
     let token = agent.token()?;
-    attest(&agent, &token, &first)?;
-    let refused = attest(&agent, &token, &second)
+    agent.site.attest(&token, &first)?;
+    let refused = agent
+        .site
+        .attest(&token, &second)
         .map(|_| ())
         .map_err(|refused| refused.to_string());
     ensure!(
@@ -140,13 +124,16 @@ pub fn a_second_key_waits_for_a_restart(cluster: &Cluster) -> Result<()> {
     // The kubelet reports the container late: that is no restart, and the pinned key goes on.
     agent.report(0, "containerd://a")?;
     ensure!(
-        attest(&agent, &token, &second).is_err(),
+        agent.site.attest(&token, &second).is_err(),
         "an id that came late let a second key in"
     );
-    attest(&agent, &token, &first)?;
+    agent.site.attest(&token, &first)?;
     agent.report(1, "containerd://b")?;
-    attest(&agent, &token, &second)?;
-    ensure!(attest(&agent, &token, &first).is_err(), "the key of the dead instance");
+    agent.site.attest(&token, &second)?;
+    ensure!(
+        agent.site.attest(&token, &first).is_err(),
+        "the key of the dead instance"
+    );
     // The pin is a Lease of the broker's namespace, so that every replica and the next start knows it.
     let lease = cluster.kubectl(
         &[
@@ -175,11 +162,11 @@ pub fn an_ending_pod_keeps_its_key(cluster: &Cluster) -> Result<()> {
     })?;
     let (first, second) = (key()?, key()?);
     let token = agent.token()?;
-    let who = attest(&agent, &token, &first)?;
+    let who = agent.site.attest(&token, &first)?;
     agent.kubectl(&["delete", "pod", "agent", "--wait=false"])?;
-    attest(&agent, &token, &first)?;
+    agent.site.attest(&token, &first)?;
     ensure!(
-        attest(&agent, &token, &second).is_err(),
+        agent.site.attest(&token, &second).is_err(),
         "a new key for a pod that is ending"
     );
     let attestor = &agent.site.broker.front().attestor;

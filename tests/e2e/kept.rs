@@ -7,18 +7,15 @@ use serde_json::{json, Value};
 use sidegate_broker::attest::{Attestor, NotAttested};
 use sidegate_broker::clock::ManualClock;
 use sidegate_broker::config::AdmissionOptions;
-use sidegate_broker::jwt::{SigningKey, Slot};
 use sidegate_broker::kubernetes::{connect, Admission, PinSweeper};
 use sidegate_tests::cluster::Cluster;
 
-use crate::site::{Agent, NAMESPACE};
+use crate::site::{key, Agent, NAMESPACE};
 
 /// Attests this agent's pod at this attestor, with a key that is pinned then.
 fn attest(agent: &Agent<'_>, attestor: &Attestor) -> Result<Result<(), NotAttested>> {
-    let key = SigningKey::from_pkcs8(&SigningKey::generate()?)?.public().clone();
-    let token = agent.token()?;
-    let attested = attestor.attest(Slot::ServiceAccount, &token, &key, &|_| false, &|_| true);
-    Ok(agent.site.runtime.block_on(attested).map(|_| ()))
+    let attested = agent.site.attest_by(attestor, &agent.token()?, &key()?);
+    Ok(attested.map(|_| ()))
 }
 
 /// A pin outlives its pod by ten minutes, and a pod that is there keeps its pin.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use anyhow::{ensure, Context, Result};
 use serde_json::json;
 use sidegate_broker::clock::{Clock, SystemClock};
-use sidegate_broker::jwt::{SigningKey, Slot};
 use sidegate_policies::seal::Revisions;
 use sidegate_tests::cluster::{Cluster, Programs};
 use sidegate_tests::http::get;
@@ -15,7 +14,7 @@ use sidegate_tests::wire;
 use crate::applied::{Shop, NAME};
 use crate::charts;
 use crate::rolled::Caller;
-use crate::site::{until, Agent, Site};
+use crate::site::{key, until, Agent, Site};
 
 /// An API server that hangs stops new identities, and nothing else; a broker that was restarted finds its sidecars, with
 /// their sessions open and their keys pinned, and has read the store as far as before, what was deleted last included.
@@ -124,15 +123,8 @@ fn keys_age(site: &Site) -> Result<u64> {
 fn absent(cluster: &Cluster, shop: &Shop<'_>, open: &mut wire::Wire, token: &str) -> Result<()> {
     let site = &shop.agent.site;
     let attest = || {
-        let key = SigningKey::from_pkcs8(&SigningKey::generate()?)?.public().clone();
-        let attestor = &site.broker.front().attestor;
-        let attested = attestor.attest(Slot::ServiceAccount, token, &key, &|_| false, &|_| true);
-        anyhow::Ok(
-            site.runtime
-                .block_on(attested)
-                .map(|_| ())
-                .map_err(|refused| refused.to_string()),
-        )
+        let attested = site.attest(token, &key()?);
+        anyhow::Ok(attested.map(|_| ()).map_err(|refused| refused.to_string()))
     };
     let (before, age) = (later(site)?, keys_age(site)?);
     let frozen = cluster.freeze("kube-apiserver")?;

@@ -14,7 +14,7 @@ use sidegate_broker::clock::{Clock, SystemClock};
 use sidegate_broker::config::Limits;
 use sidegate_broker::front::caller;
 use sidegate_broker::issuer::Workload;
-use sidegate_broker::jwt::{PublicKey, SigningKey, Slot};
+use sidegate_broker::jwt::PublicKey;
 use sidegate_broker::rings::{RingError, RingName};
 use sidegate_broker::{rotation, SharedRecords};
 use sidegate_tests::cluster::{Cluster, Programs};
@@ -22,7 +22,7 @@ use sidegate_tests::psql::Said;
 
 use crate::applied::{Shop, NAME};
 use crate::relay::Service;
-use crate::site::{install, until, Agent, Change, Site, NAMESPACE};
+use crate::site::{install, key, until, Agent, Change, Site, NAMESPACE};
 use crate::{charts, requests};
 
 /// A test on the three brokers.
@@ -217,16 +217,6 @@ fn kids(site: &Site, name: RingName) -> Vec<String> {
     listed.into_iter().map(|key| key.kid).collect()
 }
 
-fn key() -> Result<PublicKey> {
-    Ok(SigningKey::from_pkcs8(&SigningKey::generate()?)?.public().clone())
-}
-
-fn attest(site: &Site, token: &str, key: &PublicKey) -> Result<Workload, String> {
-    let attestor = &site.broker.front().attestor;
-    let attested = attestor.attest(Slot::ServiceAccount, token, key, &|_| false, &|_| true);
-    site.runtime.block_on(attested).map_err(|refused| refused.to_string())
-}
-
 /// A session token as `/token` gives it.
 fn session(site: &Site, who: &Workload, key: &PublicKey) -> Result<String> {
     let front = site.broker.front();
@@ -246,7 +236,7 @@ fn a_session_of_one_is_good_at_all(replicas: &mut Replicas) -> Result<()> {
     }
     let agent = replicas.agent()?;
     let key = key()?;
-    let who = attest(&replicas.sites[0], &agent.token()?, &key).map_err(anyhow::Error::msg)?;
+    let who = replicas.sites[0].attest(&agent.token()?, &key)?;
     for minted in &replicas.sites {
         let token = session(minted, &who, &key)?;
         for site in &replicas.sites {
@@ -278,14 +268,14 @@ fn a_second_key_is_refused_at_every_one(replicas: &mut Replicas) -> Result<()> {
     let agent = replicas.agent()?;
     let token = agent.token()?;
     let (first, second) = (key()?, key()?);
-    attest(&replicas.sites[1], &token, &first).map_err(anyhow::Error::msg)?;
+    replicas.sites[1].attest(&token, &first)?;
     for site in &replicas.sites {
-        let refused = attest(site, &token, &second).map(|_| ());
+        let refused = site.attest(&token, &second).map_err(|refused| refused.to_string());
         ensure!(
             refused.as_ref().is_err_and(|why| why.contains("RestartNotSeen")),
             "{refused:?}"
         );
-        attest(site, &token, &first).map_err(anyhow::Error::msg)?;
+        site.attest(&token, &first)?;
     }
     Ok(())
 }
@@ -346,7 +336,7 @@ fn two_that_rotate_at_once_lose_no_key(replicas: &mut Replicas) -> Result<()> {
 fn an_emergency_at_one_is_in_force_at_all(replicas: &mut Replicas) -> Result<()> {
     let agent = replicas.agent()?;
     let key = key()?;
-    let who = attest(&replicas.sites[0], &agent.token()?, &key).map_err(anyhow::Error::msg)?;
+    let who = replicas.sites[0].attest(&agent.token()?, &key)?;
     let before = replicas.agreed(RingName::Access)?;
     let recorded = replicas.agreed(RingName::Record)?.len();
     let token = session(&replicas.sites[2], &who, &key)?;
@@ -371,7 +361,7 @@ fn an_emergency_at_one_is_in_force_at_all(replicas: &mut Replicas) -> Result<()>
 fn a_token_revoked_at_one_is_refused_at_all(replicas: &mut Replicas) -> Result<()> {
     let agent = Agent::of(&replicas.cluster, Arc::clone(&replicas.sites[0]), |_| {})?;
     let key = key()?;
-    let who = attest(&replicas.sites[0], &agent.token()?, &key).map_err(anyhow::Error::msg)?;
+    let who = replicas.sites[0].attest(&agent.token()?, &key)?;
     let front = Arc::clone(replicas.sites[2].broker.front());
     let now = front.clock.now();
     let [revoked, other] = [(); 2].map(|()| front.issuer.session(&who, &key.thumbprint(), now));
@@ -502,7 +492,7 @@ fn a_request_of_one_that_died_is_claimed_once_at_the_others(replicas: &mut Repli
         "--group=leads",
     ];
     agent.kubectl(&role)?;
-    let who = attest(&replicas.sites[0], &agent.token()?, &key()?).map_err(anyhow::Error::msg)?;
+    let who = replicas.sites[0].attest(&agent.token()?, &key()?)?;
     let question = requests::question(namespace);
     let ask = |site: &Site| {
         let front = site.broker.front();

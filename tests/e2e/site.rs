@@ -13,7 +13,10 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::{ensure, Context, Result};
 use serde_json::{json, Value};
+use sidegate_broker::attest::{Attestor, NotAttested};
 use sidegate_broker::config::{ClusterOptions, DEFAULT_NAME};
+use sidegate_broker::issuer::Workload;
+use sidegate_broker::jwt::{PublicKey, SigningKey, Slot};
 use sidegate_broker::{Broker, BrokerConfig, Place};
 use sidegate_sidecar::app::Sidecar;
 use sidegate_sidecar::authority::Separation;
@@ -128,6 +131,11 @@ fn configuration(folder: &Path, ports: [u16; 2]) -> BrokerConfig {
     config
 }
 
+/// A key nobody has.
+pub fn key() -> Result<PublicKey> {
+    Ok(SigningKey::from_pkcs8(&SigningKey::generate()?)?.public().clone())
+}
+
 /// Adjusts a configuration before its broker starts.
 pub type Change = dyn Fn(&mut BrokerConfig) + Send + Sync;
 
@@ -188,6 +196,17 @@ impl Site {
         let Site { broker, runtime, .. } = self;
         drop(broker);
         runtime.shutdown_background();
+    }
+
+    /// Who shows this token, with a proof of this key.
+    pub fn attest(&self, token: &str, key: &PublicKey) -> Result<Workload, NotAttested> {
+        self.attest_by(&self.broker.front().attestor, token, key)
+    }
+
+    /// The same by an attestor of the test's own.
+    pub fn attest_by(&self, attestor: &Attestor, token: &str, key: &PublicKey) -> Result<Workload, NotAttested> {
+        let attested = attestor.attest(Slot::ServiceAccount, token, key, &|_| false, &|_| true);
+        self.runtime.block_on(attested)
     }
 
     /// Port of the front face.

@@ -220,7 +220,7 @@ impl Cluster {
     /// Starts every server again with one more key of service-account tokens: it signs, and tokens of those before it are
     /// believed as they were.
     pub fn another_account_key(&mut self) -> Result<()> {
-        let name = format!("{}-{}", settings::FIRST, self.place.accounts.len());
+        let name = format!("{}-{}", settings::FIRST, Uuid::new_v4().simple());
         settings::write_accounts(self.folder.path(), &name)?;
         self.place.accounts.push(name);
         self.again()

@@ -241,7 +241,8 @@ pub fn furnish(parts: &Parts) -> Result<()> {
     Ok(())
 }
 
-fn plain(program: &str, arguments: &[&str]) -> Result<()> {
+/// Runs a program of the machine's own to its end.
+pub(super) fn plain(program: &str, arguments: &[&str]) -> Result<()> {
     let output = Command::new(program)
         .args(arguments)
         .output()

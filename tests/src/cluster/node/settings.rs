@@ -5,11 +5,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{Context, Result};
 use serde_json::json;
 
+use super::house::plain;
 use super::{ADDRESS, NAME, PODS};
 use crate::authority::Leaf;
 
@@ -26,17 +26,12 @@ pub(super) fn snapshotter(run: &Path) -> Result<&'static str> {
     for folder in [&lower, &upper, &work, &merged] {
         fs::create_dir_all(folder)?;
     }
-    let [lower, upper, work] = [lower, upper, work].map(|folder| folder.display().to_string());
+    let [lower, upper, work, merged] = [lower, upper, work, merged].map(|folder| folder.display().to_string());
     let layers = format!("lowerdir={lower},upperdir={upper},workdir={work}");
-    let mount = Command::new("mount")
-        .args(["-t", "overlay", "overlay", "-o", &layers])
-        .arg(&merged)
-        .output()?;
-    if !mount.status.success() {
+    if plain("mount", &["-t", "overlay", "overlay", "-o", &layers, &merged]).is_err() {
         return Ok("native");
     }
-    let gone = Command::new("umount").arg(&merged).status()?;
-    ensure!(gone.success(), "umount {}", merged.display());
+    plain("umount", &[&merged])?;
     Ok("overlayfs")
 }
 
