@@ -2,6 +2,7 @@
 //!
 //! Invariant: at most one request for a target is under way, whoever waits; a caller that gives up cancels nothing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub(super) struct Keeper {
     target: TargetId,
     state: watch::Sender<State>,
     wanted: Notify,
+    /// The time of its renewal passed while no session was open: whoever takes the lease now needs it renewed after all.
+    passed_over: AtomicBool,
     refused: Mutex<Option<String>>,
     meter: Arc<Meter>,
 }
@@ -58,6 +61,7 @@ impl Keeper {
             target,
             state: watch::Sender::new(State::Empty),
             wanted: Notify::new(),
+            passed_over: AtomicBool::new(false),
             refused: Mutex::default(),
             meter,
         }
@@ -74,6 +78,9 @@ impl Keeper {
     pub(super) async fn lease(&self) -> Result<Arc<LeaseHandle>, CredentialError> {
         let mut seen = self.state.subscribe();
         if let Some(answer) = settled(&seen.borrow_and_update()) {
+            if answer.is_ok() && self.passed_over.load(Ordering::Relaxed) {
+                self.wanted.notify_one();
+            }
             return answer;
         }
         self.wanted.notify_one();
@@ -118,11 +125,13 @@ impl Keeper {
                 () = stop.cancelled() => break,
                 () = at(plan.stop) => self.lapse(&*source, &sessions, &mut plan).await,
                 () = at(plan.renew) => {
-                    // Without open sessions the lease may lapse.
+                    // Without open sessions the lease may lapse, unless one comes before it does: it would be cut then
+                    // (`a_session_that_comes_after_a_renewal_nobody_needed_outlives_the_lease_it_began_with`).
                     if self.open(&sessions) {
                         self.fetch(&*source, &mut plan).await;
                     } else {
                         plan.renew = None;
+                        self.passed_over.store(true, Ordering::Relaxed);
                     }
                 }
                 () = self.wanted.notified() => self.serve(&*source, &mut plan).await,
@@ -133,7 +142,12 @@ impl Keeper {
 
     /// Somebody wants a lease.
     async fn serve(&self, source: &dyn LeaseSource, plan: &mut Plan) {
+        let passed_over = self.passed_over.swap(false, Ordering::Relaxed);
         if self.usable().is_some() {
+            if passed_over {
+                // As if it were time now: it is tried again where it fails.
+                plan.renew = Some(Instant::now().max(plan.not_before));
+            }
             return;
         }
         if Instant::now() < plan.not_before {

@@ -124,6 +124,27 @@ async fn a_lease_is_renewed_while_sessions_are_open_and_lapses_otherwise() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_comes_after_a_renewal_nobody_needed_outlives_the_lease_it_began_with() {
+    let rig = rig();
+    rig.credentials.lease(&rig.target).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(270)).await;
+    assert_eq!(rig.asked(), 1, "nobody was there at its renewal");
+    let (session, _entered) = rig.session();
+    rig.script.failing.store(true, Ordering::SeqCst);
+    assert_eq!(rig.credentials.lease(&rig.target).await.unwrap().id(), "lease-0");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    rig.script.failing.store(false, Ordering::SeqCst);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(session.cut_reason(), None, "one that fails is tried again");
+    let asked = rig.asked();
+    for _ in 0..3 {
+        assert_ne!(rig.credentials.lease(&rig.target).await.unwrap().id(), "lease-0");
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    assert_eq!(rig.asked(), asked, "and no more than once");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_outage_is_invisible_until_the_hard_stop_and_then_ends_sessions() {
     let rig = rig();
     let (session, _entered) = rig.session();
