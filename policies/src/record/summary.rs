@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::frame::{hex, Frame, Hash};
+use crate::record::frame::{Frame, Hash};
 use crate::record::kind::Kind;
 use crate::record::payload::{Close, Open};
 
@@ -54,8 +54,9 @@ pub struct SessionSummary {
     pub last: u64,
     /// Frames.
     pub frames: u64,
-    /// Hash of its last frame, hex.
-    pub head: String,
+    /// Hash of its last frame; in hex where it is written.
+    #[serde(with = "hexed")]
+    pub head: Hash,
     /// Set when it ended without `close`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orphan: Option<Orphan>,
@@ -98,7 +99,7 @@ impl SessionSummary {
     pub fn take(&mut self, frame: &Frame<'_>, hash: &Hash) {
         self.last = frame.header.log_number;
         self.frames = self.frames.saturating_add(1);
-        self.head = hex(hash);
+        self.head = *hash;
         let counter = match frame.header.kind {
             Kind::Intent => &mut self.operations,
             Kind::Denied => &mut self.denied,
@@ -120,6 +121,22 @@ impl SessionSummary {
     /// `yyyy-mm-dd` of its start.
     pub fn date(&self) -> &str {
         self.started.get(..10).unwrap_or("1970-01-01")
+    }
+}
+
+/// A hash that every frame changes is spelled out once, when the summary is written.
+mod hexed {
+    use serde::{de, Deserialize, Deserializer, Serializer};
+
+    use crate::record::frame::{hex, unhex, Hash};
+
+    pub fn serialize<S: Serializer>(hash: &Hash, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex(hash))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Hash, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        unhex(&text).ok_or_else(|| de::Error::custom("a hash of 64 hex digits is expected"))
     }
 }
 

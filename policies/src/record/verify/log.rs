@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::record::frame::{hex, Frame, Hash};
+use crate::record::frame::{Frame, Hash};
 use crate::record::layout::{object_first, LogPath};
 use crate::record::summary::SessionSummary;
 use crate::record::verify::walk::Walker;
@@ -73,7 +73,7 @@ impl SessionEnd {
             return Some(self.lost("its summary tells of more frames"));
         }
         let fits = summary.frames == self.frames
-            && summary.head == hex(&self.head)
+            && summary.head == self.head
             && summary.log == self.log
             && summary.first == self.first_log_number;
         (!fits).then(|| Finding::new(Verdict::Forged, "its summary does not fit its frames"))
