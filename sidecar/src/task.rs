@@ -65,6 +65,7 @@ impl Lanes {
             let (run, ended) = oneshot::channel::<()>();
             running.push(run);
             std::thread::Builder::new().name("session".to_owned()).spawn(move || {
+                crate::record::batch_on_this_thread();
                 let _ = runtime.block_on(ended);
                 // Whatever blocking work is left must not hold up the end.
                 runtime.shutdown_background();

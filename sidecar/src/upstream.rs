@@ -6,7 +6,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{ready, Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -100,6 +100,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
         Ok(())
     }
 
+    /// The same, together with the other sessions of this lane. Nothing may be queued until it is ready.
+    pub fn poll_seal(&mut self, recorder: &mut Ledger, cx: &mut Context<'_>) -> Poll<Result<(), CannotRecord>> {
+        if self.queued.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(recorder.poll_commit(cx))?;
+        self.move_queued();
+        Poll::Ready(Ok(()))
+    }
+
     /// Lets bytes go that ask for nothing and so need no record: what takes the place of messages that could not be
     /// recorded. Anything else is refused.
     pub fn seal_passive(&mut self) -> Result<(), CannotRecord> {
@@ -145,7 +155,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Upstream<S> {
 
     /// Seals, then writes everything, within a minute.
     pub async fn flush(&mut self, recorder: &mut Ledger) -> Result<(), SendError> {
-        self.seal(recorder).map_err(SendError::CannotRecord)?;
+        std::future::poll_fn(|cx| self.poll_seal(recorder, cx))
+            .await
+            .map_err(SendError::CannotRecord)?;
         self.send().await.map_err(SendError::Io)
     }
 

@@ -31,6 +31,7 @@ mod silence;
 mod startup;
 mod state;
 mod tamper;
+mod together;
 mod unrecorded;
 mod vault;
 mod vectors;

@@ -4,6 +4,7 @@
 //! own words, and cannot be recorded; nothing else passes without a record.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use serde::Serialize;
 use sidegate_policies::record::payload;
@@ -56,6 +57,11 @@ impl Ledger {
     /// Makes everything buffered durable by the target's class.
     pub fn commit(&mut self) -> Result<(), CannotRecord> {
         self.begun()?.commit()
+    }
+
+    /// The same, in one write with the other sessions of this lane that commit in the same round.
+    pub fn poll_commit(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CannotRecord>> {
+        self.begun()?.poll_commit(cx)
     }
 
     /// Whether anything of replies is kept, besides how much they were.

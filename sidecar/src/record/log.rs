@@ -22,12 +22,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use super::buffer::Shared;
 use super::clock::Clock;
 use super::journal::Volume;
 use super::random::{self, Random};
 use super::recover::{self, EarlierLog};
-use super::segment::{Piece, State};
-use super::session::{SessionRecorder, Shared};
+use super::segment::{Part, Piece, State};
+use super::session::SessionRecorder;
 use super::upload::{self, RecordSink};
 use super::CannotRecord;
 
@@ -242,12 +243,13 @@ impl Log {
         self.random.as_ref()
     }
 
-    /// `at`: when the last of these frames was made, monotonic ns and wall µs.
-    pub(super) fn append(&self, slot: usize, buffer: &mut Vec<u8>, at: (u64, u64)) -> Result<u64, CannotRecord> {
-        let bytes = buffer.len() as u64;
-        let last = self.state().append(slot, buffer, at)?;
-        self.spool.fetch_add(bytes, Ordering::Relaxed);
-        self.mark(last, at.0);
+    /// Appends what these sessions have, in one write: all of it, or nothing.
+    pub(super) fn append(&self, parts: &mut [Part<'_>]) -> Result<u64, CannotRecord> {
+        let bytes: usize = parts.iter().map(|part| part.bytes.len()).sum();
+        let at = parts.last().map(|part| part.at.0).unwrap_or_default();
+        let last = self.state().append(parts)?;
+        self.spool.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.mark(last, at);
         Ok(last)
     }
 

@@ -6,7 +6,9 @@
 //! Invariant: frames reach the journal in the order of their log numbers, and nothing is acknowledged to a room
 //! before the kernel has its bytes.
 
+mod batch;
 mod body;
+mod buffer;
 mod clock;
 mod event;
 mod journal;
@@ -17,6 +19,7 @@ mod segment;
 mod session;
 mod upload;
 
+pub use batch::on_this_thread as batch_on_this_thread;
 pub use body::Digesting;
 pub use clock::{Clock, SystemClock};
 pub use event::{Event, Members};

@@ -49,6 +49,15 @@ struct Current {
     len: u64,
 }
 
+/// What one session adds.
+pub(super) struct Part<'a> {
+    pub slot: usize,
+    /// Its frames.
+    pub bytes: &'a mut Vec<u8>,
+    /// When the last of them was made: monotonic ns and wall µs.
+    pub at: (u64, u64),
+}
+
 /// See the module.
 pub(super) struct State {
     volume: Arc<dyn Volume>,
@@ -72,6 +81,8 @@ pub(super) struct State {
     key: Ed25519KeyPair,
     pub certified: bool,
     offset_us: Option<i64>,
+    /// Where the frames of several sessions become one write.
+    together: Vec<u8>,
     /// Why the last append failed, until one succeeds.
     pub failing: Option<CannotRecord>,
 }
@@ -106,6 +117,7 @@ impl State {
             key,
             certified: false,
             offset_us: None,
+            together: Vec::new(),
             failing: None,
         }
     }
@@ -146,21 +158,40 @@ impl State {
         self.sessions.len().saturating_sub(self.free.len())
     }
 
-    /// Appends the session's frames in `buffer`, built with placeholders, in one write. Clears it on success.
-    pub fn append(&mut self, slot: usize, buffer: &mut Vec<u8>, now: (u64, u64)) -> Result<u64, CannotRecord> {
-        let chain = self
-            .sessions
-            .get(slot)
-            .and_then(Option::as_ref)
-            .map(|session| session.chain)
-            .ok_or(CannotRecord::Closed)?;
-        self.watch_clock(now)?;
-        self.rotate_if_full(now)?;
-        let chain = self.append_chain(chain, buffer)?;
-        if let Some(session) = self.sessions.get_mut(slot).and_then(Option::as_mut) {
-            session.chain = chain;
+    /// Appends the frames of these sessions, built with placeholders, in one write. Clears them on success; otherwise nothing
+    /// was appended for any of them. Answers the last log number.
+    pub fn append(&mut self, parts: &mut [Part<'_>]) -> Result<u64, CannotRecord> {
+        for part in &*parts {
+            self.watch_clock(part.at)?;
         }
-        buffer.clear();
+        if let Some(last) = parts.last() {
+            self.rotate_if_full(last.at)?;
+        }
+        let mut placed = Placed::after(self.next);
+        let mut chains = SmallVec::<[Chain; 8]>::new();
+        for part in &mut *parts {
+            let session = self.sessions.get(part.slot).and_then(Option::as_ref);
+            let chain = session.map(|session| session.chain).ok_or(CannotRecord::Closed)?;
+            chains.push(placed.all(chain, part.bytes)?);
+        }
+        if let [only] = parts {
+            self.take(&placed, only.bytes)?;
+        } else {
+            let mut together = std::mem::take(&mut self.together);
+            together.clear();
+            for part in &*parts {
+                together.extend_from_slice(part.bytes);
+            }
+            let taken = self.take(&placed, &together);
+            self.together = together;
+            taken?;
+        }
+        for (part, chain) in parts.iter_mut().zip(chains) {
+            if let Some(session) = self.sessions.get_mut(part.slot).and_then(Option::as_mut) {
+                session.chain = chain;
+            }
+            part.bytes.clear();
+        }
         Ok(self.next.saturating_sub(1))
     }
 
@@ -169,22 +200,25 @@ impl State {
         let header = Header::of_log(kind, self.next, self.zero.next, (mono_ns, wall_us), self.zero.head);
         let mut bytes = Vec::new();
         frame::encode(&header, payload, &mut bytes).map_err(|_| CannotRecord::TooLarge)?;
-        self.zero = self.append_chain(self.zero, &mut bytes)?;
+        let mut placed = Placed::after(self.next);
+        let chain = placed.all(self.zero, &mut bytes)?;
+        self.take(&placed, &bytes)?;
+        self.zero = chain;
         Ok(self.zero.head)
     }
 
-    fn append_chain(&mut self, chain: Chain, buffer: &mut [u8]) -> Result<Chain, CannotRecord> {
-        let (placed, hashes) = place_all(self.next, chain, buffer)?;
-        let began = self.segment_began_ns.or_else(|| first_time(buffer));
-        self.write(buffer)?;
-        for hash in &hashes {
+    /// Writes frames that have their places, and moves the log on to where they end.
+    fn take(&mut self, placed: &Placed, bytes: &[u8]) -> Result<(), CannotRecord> {
+        let began = self.segment_began_ns.or_else(|| first_time(bytes));
+        self.write(bytes)?;
+        for hash in &placed.hashes {
             self.tree.push(hash);
             self.head = *hash;
         }
-        self.next = self.next.saturating_add(hashes.len() as u64);
-        self.segment_bytes = self.segment_bytes.saturating_add(buffer.len() as u64);
+        self.next = placed.next;
+        self.segment_bytes = self.segment_bytes.saturating_add(bytes.len() as u64);
         self.segment_began_ns = began;
-        Ok(placed)
+        Ok(())
     }
 
     /// One write. A torn one is cut off again; where even that fails, the file is abandoned.
@@ -329,26 +363,37 @@ impl State {
     }
 }
 
-type Hashes = SmallVec<[Hash; 8]>;
+/// Frames that were given their places, and not written yet.
+struct Placed {
+    next: u64,
+    hashes: SmallVec<[Hash; 8]>,
+}
 
-/// Gives every frame in `buffer` its log number, its predecessor and its checksum.
-fn place_all(first: u64, mut chain: Chain, buffer: &mut [u8]) -> Result<(Chain, Hashes), CannotRecord> {
-    let mut hashes = Hashes::new();
-    let mut number = first;
-    let mut left = buffer;
-    while !left.is_empty() {
-        let total = frame::total_length(left).map_err(|_| CannotRecord::Encoding)?;
-        let (bytes, rest) = left.split_at_mut_checked(total).ok_or(CannotRecord::Encoding)?;
-        let hash = frame::place(bytes, number, &chain.head).map_err(|_| CannotRecord::Encoding)?;
-        hashes.push(hash);
-        number = number.saturating_add(1);
-        chain = Chain {
-            next: chain.next.saturating_add(1),
-            head: hash,
-        };
-        left = rest;
+impl Placed {
+    fn after(next: u64) -> Placed {
+        Placed {
+            next,
+            hashes: SmallVec::new(),
+        }
     }
-    Ok((chain, hashes))
+
+    /// Gives every frame in `buffer` its log number, its predecessor and its checksum. Answers where its chain then stands.
+    fn all(&mut self, mut chain: Chain, buffer: &mut [u8]) -> Result<Chain, CannotRecord> {
+        let mut left = buffer;
+        while !left.is_empty() {
+            let total = frame::total_length(left).map_err(|_| CannotRecord::Encoding)?;
+            let (bytes, rest) = left.split_at_mut_checked(total).ok_or(CannotRecord::Encoding)?;
+            let hash = frame::place(bytes, self.next, &chain.head).map_err(|_| CannotRecord::Encoding)?;
+            self.hashes.push(hash);
+            self.next = self.next.saturating_add(1);
+            chain = Chain {
+                next: chain.next.saturating_add(1),
+                head: hash,
+            };
+            left = rest;
+        }
+        Ok(chain)
+    }
 }
 
 fn first_time(buffer: &[u8]) -> Option<u64> {

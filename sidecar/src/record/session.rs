@@ -5,7 +5,8 @@
 //! commit or the flusher. Refused: events beyond 16 MiB, events after `close`.
 //! Invariant: a session number is used once, so no nonce repeats, whatever fails between event and commit.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -19,7 +20,9 @@ use sidegate_policies::record::session_key::{MAX_PLAIN, TAG_BYTES};
 use sidegate_policies::record::{Kind, SessionKey};
 use uuid::Uuid;
 
+use super::batch;
 use super::body::{Digesting, ReplyBody};
+use super::buffer::Shared;
 use super::event::Event;
 use super::log::Log;
 use super::random;
@@ -33,29 +36,6 @@ const BUFFER_BYTES: usize = 4 << 20;
 const CONTINUATION: usize = 512 << 10;
 /// How long a session waits for the collector to acknowledge its `open`.
 const OPEN_WAIT: Duration = Duration::from_secs(5);
-
-/// What a session's task and the flusher share.
-pub(super) struct Shared {
-    pub slot: usize,
-    best_effort: bool,
-    buffer: Mutex<Buffer>,
-}
-
-#[derive(Default)]
-struct Buffer {
-    bytes: Vec<u8>,
-    /// When the last frame was added: monotonic ns and wall µs.
-    at: (u64, u64),
-    /// The flusher knows of what waits here.
-    announced: bool,
-    /// The session wrote since the flusher looked: it is at work, and takes along what waits.
-    moved: bool,
-    closed: bool,
-    /// The slot was given back, and may be another session's by now.
-    left: bool,
-    lost_events: u64,
-    lost_bytes: u64,
-}
 
 /// The recorder of one session.
 pub struct SessionRecorder {
@@ -76,74 +56,14 @@ pub struct SessionRecorder {
     closed: bool,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Buffer> {
-        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Writes what waits. `None`: nothing did.
-    pub fn flush(&self, log: &Log) -> Result<Option<u64>, CannotRecord> {
-        self.write(log, &mut self.lock())
-    }
-
-    /// The same for the flusher, which has to be told again of what comes later. Nobody else resets that: operations
-    /// that follow each other would tell it of each outcome.
-    /// False: the session is at work and takes along what waits; it has to be looked at again.
-    pub fn flush_announced(&self, log: &Log) -> Result<bool, CannotRecord> {
-        let mut buffer = self.lock();
-        if std::mem::take(&mut buffer.moved) {
-            return Ok(false);
-        }
-        self.write(log, &mut buffer)?;
-        buffer.announced = false;
-        Ok(true)
-    }
-
-    /// The journal does not take what waits. `BestEffort` drops and counts; `Journal` refuses.
-    fn overflow(&self, buffer: &mut Buffer, length: usize) -> Result<(), CannotRecord> {
-        if !self.best_effort {
-            return Err(CannotRecord::Disk(std::io::ErrorKind::StorageFull));
-        }
-        buffer.lost_events = buffer.lost_events.saturating_add(1);
-        buffer.lost_bytes = buffer.lost_bytes.saturating_add(length as u64);
-        Ok(())
-    }
-
-    /// Whether the session's slot may be given back: its `close` is written. True once only.
-    pub fn leave(&self) -> bool {
-        let mut buffer = self.lock();
-        !std::mem::replace(&mut buffer.left, true)
-    }
-
-    /// Whether the session wrote its `close`.
-    pub fn is_closed(&self) -> bool {
-        self.lock().closed
-    }
-
-    fn write(&self, log: &Log, buffer: &mut Buffer) -> Result<Option<u64>, CannotRecord> {
-        if buffer.bytes.is_empty() {
-            return Ok(None);
-        }
-        let last = log.append(self.slot, &mut buffer.bytes, buffer.at)?;
-        if buffer.lost_events > 0 {
-            log.lost(buffer.lost_events, buffer.lost_bytes);
-            (buffer.lost_events, buffer.lost_bytes) = (0, 0);
-        }
-        Ok(Some(last))
-    }
-}
-
 impl SessionRecorder {
     pub(super) fn new(log: Arc<Log>, id: Uuid, recording: Recording, slot: usize) -> Result<Self, CannotRecord> {
         let key = random::session_key(log.random())?;
         let began_ns = log.clock().mono_ns();
+        batch::enter();
         Ok(SessionRecorder {
             digest: key.digest_key(),
-            shared: Arc::new(Shared {
-                slot,
-                best_effort: recording.durability == Durability::BestEffort,
-                buffer: Mutex::default(),
-            }),
+            shared: Arc::new(Shared::new(slot, recording.durability == Durability::BestEffort)),
             log,
             id,
             key,
@@ -258,13 +178,12 @@ impl SessionRecorder {
 
     /// Makes everything buffered durable by the target's class: for `Journal` one write(2).
     pub fn commit(&mut self) -> Result<(), CannotRecord> {
-        let mut buffer = self.shared.lock();
-        buffer.moved = true;
-        match self.shared.write(&self.log, &mut buffer) {
-            Ok(_) => Ok(()),
-            Err(_) if self.shared.best_effort => Ok(()),
-            Err(error) => Err(error),
-        }
+        self.shared.commit(&self.log)
+    }
+
+    /// The same, together with the other sessions of this lane: one write for all that want one in the same round.
+    pub fn poll_commit(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), CannotRecord>> {
+        batch::poll(&self.log, &self.shared, cx)
     }
 
     /// Whether the target's `content` keeps anything of replies.
@@ -334,6 +253,7 @@ impl SessionRecorder {
         let _ = self.event(Kind::Close, None, &close);
         self.closed = true;
         self.shared.lock().closed = true;
+        batch::leave(&self.shared);
         self.log.session_ended(&self.shared);
     }
 

@@ -255,7 +255,7 @@ where
             Box::pin(self.on_slow(frame)).await?;
         }
         self.mark_flight();
-        self.seal()?;
+        self.seal().await?;
         if self.parked.is_some() && self.queue.is_empty() {
             return Ok(());
         }
@@ -300,8 +300,9 @@ where
     }
 
     /// Makes intents durable. What cannot be recorded is not sent: its statements fail, here and at the server.
-    pub(super) fn seal(&mut self) -> Result<(), End> {
-        if self.upstream.seal(self.gate.recorder()).is_err() {
+    pub(super) async fn seal(&mut self) -> Result<(), End> {
+        let (upstream, recorder) = (&mut self.upstream, self.gate.recorder());
+        if poll_fn(|cx| upstream.poll_seal(recorder, cx)).await.is_err() {
             self.upstream.discard();
             self.fail_unsealed()?;
         }
@@ -534,7 +535,7 @@ where
 
     /// Writes everything that waits for the server.
     pub(super) async fn flush_server(&mut self) -> Result<(), End> {
-        self.seal()?;
+        self.seal().await?;
         self.upstream.send().await.map_err(|_| End::Target)
     }
 
