@@ -233,7 +233,7 @@ impl Listeners {
         doors
     }
 
-    /// Listens for these targets and no others. Ports of targets that are gone are closed first, so that another
+    /// Listens for these targets and no others, and holds leases of no others. Ports of targets that are gone are closed first, so that another
     /// target may take them.
     pub fn reconcile(self: &Arc<Self>, targets: &BTreeMap<TargetId, Arc<TargetState>>) {
         {
@@ -245,6 +245,7 @@ impl Listeners {
                 }
             }
         }
+        self.context.credentials.keep(targets);
         lock(&self.problems).retain(|id, _| targets.contains_key(id));
         for (id, target) in targets {
             if let Err(error) = self.listen(target.clone()) {

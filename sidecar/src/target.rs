@@ -105,6 +105,15 @@ impl TargetState {
         format!("{}:{}", self.spec.address.host, self.spec.address.port)
     }
 
+    /// Whether both lead to the same place with the same credential. Another object, address, credential or TLS setting
+    /// under the same name is another target.
+    pub fn same_place(&self, other: &TargetState) -> bool {
+        fn place(spec: &TargetSpec) -> (TargetProtocol, &Address, &Credential, &Tls) {
+            (spec.protocol, &spec.address, &spec.credential, &spec.tls)
+        }
+        self.uid == other.uid && place(&self.spec) == place(&other.spec)
+    }
+
     /// The name the target's certificate must carry.
     pub fn server_name(&self) -> &str {
         self.spec.tls.server_name.as_deref().unwrap_or(&self.spec.address.host)

@@ -1,4 +1,5 @@
-//! An agent that points the target's name at its own server gets no credential: the redirect demonstration.
+//! An agent that points the target's name at its own server gets no credential: the redirect demonstration. Nor does a
+//! place that an operator points a Target at hear the credential of the one before.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener};
@@ -8,8 +9,9 @@ use std::time::Duration;
 
 use sidegate_tests::names::NameServer;
 use sidegate_tests::ports;
+use sidegate_tests::postgres::{Major, Options};
 use sidegate_tests::psql::psql_async;
-use sidegate_tests::shop::{self, DATABASE};
+use sidegate_tests::shop::{self, DATABASE, ROLE};
 
 /// A server of the agent's that counts what it is told.
 fn trap() -> (u16, Arc<AtomicU64>) {
@@ -55,5 +57,37 @@ async fn ups_3_a_name_that_leads_home_is_never_dialled() {
         assert!(said.code != 0 && said.out.is_empty(), "{home}: {said:?}");
         assert_eq!(heard.load(Ordering::SeqCst), 0, "{home} was dialled");
     }
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_whose_credential_changed_is_logged_in_to_with_no_other_one() {
+    let server = shop::server(Major::V15, Options::default()).unwrap();
+    server
+        .sql(
+            DATABASE,
+            &format!("CREATE ROLE other LOGIN PASSWORD 'other-pw' IN ROLE {ROLE}"),
+        )
+        .unwrap();
+    let local = ports::free().unwrap();
+    let config = shop::configuration(server.port, local, "", "");
+    let world = shop::setup(config.clone())
+        .secret("data/other/username", "other")
+        .secret("data/other/password", "other-pw")
+        .start()
+        .await
+        .unwrap();
+    let who = || async {
+        let said = psql_async(local, DATABASE, &["SELECT current_user FROM app.people LIMIT 1"]).await;
+        said.unwrap().out.trim().to_owned()
+    };
+    assert_eq!(who().await, ROLE);
+    let mut status = world.sidecar.status();
+    let before = status.borrow_and_update().bundle.clone();
+    world
+        .configure(&config.replace("name: shop-agent", "name: other"))
+        .unwrap();
+    status.wait_for(|status| status.bundle != before).await.unwrap();
+    assert_eq!(who().await, "other");
     world.stop().await;
 }

@@ -3,14 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
 use sidegate_policies::api::target::{Durability, Recording as Class};
 use sidegate_policies::record::payload::Intent;
 use sidegate_policies::record::{Frame, Kind};
-use sidegate_sidecar::record::{batch_on_this_thread, CannotRecord, Log, LogOptions, SessionRecorder};
+use sidegate_sidecar::record::{
+    batch_on_this_thread, CannotRecord, Log, LogOptions, SegmentFile, SessionRecorder, Volume,
+};
 use sidegate_sidecar::task::{Lanes, Tasks};
 use sidegate_tests::disk::{Disk, Fault, SeededRandom, Step, StillClock};
 use sidegate_tests::recording::{identity, open};
@@ -22,8 +26,12 @@ const SESSIONS: usize = 8;
 const BEFORE: usize = 3;
 
 fn start(disk: &Disk) -> Arc<Log> {
+    start_on(Arc::new(disk.clone()))
+}
+
+fn start_on(volume: Arc<dyn Volume>) -> Arc<Log> {
     let options = LogOptions {
-        volume: Arc::new(disk.clone()),
+        volume,
         identity: identity(1),
         clock: Arc::new(StillClock::default()),
         random: Arc::new(SeededRandom::new(7)),
@@ -127,7 +135,7 @@ async fn what_no_write_takes_is_refused_in_journal_alone() {
     }));
     let (answers, _) = commit_at_once(&disk, Durability::BestEffort).await;
     for (class, answer) in answers {
-        let full = CannotRecord::Disk(std::io::ErrorKind::StorageFull);
+        let full = CannotRecord::Disk(io::ErrorKind::StorageFull);
         let right = match class {
             Durability::Journal => Err(full),
             Durability::BestEffort => Ok(()),
@@ -151,6 +159,67 @@ fn poll(session: &mut SessionRecorder) -> (Poll<Result<(), CannotRecord>>, Arc<W
     let woken = Arc::<Woken>::default();
     let waker = Waker::from(woken.clone());
     (session.poll_commit(&mut Context::from_waker(&waker)), woken)
+}
+
+/// A volume whose n-th append panics.
+struct Panicking(Disk, Arc<AtomicUsize>);
+
+struct PanickingFile(Box<dyn SegmentFile>, Arc<AtomicUsize>);
+
+impl Volume for Panicking {
+    fn create_log(&self, log: &str) -> io::Result<()> {
+        self.0.create_log(log)
+    }
+    fn create(&self, log: &str, file: &str, reserve: u64) -> io::Result<Box<dyn SegmentFile>> {
+        let file = self.0.create(log, file, reserve)?;
+        Ok(Box::new(PanickingFile(file, self.1.clone())))
+    }
+    fn read(&self, log: &str, file: &str, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        self.0.read(log, file, offset, len)
+    }
+    fn logs(&self) -> io::Result<Vec<String>> {
+        self.0.logs()
+    }
+    fn files(&self, log: &str) -> io::Result<Vec<(String, u64)>> {
+        self.0.files(log)
+    }
+    fn remove(&self, log: &str, file: &str) -> io::Result<()> {
+        self.0.remove(log, file)
+    }
+    fn remove_log(&self, log: &str) -> io::Result<()> {
+        self.0.remove_log(log)
+    }
+}
+
+impl SegmentFile for PanickingFile {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        assert_ne!(self.1.fetch_sub(1, Ordering::SeqCst), 1, "as the test wants it");
+        self.0.append(bytes)
+    }
+    fn cut(&mut self, len: u64) -> io::Result<()> {
+        self.0.cut(len)
+    }
+}
+
+#[test]
+fn a_panic_in_the_write_of_a_batch_ends_one_session_alone() {
+    batch_on_this_thread();
+    let disk = Disk::default();
+    // `boot`, three times `open`, the batch.
+    let log = start_on(Arc::new(Panicking(disk.clone(), Arc::new(AtomicUsize::new(5)))));
+    let mut sessions = [0; 3].map(|_| session(&log, Durability::Journal));
+    let woken = sessions.each_mut().map(|session| {
+        intend(session);
+        poll(session).1
+    });
+    let [first, second, third] = &mut sessions;
+    assert!(catch_unwind(AssertUnwindSafe(|| poll(first))).is_err());
+    assert!(woken.iter().all(|woken| woken.0.load(Ordering::SeqCst)));
+    for session in [second, third] {
+        assert_eq!(poll(session).0, Poll::Ready(Ok(())));
+    }
+    drop(sessions);
+    assert_eq!(chained(&disk), 1 + 3 * 3);
 }
 
 #[test]

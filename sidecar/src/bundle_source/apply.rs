@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sidegate_policies::api::TargetSpec;
 use sidegate_policies::bundle;
 use sidegate_policies::compile::understood::{self, Understood};
 use sidegate_policies::engine::{Completeness, ConnectFacts};
@@ -185,20 +184,8 @@ fn still_allowed(session: &Session, bundle: &InForce) -> bool {
     let Some(facts) = session.facts() else {
         return true;
     };
-    same_place(target, &session.target) && connects(session, facts, bundle)
-}
-
-/// Another object, address, credential or TLS setting under the same name is another target.
-fn same_place(new: &TargetState, old: &TargetState) -> bool {
-    let place = |spec: &TargetSpec| {
-        (
-            spec.protocol,
-            spec.address.clone(),
-            spec.credential.clone(),
-            spec.tls.clone(),
-        )
-    };
-    new.uid == old.uid && place(&new.spec) == place(&old.spec) && new.spec.weak_login >= old.spec.weak_login
+    let old = &session.target;
+    target.same_place(old) && target.spec.weak_login >= old.spec.weak_login && connects(session, facts, bundle)
 }
 
 fn connects(session: &Session, facts: &ConnectFacts, bundle: &InForce) -> bool {

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sidegate_policies::engine::TargetId;
 use sidegate_policies::reason::Reason;
 use sidegate_policies::wire::{Lease, LeaseRequest};
 use tokio::sync::{watch, Notify};
@@ -15,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CredentialError, LeaseHandle, LeaseSource, Meter};
 use crate::session::Sessions;
+use crate::target::TargetState;
 
 /// Waiters share a failure this long.
 const SHARED_FAILURE: Duration = Duration::from_millis(250);
@@ -35,7 +35,8 @@ enum State {
 }
 
 pub(super) struct Keeper {
-    target: TargetId,
+    target: Arc<TargetState>,
+    stop: CancellationToken,
     state: watch::Sender<State>,
     wanted: Notify,
     /// The time of its renewal passed while no session was open: whoever takes the lease now needs it renewed after all.
@@ -56,15 +57,26 @@ struct Plan {
 }
 
 impl Keeper {
-    pub(super) fn new(target: TargetId, meter: Arc<Meter>) -> Self {
+    pub(super) fn new(target: Arc<TargetState>, meter: Arc<Meter>, stop: CancellationToken) -> Self {
         Keeper {
             target,
+            stop,
             state: watch::Sender::new(State::Empty),
             wanted: Notify::new(),
             passed_over: AtomicBool::new(false),
             refused: Mutex::default(),
             meter,
         }
+    }
+
+    /// Whether its lease is for this place, and of this credential.
+    pub(super) fn is_for(&self, target: &TargetState) -> bool {
+        self.target.same_place(target)
+    }
+
+    /// Hands the lease back; this keeper gives out no other.
+    pub(super) fn end(&self) {
+        self.stop.cancel();
     }
 
     /// How long the lease that is held lasts, if one is.
@@ -107,12 +119,7 @@ impl Keeper {
         });
     }
 
-    pub(super) async fn run(
-        self: Arc<Self>,
-        source: Arc<dyn LeaseSource>,
-        sessions: Arc<Sessions>,
-        stop: CancellationToken,
-    ) {
+    pub(super) async fn run(self: Arc<Self>, source: Arc<dyn LeaseSource>, sessions: Arc<Sessions>) {
         let mut plan = Plan {
             renew: None,
             stop: None,
@@ -122,7 +129,7 @@ impl Keeper {
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = self.stop.cancelled() => break,
                 () = at(plan.stop) => self.lapse(&*source, &sessions, &mut plan).await,
                 () = at(plan.renew) => {
                     // Without open sessions the lease may lapse, unless one comes before it does: it would be cut then
@@ -165,7 +172,7 @@ impl Keeper {
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).take();
         let held = self.usable();
         let request = LeaseRequest {
-            target: self.target.to_string(),
+            target: self.target.id.to_string(),
             refused,
             renew: held.as_ref().map(|held| held.id().to_owned()),
             public_key: None,
@@ -181,7 +188,7 @@ impl Keeper {
             }
             Err(error) => {
                 plan.failed();
-                tracing::warn!(target = %self.target, %error, "no lease");
+                tracing::warn!(target = %self.target.id, %error, "no lease");
                 // An old lease serves until its hard stop.
                 if self.usable().is_none() {
                     self.state.send_replace(State::Failed(error, Instant::now()));
@@ -195,7 +202,7 @@ impl Keeper {
         plan.stop = None;
         plan.renew = None;
         let held = self.state.send_replace(State::Empty);
-        for session in sessions.matching(|session| session.target.id == self.target) {
+        for session in sessions.matching(|session| session.target.id == self.target.id) {
             session.end(Reason::LeaseEnded);
         }
         give_back(source, held).await;
@@ -210,11 +217,15 @@ impl Keeper {
     }
 
     fn open(&self, sessions: &Sessions) -> bool {
-        !sessions.matching(|session| session.target.id == self.target).is_empty()
+        !sessions
+            .matching(|session| session.target.id == self.target.id)
+            .is_empty()
     }
 
     async fn hand_back(&self, source: &dyn LeaseSource) {
-        give_back(source, self.state.send_replace(State::Empty)).await;
+        // Whoever still waits need not wait longer.
+        let ended = State::Failed(CredentialError::Unavailable, Instant::now());
+        give_back(source, self.state.send_replace(ended)).await;
     }
 }
 

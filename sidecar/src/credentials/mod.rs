@@ -8,7 +8,7 @@ mod keeper;
 mod lease;
 mod meter;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::session::Sessions;
 use crate::staleness::Leased;
+use crate::target::TargetState;
 use crate::task::Tasks;
 pub(crate) use keeper::random_unit;
 use keeper::Keeper;
@@ -86,14 +87,18 @@ impl Credentials {
     }
 
     /// A usable lease for a target. Ask only after the gate has admitted the connection.
-    pub async fn lease(&self, target: &TargetId) -> Result<Arc<LeaseHandle>, CredentialError> {
+    pub async fn lease(&self, target: &Arc<TargetState>) -> Result<Arc<LeaseHandle>, CredentialError> {
         let keeper = self.keeper(target);
         let lease = tokio::time::timeout(PATIENCE, keeper.lease());
         lease.await.unwrap_or(Err(CredentialError::Unavailable))
     }
 
     /// The target refused this lease: a fresh one, once. The caller retries its login once if nothing was sent.
-    pub async fn refused(&self, target: &TargetId, lease: &LeaseHandle) -> Result<Arc<LeaseHandle>, CredentialError> {
+    pub async fn refused(
+        &self,
+        target: &Arc<TargetState>,
+        lease: &LeaseHandle,
+    ) -> Result<Arc<LeaseHandle>, CredentialError> {
         let keeper = self.keeper(target);
         keeper.refused(lease.id());
         let lease = tokio::time::timeout(PATIENCE, keeper.lease());
@@ -116,16 +121,32 @@ impl Credentials {
         left
     }
 
-    fn keeper(&self, target: &TargetId) -> Arc<Keeper> {
+    /// Hands back what was leased for targets that are gone, or lead elsewhere by now.
+    pub fn keep(&self, targets: &BTreeMap<TargetId, Arc<TargetState>>) {
         let mut keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(keeper) = keepers.get(target) {
-            return keeper.clone();
+        keepers.retain(|id, keeper| {
+            let same = targets.get(id).is_some_and(|target| keeper.is_for(target));
+            if !same {
+                keeper.end();
+            }
+            same
+        });
+    }
+
+    /// Who keeps the lease of this target. What was leased for another place or credential of the same name is never sent to
+    /// this one (`a_target_that_leads_elsewhere_gets_a_lease_of_its_own`).
+    fn keeper(&self, target: &Arc<TargetState>) -> Arc<Keeper> {
+        let mut keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keeper) = keepers.get(&target.id) {
+            if keeper.is_for(target) {
+                return keeper.clone();
+            }
+            keeper.end();
         }
-        let keeper = Arc::new(Keeper::new(target.clone(), self.meter.clone()));
-        keepers.insert(target.clone(), keeper.clone());
-        let work = keeper
-            .clone()
-            .run(self.source.clone(), self.sessions.clone(), self.stop.clone());
+        let stop = self.stop.child_token();
+        let keeper = Arc::new(Keeper::new(target.clone(), self.meter.clone(), stop));
+        keepers.insert(target.id.clone(), keeper.clone());
+        let work = keeper.clone().run(self.source.clone(), self.sessions.clone());
         self.tasks.spawn("lease", work);
         keeper
     }

@@ -71,7 +71,13 @@ struct Rig {
     sessions: Arc<Sessions>,
     tasks: Tasks,
     stop: CancellationToken,
-    target: TargetId,
+    target: Arc<TargetState>,
+}
+
+fn target(port: i32) -> TargetState {
+    let mut target = TargetState::announced(TargetId::new("data", "shop"), TargetProtocol::Postgres, 1);
+    target.spec.address.port = port;
+    target
 }
 
 fn rig() -> Rig {
@@ -84,15 +90,14 @@ fn rig() -> Rig {
         sessions,
         tasks,
         stop,
-        target: TargetId::new("data", "shop"),
+        target: Arc::new(target(5432)),
     }
 }
 
 impl Rig {
     fn session(&self) -> (Arc<Session>, crate::session::Entered) {
-        let target = TargetState::announced(self.target.clone(), TargetProtocol::Postgres, 1);
         let number = self.sessions.next_number();
-        let session = Arc::new(Session::new(number, subject(), Arc::new(target), None));
+        let session = Arc::new(Session::new(number, subject(), self.target.clone(), None));
         (session.clone(), self.sessions.enter(session))
     }
 
@@ -235,4 +240,36 @@ async fn an_answer_that_a_lease_goes_on_is_none_where_another_one_or_nothing_is_
     assert!(keeper::taken(kept("lease-0"), Some(&held), now, wall).is_ok_and(|(_, goes_on)| goes_on));
     assert!(keeper::taken(kept("lease-1"), Some(&held), now, wall).is_err());
     assert!(keeper::taken(kept("lease-0"), None, now, wall).is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_leads_elsewhere_gets_a_lease_of_its_own() {
+    let rig = rig();
+    let moved = Arc::new(target(5433));
+    assert_eq!(rig.credentials.lease(&rig.target).await.unwrap().id(), "lease-0");
+    assert_eq!(rig.credentials.lease(&moved).await.unwrap().id(), "lease-1");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(*rig.script.returned.lock().unwrap(), ["lease-0"]);
+    assert_eq!(rig.credentials.left().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_leased_for_targets_that_are_gone_or_moved_is_handed_back() {
+    let rig = rig();
+    let keep = |targets: &[&Arc<TargetState>]| {
+        let targets = targets.iter().map(|target| (target.id.clone(), Arc::clone(target)));
+        rig.credentials.keep(&targets.collect());
+    };
+    let returned = || rig.script.returned.lock().unwrap().clone();
+    rig.credentials.lease(&rig.target).await.unwrap();
+    keep(&[&rig.target]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(rig.credentials.lease(&rig.target).await.unwrap().id(), "lease-0");
+    keep(&[&Arc::new(target(5433))]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(returned(), ["lease-0"]);
+    assert_eq!(rig.credentials.lease(&rig.target).await.unwrap().id(), "lease-1");
+    keep(&[]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(returned(), ["lease-0", "lease-1"]);
 }

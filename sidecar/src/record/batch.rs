@@ -68,6 +68,7 @@ pub(super) fn poll(log: &Arc<Log>, shared: &Arc<Shared>, cx: &Context<'_>) -> Po
         drop(buffer);
         write(shared);
         buffer = shared.lock();
+        buffer.joined = false;
     } else if buffer.failed.is_none()
         && !buffer.bytes.is_empty()
         && lane(|lane| lane.join(log, shared, cx)) == Some(true)
@@ -102,30 +103,45 @@ impl Lane {
     }
 }
 
-/// Writes the batch and wakes everybody but `own`, who runs.
+/// Members on their way to the log. However it comes out, they are woken: where it panics that ends one session, and the
+/// others write for themselves.
+struct Batch<'a> {
+    members: Vec<Member>,
+    /// Who runs now.
+    own: &'a Arc<Shared>,
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        for member in self.members.drain(..) {
+            if !Arc::ptr_eq(&member.shared, self.own) {
+                member.waker.wake();
+            }
+        }
+        // The list is about as long in the next round.
+        let emptied = std::mem::take(&mut self.members);
+        lane(|lane| {
+            if lane.members.is_empty() {
+                lane.members = emptied;
+            }
+        });
+    }
+}
+
+/// Writes the batch and wakes everybody in it but `own`.
 fn write(own: &Arc<Shared>) {
     // Nothing is borrowed while others are woken.
-    let Some(mut members) = lane(|lane| std::mem::take(&mut lane.members)) else {
+    let Some(members) = lane(|lane| std::mem::take(&mut lane.members)) else {
         return;
     };
-    let mut rest = members.as_slice();
+    let batch = Batch { members, own };
+    let mut rest = batch.members.as_slice();
     while let Some(first) = rest.first() {
         let same = rest.iter().take_while(|member| Arc::ptr_eq(&member.log, &first.log));
         let (these, others) = rest.split_at(same.count());
         write_to(&first.log, these);
         rest = others;
     }
-    for member in members.drain(..) {
-        if !Arc::ptr_eq(&member.shared, own) {
-            member.waker.wake();
-        }
-    }
-    // The list is about as long in the next round.
-    lane(|lane| {
-        if lane.members.is_empty() {
-            lane.members = members;
-        }
-    });
 }
 
 fn write_to(log: &Log, members: &[Member]) {

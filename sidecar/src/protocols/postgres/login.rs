@@ -198,16 +198,16 @@ pub async fn reach(target: &TargetState, ctx: &RoomContext) -> Result<Reached, C
 
 /// Connects and logs in; a refused credential is exchanged once. `parameters` makes the start-up parameters for a role.
 pub async fn connect(
-    target: &TargetState,
+    target: &Arc<TargetState>,
     ctx: &RoomContext,
     fallback_user: &str,
     minor: u16,
     parameters: impl Fn(&str) -> Vec<(String, String)>,
 ) -> Result<Connected, ConnectError> {
-    let lease = ctx.credentials.lease(&target.id).await?;
+    let lease = ctx.credentials.lease(target).await?;
     match attempt(target, ctx, lease.clone(), fallback_user, minor, &parameters).await {
         Err(error) if error.credential_refused() => {
-            let fresh = ctx.credentials.refused(&target.id, &lease).await?;
+            let fresh = ctx.credentials.refused(target, &lease).await?;
             attempt(target, ctx, fresh, fallback_user, minor, &parameters).await
         }
         other => other,

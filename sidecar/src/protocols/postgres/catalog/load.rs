@@ -2,6 +2,8 @@
 //!
 //! The connection has an empty search_path, so that the server qualifies every name it prints.
 
+use std::sync::Arc;
+
 use aws_lc_rs::digest::{Context, SHA256};
 use sidegate_policies::sql::postgres::catalog::{Catalog, CatalogBuilder, CatalogError, QUERIES};
 use tokio::io::AsyncWriteExt;
@@ -34,7 +36,7 @@ pub type Digest = [u8; 32];
 
 /// Loads the sections; builds a snapshot only if they differ from `known`.
 pub async fn load(
-    target: &TargetState,
+    target: &Arc<TargetState>,
     ctx: &RoomContext,
     database: &str,
     epoch: u64,

@@ -88,7 +88,7 @@ impl Snapshot {
     }
 
     /// Fetches, unless somebody fetched since this call began.
-    pub async fn fetch(&self, target: &TargetState, ctx: &RoomContext, database: &str) -> Result<(), LoadError> {
+    pub async fn fetch(&self, target: &Arc<TargetState>, ctx: &RoomContext, database: &str) -> Result<(), LoadError> {
         let called = Instant::now();
         let mut fetched = self.fetching.lock().await;
         if fetched.at.is_some_and(|at| at >= called) {

@@ -115,7 +115,7 @@ impl World {
         let targets = [target("plain"), target("capped")];
         for target in &targets {
             // From here on no session waits for one.
-            runtime.block_on(leases.lease(&target.id)).unwrap();
+            runtime.block_on(leases.lease(target)).unwrap();
         }
         World {
             ctx: RoomContext {
