@@ -233,6 +233,8 @@ fn written_to(
     change: impl FnOnce(&mut Value),
 ) -> Result<Result<String, String>> {
     let mut pod: Value = serde_json::from_str(&stored)?;
+    // Whatever the scheduler said of the pod since: this is about the change alone.
+    pod["metadata"]["resourceVersion"].take();
     change(&mut pod);
     let path = format!("{path}{part}?dryRun=All");
     guarded.asked(User::Dev, &["replace", "--raw", &path, "-f", "-"], &pod.to_string())
