@@ -194,9 +194,13 @@ need_drivers() {
   mkdir -p "$clients"
   need_clients18
   need_oidc
-  for tool in python3 node npm go java mvn; do
-    command -v $tool >/dev/null || packages python3-venv nodejs npm golang default-jdk-headless maven
+  # Those that are missing alone: a Node of another source than Debian's cannot live with Debian's npm.
+  local missing=()
+  python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+  for tool in node:nodejs npm:npm go:golang java:default-jdk-headless mvn:maven; do
+    command -v "${tool%:*}" >/dev/null || missing+=("${tool#*:}")
   done
+  [ ${#missing[@]} = 0 ] || packages "${missing[@]}"
   packages ruby ruby-activerecord ruby-pg
   need_prisma
   if [ ! -e "$clients/venv/ready" ]; then
