@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, OFlags};
 
+/// Most bytes that room is made for before they are read.
+const READ_AT_ONCE: usize = 1 << 20;
+
 /// Where segment files live. Behind a trait so that tests can fill disks and tear writes.
 pub trait Volume: Send + Sync + 'static {
     /// Makes a log's directory.
@@ -92,7 +95,7 @@ impl Volume for DirectoryVolume {
             .custom_flags(nofollow())
             .open(self.path(log, file))?;
         file.seek(SeekFrom::Start(offset))?;
-        let mut out = Vec::new();
+        let mut out = Vec::with_capacity(len.min(READ_AT_ONCE));
         file.take(u64::try_from(len).unwrap_or(u64::MAX))
             .read_to_end(&mut out)?;
         Ok(out)

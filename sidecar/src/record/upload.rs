@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::Engine;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use sidegate_policies::record::frame::{Frame, FrameError, Hash};
+use sidegate_policies::record::frame::{Frame, FrameError, Hash, OVERHEAD};
 use sidegate_policies::record::{stream, Kind};
 use sidegate_policies::wire::RecordAck;
 use tokio::sync::mpsc;
@@ -307,7 +307,9 @@ impl Source<'_> {
 
     /// Whole frames of `bytes` as stream items, with keys before their `open`.
     fn items(&mut self, bytes: &[u8]) -> Result<(Vec<u8>, usize), SinkError> {
-        let mut out = Vec::with_capacity(bytes.len().min(CHUNK).saturating_add(1024));
+        // A byte before each frame, and keys: it is copied and cleared once, and not again because it grew.
+        let around = (bytes.len() / OVERHEAD).saturating_add(1024);
+        let mut out = Vec::with_capacity(bytes.len().min(CHUNK).saturating_add(around));
         let mut used = 0usize;
         while out.len() < CHUNK {
             let left = bytes.get(used..).unwrap_or_default();
