@@ -310,6 +310,10 @@ pub struct DenyEntry {
 pub struct LeaseRequest {
     /// `namespace/name` of the Target.
     pub target: String,
+    /// The place that the caller would log in to with it ([`crate::api::target::Place`]): nothing is leased for another one,
+    /// whose bundle has not come yet or came in between. Absent: the caller takes it for whatever the Target is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
     /// The target refused this lease: read the source again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,

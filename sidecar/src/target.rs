@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use sidegate_policies::api::target::{
-    Address, Credential, Listen, NoCredential, Recording, TargetProtocol, Tls, TlsMode, WeakLogin,
+    Address, Credential, Listen, NoCredential, Place, Recording, TargetProtocol, Tls, TlsMode, WeakLogin,
 };
 use sidegate_policies::api::TargetSpec;
 use sidegate_policies::bundle::BundledTarget;
@@ -108,10 +108,12 @@ impl TargetState {
     /// Whether both lead to the same place with the same credential. Another object, address, credential or TLS setting
     /// under the same name is another target.
     pub fn same_place(&self, other: &TargetState) -> bool {
-        fn place(spec: &TargetSpec) -> (TargetProtocol, &Address, &Credential, &Tls) {
-            (spec.protocol, &spec.address, &spec.credential, &spec.tls)
-        }
-        self.uid == other.uid && place(&self.spec) == place(&other.spec)
+        self.place() == other.place()
+    }
+
+    /// Where it leads, and with what credential.
+    pub fn place(&self) -> Place<'_> {
+        self.spec.place(&self.uid)
     }
 
     /// The name the target's certificate must carry.

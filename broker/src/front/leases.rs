@@ -55,7 +55,7 @@ pub async fn create(
     let fetched = fetch(&front, &caller, &asked).await;
     let lease = tasks.blocking(move || {
         let client = caller.workload.client_id();
-        let outcome = grant(&front, &caller.workload, &asked.target, fetched);
+        let outcome = grant(&front, &caller.workload, &asked, fetched);
         let policy = policies(&front.index().offer(caller.subject()), &asked.target);
         let more = More {
             asked: asked.refused.as_deref().unwrap_or_default(),
@@ -191,14 +191,23 @@ struct Grantable {
 }
 
 impl Grantable {
-    fn check(front: &Front, who: &Workload, target: &str) -> Result<Grantable, Refused> {
-        let index = front.index();
+    fn check(front: &Front, who: &Workload, asked: &LeaseRequest) -> Result<Grantable, Refused> {
+        let (index, target) = (front.index(), asked.target.as_str());
         let granted = Grantable {
             offer: index.offer(&who.subject),
             index,
             target: target.to_owned(),
         };
         let bundled = granted.bundled()?;
+        // The Target has moved, and the caller, or this broker, has not heard of it: a credential for the one place would be
+        // shown at the other (`a_lease_is_for_the_place_that_the_caller_knows`).
+        let uid = bundled.target.metadata.uid.as_deref().unwrap_or_default();
+        if asked.place.is_some() && asked.place != bundled.target.spec.place(uid).digest() {
+            return Err((
+                Refusal::unavailable(),
+                "the caller knows the Target as another place".to_owned(),
+            ));
+        }
         let secret = bundled.target.secret_name();
         let about = About {
             subject: Some(&who.subject),
@@ -225,10 +234,10 @@ impl Grantable {
 
 /// Fetches what a Target logs in with, if that takes time and the caller may have it.
 async fn fetch(front: &Arc<Front>, caller: &Caller, asked: &LeaseRequest) -> Fetched {
-    let (checked, who, name) = (Arc::clone(front), caller.workload.clone(), asked.target.clone());
+    let (checked, who, about) = (Arc::clone(front), caller.workload.clone(), asked.clone());
     let checked = front
         .tasks
-        .blocking(move || Grantable::check(&checked, &who, &name))
+        .blocking(move || Grantable::check(&checked, &who, &about))
         .await;
     let Some(Ok(granted)) = checked else {
         return Fetched::Nothing;
@@ -378,8 +387,8 @@ async fn read_secret(
 }
 
 /// The grant, or the refusal. What may be granted is asked again: a Lockdown may have come while something was fetched.
-fn grant(front: &Front, who: &Workload, target: &str, fetched: Fetched) -> Result<Lease, Refused> {
-    let granted = Grantable::check(front, who, target)?;
+fn grant(front: &Front, who: &Workload, asked: &LeaseRequest, fetched: Fetched) -> Result<Lease, Refused> {
+    let granted = Grantable::check(front, who, asked)?;
     let given = material(front, who, &granted, fetched)?;
     let now_ms = front.clock.now_ms();
     let life_ms = i64::try_from(given.expires_in).unwrap_or(0).saturating_mul(1000);
@@ -398,7 +407,7 @@ fn grant(front: &Front, who: &Workload, target: &str, fetched: Fetched) -> Resul
     let id = random_id().map_err(|error| (Refusal::unavailable(), error.to_string()))?;
     let held = Held {
         who: Arc::new(who.clone()),
-        target: target.to_owned(),
+        target: asked.target.clone(),
         credential: granted.bundled()?.target.spec.credential.clone(),
         until_ms,
         upstream: given.upstream,

@@ -8,7 +8,8 @@ use serde_json::{json, Value};
 use sidegate_policies::api::lockdown::{Freeze, LockdownSpec};
 
 use crate::client::{exchange, Client};
-use crate::world::{put_secret, World};
+use crate::streams::bundle;
+use crate::world::{put_secret, World, CONFIG};
 
 async fn lease(client: &mut Client, target: &str) -> crate::client::Answer {
     client.post("/v1/leases", json!({"target": target})).await
@@ -41,6 +42,40 @@ async fn a_target_outside_the_bundle_gets_no_credential() {
             (StatusCode::BAD_REQUEST, "invalid_target"),
             "{target}"
         );
+    }
+}
+
+/// A sidecar whose bundle is not this broker's, older or newer, gets nothing for the place it does not know.
+#[tokio::test]
+async fn a_lease_is_for_the_place_that_the_caller_knows() {
+    let world = World::start().await;
+    let mut sidecar = world.sidecar().await;
+    let mut stream = sidecar.stream().await;
+    let mut places = Vec::new();
+    for config in [CONFIG.to_owned(), CONFIG.replace("port: 5432}", "port: 6432}")] {
+        if !places.is_empty() {
+            world.configured_by(&config).await;
+        }
+        let (_, bundle, _) = bundle(&mut stream).await;
+        // As the sidecar names it: by what came over the wire.
+        let shop = &bundle.targets[0].target;
+        places.push(
+            shop.spec
+                .place(shop.metadata.uid.as_deref().unwrap_or_default())
+                .digest()
+                .unwrap(),
+        );
+    }
+    for (place, known) in [(&places[0], false), (&places[1], true), (&String::new(), false)] {
+        let asked = json!({"target": "local/shop", "place": place});
+        let answer = sidecar.post("/v1/leases", asked).await;
+        match known {
+            true => assert_eq!(answer.status, StatusCode::OK, "{}", answer.body),
+            false => assert_eq!(
+                (answer.status, answer.error()),
+                (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable")
+            ),
+        }
     }
 }
 

@@ -21,7 +21,7 @@ fn everything() -> LockdownSpec {
     }
 }
 
-async fn bundle(stream: &mut Stream) -> (String, Bundle, Statement) {
+pub async fn bundle(stream: &mut Stream) -> (String, Bundle, Statement) {
     loop {
         if let ToSidecar::Bundle {
             version: named,

@@ -67,6 +67,37 @@ pub struct TargetSpec {
     pub carries: Vec<CarriedProtocol>,
 }
 
+/// Where a Target leads, and what it is logged in to with. What is leased is for one place: another object, address,
+/// credential or TLS setting under the same name is another one.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Place<'a> {
+    uid: &'a str,
+    protocol: TargetProtocol,
+    address: &'a Address,
+    credential: &'a Credential,
+    tls: &'a Tls,
+}
+
+impl TargetSpec {
+    /// The place that the object of this UID describes.
+    pub fn place<'a>(&'a self, uid: &'a str) -> Place<'a> {
+        Place {
+            uid,
+            protocol: self.protocol,
+            address: &self.address,
+            credential: &self.credential,
+            tls: &self.tls,
+        }
+    }
+}
+
+impl Place<'_> {
+    /// The word for it between sidecar and broker: SHA-256, hex. Nothing where it cannot be written down, which is no place.
+    pub fn digest(&self) -> Option<String> {
+        serde_json::to_vec(self).ok().map(|body| crate::bundle::version(&body))
+    }
+}
+
 /// The protocol of a Target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
@@ -412,4 +443,41 @@ pub enum CarriedProtocol {
     Redis,
     /// MongoDB.
     MongoDB,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn spec(edit: impl FnOnce(&mut serde_json::Value)) -> TargetSpec {
+        let mut spec = serde_json::json!({
+            "protocol": "Postgres",
+            "address": {"host": "db.example", "port": 5432},
+            "credential": {"secret": {"name": "shop"}},
+            "listen": {"port": 15432},
+        });
+        edit(&mut spec);
+        serde_json::from_value(spec).unwrap()
+    }
+
+    #[test]
+    fn another_object_protocol_address_credential_or_tls_setting_is_another_place() {
+        let first = spec(|_| {});
+        let digest = |spec: &TargetSpec| spec.place("uid-1").digest().unwrap();
+        let sent: TargetSpec = serde_json::from_str(&serde_json::to_string(&first).unwrap()).unwrap();
+        assert_eq!(digest(&sent), digest(&first), "the same on either side");
+        assert_eq!(digest(&spec(|spec| spec["listen"]["port"] = 1.into())), digest(&first));
+        assert_ne!(first.place("uid-2").digest(), first.place("uid-1").digest());
+        let edits: [fn(&mut serde_json::Value); 5] = [
+            |spec| spec["protocol"] = "TCP".into(),
+            |spec| spec["address"]["host"] = "db2.example".into(),
+            |spec| spec["address"]["port"] = 5433.into(),
+            |spec| spec["credential"]["secret"]["name"] = "other".into(),
+            |spec| spec["tls"] = serde_json::json!({"serverName": "db.internal"}),
+        ];
+        for edit in edits {
+            assert_ne!(digest(&spec(edit)), digest(&first));
+        }
+    }
 }

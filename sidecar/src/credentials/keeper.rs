@@ -173,6 +173,8 @@ impl Keeper {
         let held = self.usable();
         let request = LeaseRequest {
             target: self.target.id.to_string(),
+            // One that cannot be named is none, and not any.
+            place: Some(self.target.place().digest().unwrap_or_default()),
             refused,
             renew: held.as_ref().map(|held| held.id().to_owned()),
             public_key: None,

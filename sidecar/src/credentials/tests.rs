@@ -22,6 +22,7 @@ struct Script {
     last: Mutex<Option<tokio::time::Instant>>,
     renewed: Mutex<Vec<String>>,
     refused: Mutex<Vec<String>>,
+    places: Mutex<Vec<Option<String>>>,
     returned: Mutex<Vec<String>>,
 }
 
@@ -33,6 +34,7 @@ impl LeaseSource for Source {
         async move {
             let number = script.asked.fetch_add(1, Ordering::SeqCst);
             script.refused.lock().unwrap().extend(request.refused);
+            script.places.lock().unwrap().push(request.place);
             tokio::time::sleep(Duration::from_secs(1)).await;
             if script.failing.load(Ordering::SeqCst) {
                 return Err(CredentialError::Unavailable);
@@ -251,6 +253,10 @@ async fn a_target_that_leads_elsewhere_gets_a_lease_of_its_own() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(*rig.script.returned.lock().unwrap(), ["lease-0"]);
     assert_eq!(rig.credentials.left().len(), 1);
+    // The broker is told which place each is for, and leases nothing for another one.
+    let places = [&rig.target, &moved].map(|target| target.place().digest());
+    assert_eq!(*rig.script.places.lock().unwrap(), places);
+    assert!(places[0].is_some() && places[0] != places[1]);
 }
 
 #[tokio::test(start_paused = true)]
